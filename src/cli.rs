@@ -1,0 +1,296 @@
+//! Both programs' arguments.
+
+use crate::exit::Kind;
+use crate::fib::{Algorithm, RECURSIVE_LIMIT};
+use crate::message::{MAX_EXPIRATION, MAX_NAME};
+use crate::procedure::Settings;
+use crate::queue::QueueType;
+use clap::error::ErrorKind;
+use clap::{ArgAction, Args, Parser, ValueEnum};
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Largest `--max-n`: the reply of a larger one would be over [`crate::message::MAX_BODY`].
+const MAX_MAX_N: u64 = 80_000_000;
+
+const SERVER_EXAMPLES: &str = "\
+Examples:
+  rpc_server                             serve rpc_queue on localhost
+  rpc_server --prefetch 1 --queue fast   another queue
+  rpc_server --algorithm recursive -v    slow on purpose, and every AMQP step told
+  AMQP_URL=amqp://user:password@host/vhost rpc_server
+
+SIGINT and SIGTERM: the call in hand is finished and answered, then the server exits with 0; a
+second signal ends it at once. Exit codes: see the README.";
+
+const CLIENT_EXAMPLES: &str = "\
+Examples:
+  rpc_client fib 30                      832040
+  rpc_client fib 10 20 30                three calls on one connection, three lines
+  seq 0 100 | rpc_client fib -           a call for each line
+  rpc_client --wait --timeout 5m fib 45  wait for broker, queue and server, then for the answer
+  rpc_client list                        the procedures that the server offers
+
+Exit codes: 0 all calls succeeded, 64 usage, 65 input rejected, 69 no broker, queue or server,
+70 the procedure failed, 75 timed out or connection lost, 76 not a reply, 77 access refused,
+78 configuration; of several calls, the first failure's.";
+
+/// Where the broker is, and how much to tell.
+#[derive(Debug, Args)]
+pub struct Common {
+    /// Brokers, tried in order; a password is better kept in the environment
+    // Parsed after the arguments: their parser's errors would show the password.
+    #[arg(long, value_name = "URI[,URI…]", env = "AMQP_URL", hide_env_values = true)]
+    #[arg(default_value = DEFAULT_URL)]
+    pub url: String,
+
+    /// Request queue
+    #[arg(long, value_name = "NAME", default_value = "rpc_queue", value_parser = name)]
+    pub queue: String,
+
+    /// Bound on opening a connection, handshake included
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = positive_duration)]
+    pub connect_timeout: Duration,
+
+    /// Nothing but results and errors: no transcript, no warnings
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+
+    /// Tell each AMQP step on stderr (-vv, -vvv: more); RUST_LOG overrides
+    #[arg(short, long, action = ArgAction::Count)]
+    pub verbose: u8,
+}
+
+const DEFAULT_URL: &str = "amqp://localhost";
+
+impl Common {
+    /// The URIs; an empty AMQP_URL is none.
+    pub fn url(&self) -> &str {
+        if self.url.is_empty() { DEFAULT_URL } else { &self.url }
+    }
+}
+
+/// Answers remote procedure calls that come through a RabbitMQ queue: fib, fun, a, b, ping, list.
+#[derive(Debug, Parser)]
+#[command(name = "rpc_server", version, after_help = SERVER_EXAMPLES, max_term_width = 100)]
+pub struct Server {
+    #[command(flatten)]
+    pub common: Common,
+
+    /// Type of the request queue, used only if this server creates it
+    #[arg(long, value_name = "TYPE", value_enum, default_value_t = QueueType::Classic)]
+    pub queue_type: QueueType,
+
+    /// Unacknowledged requests that the broker pushes to this server; 0: no limit
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub prefetch: u16,
+
+    /// How fib is computed
+    #[arg(long, value_name = "NAME", value_enum, default_value_t = Algorithm::FastDoubling)]
+    pub algorithm: Algorithm,
+
+    /// Largest n that fib accepts [default: 1000000; 45 when recursive]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=MAX_MAX_N))]
+    pub max_n: Option<u64>,
+}
+
+impl Server {
+    /// What the options say about procedures.
+    pub fn settings(&self) -> Settings {
+        let max_n = match self.algorithm {
+            Algorithm::Recursive => 45,
+            Algorithm::FastDoubling | Algorithm::Iterative => 1_000_000,
+        };
+        Settings { algorithm: self.algorithm, max_n: self.max_n.unwrap_or(max_n) }
+    }
+}
+
+/// How results are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// The transcript on a terminal, plain elsewhere
+    Auto,
+    /// The tutorial's transcript
+    Transcript,
+    /// Nothing but results, one a line
+    Plain,
+}
+
+/// Calls a remote procedure through a RabbitMQ queue and writes its result to standard output.
+#[derive(Debug, Parser)]
+#[command(name = "rpc_client", version, after_help = CLIENT_EXAMPLES, max_term_width = 100)]
+#[command(arg_required_else_help = true)]
+pub struct Client {
+    /// Name of the procedure; `list` names them
+    #[arg(value_parser = name)]
+    pub procedure: String,
+
+    /// One call for each argument; `-`: one for each line of standard input; none: one call
+    /// without
+    #[arg(value_name = "ARGUMENT", allow_negative_numbers = true)]
+    pub arguments: Vec<String>,
+
+    #[command(flatten)]
+    pub common: Common,
+
+    /// Bound on each call from its publication; 0: none
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = call_timeout)]
+    pub timeout: Duration,
+
+    /// Wait, up to the timeout, for a broker, a queue and a server instead of failing at once
+    #[arg(long)]
+    pub wait: bool,
+
+    /// How results are written
+    #[arg(long, value_enum, default_value_t = Format::Auto)]
+    pub format: Format,
+}
+
+/// The parsed command line, or the exit code if there is nothing more to do: help and version on
+/// standard output are a success, anything else is wrong usage.
+///
+/// # Errors
+///
+/// 0 or [`Kind::Usage`]'s code; what there was to tell has been told.
+pub fn parse<T: Parser + Check>() -> Result<T, ExitCode> {
+    let error = match T::try_parse() {
+        Ok(arguments) => match arguments.check() {
+            Ok(()) => return Ok(arguments),
+            Err(reason) => T::command().error(ErrorKind::ValueValidation, reason),
+        },
+        Err(error) => error,
+    };
+    // What cannot be written because nobody reads it any more needs no further word.
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            let _ = error.print();
+            Err(ExitCode::SUCCESS)
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            Err(ExitCode::from(Kind::Usage.code()))
+        }
+        _ => {
+            let text = error.render().to_string();
+            let text = text.strip_prefix("error: ").unwrap_or(&text);
+            let name = T::command().get_name().to_owned();
+            let _ = write!(std::io::stderr(), "{name}: {text}");
+            Err(ExitCode::from(Kind::Usage.code()))
+        }
+    }
+}
+
+/// What the definitions above cannot say: rules between options.
+pub trait Check {
+    /// # Errors
+    ///
+    /// The rule that is broken, and the remedy.
+    fn check(&self) -> Result<(), String>;
+}
+
+impl Check for Server {
+    fn check(&self) -> Result<(), String> {
+        match self.max_n {
+            Some(n) if self.algorithm == Algorithm::Recursive && n > RECURSIVE_LIMIT => {
+                Err(format!(
+                    "--max-n {n} is too large for --algorithm recursive, which counts in 64 bits: at most {RECURSIVE_LIMIT}"
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Check for Client {
+    fn check(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// A name that AMQP can carry.
+fn name(text: &str) -> Result<String, String> {
+    match text.len() {
+        0 => Err("a name cannot be empty".into()),
+        1..=MAX_NAME => Ok(text.into()),
+        length => Err(format!("a name has at most {MAX_NAME} bytes, and this one has {length}")),
+    }
+}
+
+/// `30` and `0.5` are seconds; `500ms`, `1m30s` and so on say their unit.
+fn duration(text: &str) -> Result<Duration, String> {
+    if let Ok(seconds) = text.parse::<f64>() {
+        return Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string());
+    }
+    humantime::parse_duration(text)
+        .map_err(|error| format!("{error} (30s, 500ms and 1m30s are durations)"))
+}
+
+fn positive_duration(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("no wait here is without end: give a duration over 0".into()),
+        // A deadline must be a time that the system's clock has.
+        duration => Ok(duration.min(MAX_EXPIRATION)),
+    }
+}
+
+fn call_timeout(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        long if long > MAX_EXPIRATION => {
+            Err("at most 49 days, RabbitMQ's longest expiration; 0 is no bound".into())
+        }
+        short if short > Duration::ZERO && short.as_millis() == 0 => {
+            Err("at least 1ms; 0 is no bound".into())
+        }
+        duration => Ok(duration),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definitions_are_sound_and_every_option_has_help() {
+        for command in [Server::command(), Client::command()] {
+            command.clone().debug_assert();
+            for argument in command.get_arguments() {
+                assert!(
+                    argument.get_help().is_some(),
+                    "{}: {}",
+                    command.get_name(),
+                    argument.get_id()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn durations() {
+        let ms = Duration::from_millis;
+        for (text, value) in [
+            ("30", ms(30_000)),
+            ("0.5", ms(500)),
+            ("500ms", ms(500)),
+            ("1m30s", ms(90_000)),
+            ("0", ms(0)),
+            ("0s", ms(0)),
+        ] {
+            assert_eq!(duration(text), Ok(value), "{text}");
+        }
+        for text in ["", "abc", "-1", "NaN", "inf", "1e30", "3 parsecs"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+        assert!(positive_duration("0").is_err());
+        assert!(call_timeout("50d").is_err());
+        assert!(call_timeout("0.0001").is_err());
+        assert_eq!(call_timeout("0"), Ok(ms(0)));
+    }
+
+    #[test]
+    fn negative_numbers_are_arguments() {
+        let client = Client::try_parse_from(["rpc_client", "fib", "-1", "-"]).unwrap();
+        assert_eq!(client.arguments, ["-1", "-"]);
+    }
+}

@@ -1,0 +1,309 @@
+//! An [`Endpoint`] to an open AMQP connection, and the guards around it: opening and closing take
+//! bounded time whatever the broker does, and an error tells what broke.
+
+use crate::exit::{Failure, Kind};
+use crate::transport;
+use crate::uri::{Credentials, Endpoint};
+use crate::watchdog::Watchdog;
+use amiquip::{
+    Auth, Channel, Connection, ConnectionBlockedNotification, ConnectionOptions, ConnectionTuning,
+    Error,
+};
+use crossbeam_channel::Receiver;
+use humantime::format_duration;
+use log::{debug, info};
+use std::time::{Duration, Instant};
+
+/// Bound on a synchronous method (a declare, a cancel) unless [`Session::hurry`] shortens it: a
+/// broker that takes longer is taken for dead.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// Bound on closing a connection in good order.
+const CLOSE_LIMIT: Duration = Duration::from_secs(2);
+
+// Reply codes, AMQP 0-9-1 section 1.5.
+const ACCESS_REFUSED: u16 = 403;
+const NOT_FOUND: u16 = 404;
+const RESOURCE_LOCKED: u16 = 405;
+const PRECONDITION_FAILED: u16 = 406;
+const NOT_ALLOWED: u16 = 530;
+
+/// An open connection and what is known of it. Dropping it closes it.
+pub struct Session {
+    /// None once it was closed.
+    connection: Option<Connection>,
+    watchdog: Watchdog,
+    answer_limit: Duration,
+    notices: Receiver<ConnectionBlockedNotification>,
+    blocked: Option<String>,
+    endpoint: String,
+}
+
+impl Session {
+    /// Opens a connection to the first of `endpoints` that accepts one, as `program` (shown by
+    /// `rabbitmqctl list_connections client_properties`). `limit` bounds each attempt, from
+    /// resolving the name to the end of the AMQP handshake, unless the endpoint has a bound of
+    /// its own.
+    ///
+    /// # Errors
+    ///
+    /// If none does, all of their failures in one; the kind is that of the first whose broker
+    /// could be reached, since that one tells most.
+    pub fn open(
+        endpoints: &[Endpoint],
+        limit: Duration,
+        program: &str,
+    ) -> Result<Session, Failure> {
+        let mut failures: Vec<Failure> = Vec::new();
+        for endpoint in endpoints {
+            match Session::open_one(endpoint, limit, program) {
+                Ok(session) => {
+                    for failure in failures {
+                        debug!("{failure}");
+                    }
+                    return Ok(session);
+                }
+                Err(failure) => failures.push(failure),
+            }
+        }
+        let reached = failures.iter().find(|failure| failure.kind != Kind::BrokerUnreachable);
+        let kind = reached.map_or(Kind::BrokerUnreachable, |failure| failure.kind);
+        let messages: Vec<String> = failures.into_iter().map(|failure| failure.message).collect();
+        Err(Failure::new(kind, messages.join("; and ")))
+    }
+
+    fn open_one(endpoint: &Endpoint, limit: Duration, program: &str) -> Result<Session, Failure> {
+        let limit = endpoint.connection_timeout.unwrap_or(limit);
+        let deadline = Instant::now() + limit;
+        let socket = transport::dial(endpoint, deadline)?;
+        let watchdog = socket.try_clone().and_then(Watchdog::new).map_err(|error| {
+            Failure::new(Kind::Internal, format!("no thread to watch the connection: {error}"))
+        })?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let opened: Result<_, Failure> = watchdog.bounded(left, || {
+            let transport = transport::establish(endpoint, socket)?;
+            let tuning = ConnectionTuning::default();
+            let mut connection =
+                Connection::insecure_open_stream(transport, options(endpoint, program), tuning)
+                    .map_err(|error| refusal(endpoint, error))?;
+            let notices = connection
+                .listen_for_connection_blocked()
+                .map_err(|error| refusal(endpoint, error))?;
+            Ok((connection, notices))
+        });
+        if watchdog.fired() {
+            let limit = format_duration(limit);
+            let mut message = format!(
+                "{endpoint} took the connection, but did not finish the handshake within {limit}; \
+                 is RabbitMQ listening there? (--connect-timeout allows more)"
+            );
+            if matches!(&opened, Err(failure) if failure.kind == Kind::AccessRefused) {
+                message += "; RabbitMQ takes its time to refuse credentials: check them too";
+            }
+            return Err(Failure::new(Kind::BrokerUnreachable, message));
+        }
+        let (connection, notices) = opened?;
+        info!("connected to {endpoint}");
+        let endpoint = endpoint.to_string();
+        Ok(Session {
+            connection: Some(connection),
+            watchdog,
+            answer_limit: ANSWER_LIMIT,
+            notices,
+            blocked: None,
+            endpoint,
+        })
+    }
+
+    /// Where the connection goes, for messages.
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    /// Opens a channel.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::explain`] has them.
+    pub fn channel(&mut self) -> Result<Channel, Failure> {
+        let opened = match &mut self.connection {
+            Some(connection) => {
+                self.watchdog.bounded(self.answer_limit, || connection.open_channel(None))
+            }
+            None => Err(Error::ClientClosedConnection),
+        };
+        opened.map_err(|error| self.explain(error))
+    }
+
+    /// Calls a synchronous method of a channel of this connection, within bounded time.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::explain`] has them.
+    pub fn ask<T>(&mut self, method: impl FnOnce() -> amiquip::Result<T>) -> Result<T, Failure> {
+        let answer = self.watchdog.bounded(self.answer_limit, method);
+        answer.map_err(|error| self.explain(error))
+    }
+
+    /// From now on, takes a broker that needs longer than `limit` to answer for dead.
+    pub fn hurry(&mut self, limit: Duration) {
+        self.answer_limit = limit;
+    }
+
+    /// Where the broker tells that it blocks this connection's publishing, and that it no longer
+    /// does; each message is to be handed to [`Session::note`]. RabbitMQ, "Blocked Connection
+    /// Notifications".
+    pub fn notices(&self) -> &Receiver<ConnectionBlockedNotification> {
+        &self.notices
+    }
+
+    /// Takes note of what came from [`Session::notices`].
+    pub fn note(&mut self, notice: ConnectionBlockedNotification) {
+        self.blocked = match notice {
+            ConnectionBlockedNotification::Blocked(reason) => Some(reason),
+            ConnectionBlockedNotification::Unblocked => None,
+        };
+    }
+
+    /// The broker's reason, while it blocks this connection's publishing. A broker that does
+    /// reads nothing more from the connection: a synchronous method would wait in vain.
+    pub fn blocked(&self) -> Option<&str> {
+        self.blocked.as_deref()
+    }
+
+    /// What an error of the client library means. Unless it is of one channel alone, this closes
+    /// the connection, since closing is what brings out the cause: the library reports a lost
+    /// connection as a dropped event loop.
+    pub fn explain(&mut self, error: Error) -> Failure {
+        if let Error::ServerClosedChannel { code, message, .. } = &error {
+            let kind = match *code {
+                ACCESS_REFUSED => Kind::AccessRefused,
+                NOT_FOUND => Kind::QueueMissing,
+                RESOURCE_LOCKED => Kind::QueueUnusable,
+                PRECONDITION_FAILED => Kind::Configuration,
+                _ => Kind::ConnectionLost,
+            };
+            return Failure::new(kind, format!("{} refused: {message}", self.endpoint));
+        }
+        let cause = self.close_connection().err().unwrap_or(error);
+        let endpoint = &self.endpoint;
+        let message = match &cause {
+            _ if self.watchdog.fired() => {
+                format!("{endpoint} no longer answers; the connection was given up")
+            }
+            Error::ServerClosedConnection { message, .. } => {
+                format!("{endpoint} closed the connection: {message}")
+            }
+            Error::MissedServerHeartbeats => {
+                format!("{endpoint} no longer answers: it sent no heartbeat")
+            }
+            Error::UnexpectedSocketClose
+            | Error::IoErrorReadingSocket { .. }
+            | Error::IoErrorWritingSocket { .. } => {
+                format!("the connection to {endpoint} was lost ({cause})")
+            }
+            _ => format!("the connection to {endpoint} failed: {cause}"),
+        };
+        Failure::new(Kind::ConnectionLost, message)
+    }
+
+    /// Closes the connection in good order, or gives it up when that takes longer than 2 s, or
+    /// at once when the broker reads nothing from it. Channels and consumers on it should be
+    /// dropped only afterwards: each would wait for an answer of its own.
+    ///
+    /// The work is done by then, so that an error is of no consequence; it is logged.
+    pub fn close(&mut self) {
+        if let Err(error) = self.close_connection() {
+            debug!("closing the connection to {}: {error}", self.endpoint);
+        }
+    }
+
+    fn close_connection(&mut self) -> Result<(), Error> {
+        while let Ok(notice) = self.notices.try_recv() {
+            self.note(notice);
+        }
+        let limit = if self.blocked.is_some() { Duration::ZERO } else { CLOSE_LIMIT };
+        match self.connection.take() {
+            Some(connection) => self.watchdog.bounded(limit, || connection.close()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let _ = self.close_connection();
+    }
+}
+
+fn options(endpoint: &Endpoint, program: &str) -> ConnectionOptions<Auth> {
+    let auth = match &endpoint.credentials {
+        Credentials::Plain { username, password } => {
+            Auth::Plain { username: username.clone(), password: password.clone() }
+        }
+        Credentials::External => Auth::External,
+    };
+    ConnectionOptions::default()
+        .auth(auth)
+        .virtual_host(endpoint.vhost.clone())
+        .heartbeat(endpoint.heartbeat)
+        .channel_max(endpoint.channel_max)
+        .information(Some(format!("{program} {}", env!("CARGO_PKG_VERSION"))))
+}
+
+/// Why a broker that was reached did not open the connection.
+fn refusal(endpoint: &Endpoint, error: Error) -> Failure {
+    let (kind, message) = match &error {
+        Error::InvalidCredentials => {
+            let remedy = match endpoint.credentials {
+                Credentials::Plain { .. } => {
+                    "check user and password in --url or AMQP_URL; RabbitMQ lets guest in from localhost only"
+                }
+                Credentials::External => {
+                    "check the client certificate, and that a user has its name"
+                }
+            };
+            (Kind::AccessRefused, format!("{endpoint} refused the credentials; {remedy}"))
+        }
+        Error::UnsupportedAuthMechanism { available, requested } => (
+            Kind::Configuration,
+            format!(
+                "{endpoint} does not offer the authentication mechanism {requested}, but {available}"
+            ),
+        ),
+        Error::ServerClosedConnection { code: NOT_ALLOWED, message }
+            if message.ends_with("not found") =>
+        {
+            let vhost = &endpoint.vhost;
+            let remedy = match vhost.as_str() {
+                "" => "the URI ends with a slash, which names the vhost \"\": without it the default vhost / is meant".into(),
+                _ => format!("rabbitmqctl add_vhost {vhost} makes it, the URI names another"),
+            };
+            (Kind::Configuration, format!("{endpoint} has no vhost \"{vhost}\"; {remedy}"))
+        }
+        // "access to vhost 'x' refused for user 'y'", and not the limits on connections, which
+        // have the same code.
+        Error::ServerClosedConnection { code: NOT_ALLOWED, message }
+            if message.contains("refused for user") =>
+        {
+            let remedy = "rabbitmqctl set_permissions gives access";
+            (Kind::AccessRefused, format!("{endpoint} refused access: {message}; {remedy}"))
+        }
+        Error::ServerClosedConnection { message, .. } => {
+            (Kind::BrokerUnreachable, format!("{endpoint} closed the connection: {message}"))
+        }
+        Error::IoErrorReadingSocket { source } => (
+            Kind::BrokerUnreachable,
+            format!(
+                "no AMQP handshake with {endpoint}: {source}; check host and port in --url or AMQP_URL"
+            ),
+        ),
+        _ => (
+            Kind::BrokerUnreachable,
+            format!(
+                "no AMQP handshake with {endpoint}: {error}; check host and port in --url or AMQP_URL"
+            ),
+        ),
+    };
+    Failure::new(kind, message)
+}

@@ -1,0 +1,126 @@
+//! What a program's end means: a [`Kind`] for each way to fail, its exit code, and the
+//! [`Failure`] that carries it to `main` together with a sentence for a person.
+//!
+//! The codes are those of `sysexits.h`, which RabbitMQ's own command-line tools use too
+//! (RabbitMQ, "CLI tools"). This is the only place that has exit numbers.
+
+use std::fmt;
+
+/// A way to fail. Each is one rung of the diagnosis ladder, or a fault of the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The command line is wrong.
+    Usage,
+    /// The server rejected the input: unknown procedure, invalid or out of range argument.
+    Rejected,
+    /// No broker answers, or what answers is not one.
+    BrokerUnreachable,
+    /// The request queue does not exist.
+    QueueMissing,
+    /// The request queue exists, and nobody consumes from it.
+    NoConsumer,
+    /// The request queue cannot be used: another connection has it for itself.
+    QueueUnusable,
+    /// The procedure failed on the server.
+    ProcedureFailed,
+    /// The program itself failed: standard input or output, a thread.
+    Internal,
+    /// No reply in time.
+    TimedOut,
+    /// The connection was lost with a call unanswered.
+    ConnectionLost,
+    /// The broker does not take messages at the moment.
+    Blocked,
+    /// The reply is not one: empty, or not text.
+    BadReply,
+    /// Credentials or a permission were refused.
+    AccessRefused,
+    /// The configuration is wrong: a malformed URI, a missing vhost, a bad certificate.
+    Configuration,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Kind; 14] = [
+        Kind::Usage,
+        Kind::Rejected,
+        Kind::BrokerUnreachable,
+        Kind::QueueMissing,
+        Kind::NoConsumer,
+        Kind::QueueUnusable,
+        Kind::ProcedureFailed,
+        Kind::Internal,
+        Kind::TimedOut,
+        Kind::ConnectionLost,
+        Kind::Blocked,
+        Kind::BadReply,
+        Kind::AccessRefused,
+        Kind::Configuration,
+    ];
+
+    /// The exit code. 124 is never used: it is `timeout(1)`'s.
+    pub fn code(self) -> u8 {
+        match self {
+            Kind::Usage => 64,    // EX_USAGE
+            Kind::Rejected => 65, // EX_DATAERR
+            Kind::BrokerUnreachable
+            | Kind::QueueMissing
+            | Kind::NoConsumer
+            | Kind::QueueUnusable => 69, // EX_UNAVAILABLE
+            Kind::ProcedureFailed | Kind::Internal => 70, // EX_SOFTWARE
+            Kind::TimedOut | Kind::ConnectionLost | Kind::Blocked => 75, // EX_TEMPFAIL
+            Kind::BadReply => 76, // EX_PROTOCOL
+            Kind::AccessRefused => 77, // EX_NOPERM
+            Kind::Configuration => 78, // EX_CONFIG
+        }
+    }
+}
+
+/// Why a program, or one call, did not succeed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// The rung that broke; gives the exit code.
+    pub kind: Kind,
+    /// One sentence or two: what failed, on which target, and the remedy. Never a password.
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure of `kind`, told by `message`.
+    pub fn new(kind: Kind, message: impl Into<String>) -> Failure {
+        Failure { kind, message: message.into() }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// The exit code for an error that reached `main`: that of the [`Failure`] in it, else
+/// [`Kind::Internal`]'s.
+pub fn code_of(error: &anyhow::Error) -> u8 {
+    error.downcast_ref::<Failure>().map_or(Kind::Internal, |failure| failure.kind).code()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_is_a_sysexit_and_leaves_the_shells_numbers_alone() {
+        for kind in Kind::ALL {
+            assert!((64..=78).contains(&kind.code()), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn the_code_survives_the_context_that_anyhow_adds() {
+        let failure = anyhow::Error::from(Failure::new(Kind::Blocked, "low on memory"));
+        assert_eq!(code_of(&failure.context("calling fib")), 75);
+        assert_eq!(code_of(&anyhow::anyhow!("anything else")), 70);
+    }
+}

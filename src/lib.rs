@@ -1,0 +1,38 @@
+//! Remote procedure calls over RabbitMQ, by two blocking programs: RabbitMQ's tutorial six in
+//! synchronous Rust. The loops that the tutorial is about are in `src/bin/`; what is pure, done
+//! before the first channel opens, or guards against faults, is here.
+//!
+//! | module | what it has |
+//! |---|---|
+//! | [`cli`] | both programs' arguments |
+//! | [`uri`] | AMQP URIs → endpoints |
+//! | [`connection`] | an endpoint → an open connection; what its errors mean |
+//! | [`transport`] | the byte stream below a connection: TCP, TLS |
+//! | [`watchdog`] | the bound on calls that can block for ever |
+//! | [`queue`] | the request queue: found as it is, or created |
+//! | [`message`] | requests and replies ↔ AMQP messages |
+//! | [`procedure`] | name → function, and what can go wrong in it |
+//! | [`fib`] | Fibonacci numbers |
+//! | [`exit`] | what went wrong → exit code |
+//! | [`output`] | standard output: the transcript |
+//! | [`text`] | a stranger's bytes, fit for a terminal |
+//! | [`logging`], [`signals`] | diagnostics on stderr; SIGINT and SIGTERM |
+//!
+//! Server: delivery → [`message::Request`] → [`procedure::call`] → [`fib`] → [`message::Reply`] →
+//! publish → ack. Client: arguments → [`message::Request`] → publish → receive, skip other
+//! ids → [`message::Reply`] → standard output → [`exit`].
+
+pub mod cli;
+pub mod connection;
+pub mod exit;
+pub mod fib;
+pub mod logging;
+pub mod message;
+pub mod output;
+pub mod procedure;
+pub mod queue;
+pub mod signals;
+pub mod text;
+pub mod transport;
+pub mod uri;
+pub mod watchdog;

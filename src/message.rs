@@ -1,0 +1,213 @@
+//! Requests and replies, to and from AMQP messages. Both directions of each are side by side,
+//! so that what one program writes can be checked against what the other reads.
+//!
+//! Request: `reply_to` and `correlation_id` as in RabbitMQ's tutorial six, the procedure's name
+//! in `app_id` (absent means `fib`, which is what the tutorial's clients send), the argument as
+//! the body. Reply: the request's `correlation_id`; `type` says `result` or `error` (absent
+//! means `result`, which is what the tutorial's servers send); on an error the header `error`
+//! has its kind and the body a sentence.
+
+use crate::exit::{Failure, Kind};
+use crate::procedure::{Error, ErrorKind};
+use amiquip::{AmqpProperties, AmqpValue, Delivery, FieldTable, Publish};
+use std::time::Duration;
+
+/// Longest name that AMQP can carry, in bytes: queue names, `app_id` and the like are short
+/// strings (AMQP 0-9-1, section 4.2.5.3). The client library does not check this, and a longer
+/// one costs the connection.
+pub const MAX_NAME: usize = 255;
+
+/// Longest expiration that RabbitMQ takes, in milliseconds: 2³² − 1, some 49 days.
+pub const MAX_EXPIRATION: Duration = Duration::from_millis(u32::MAX as u64);
+
+/// Largest body that a broker takes with its own defaults, in bytes: `max_message_size` is
+/// 16 MiB since RabbitMQ 4.0. A larger one costs the channel.
+pub const MAX_BODY: usize = 16 << 20;
+
+const TEXT: &str = "text/plain";
+const DEFAULT_PROCEDURE: &str = "fib";
+const TYPE_RESULT: &str = "result";
+const TYPE_ERROR: &str = "error";
+const HEADER_ERROR: &str = "error";
+
+/// A call, as it stands in a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Request<'a> {
+    /// The procedure's name: 0 to 255 bytes.
+    pub procedure: &'a str,
+    /// The argument. Any bytes: whether they are text is for the server to judge.
+    pub argument: &'a [u8],
+    /// The queue that awaits the reply: 1 to 255 bytes. None: the request cannot be answered.
+    pub reply_to: Option<&'a str>,
+    /// Comes back in the reply, which is how the client tells replies apart.
+    pub correlation_id: Option<&'a str>,
+    /// How long the broker keeps the request for a server, up to [`MAX_EXPIRATION`]. None:
+    /// for ever.
+    pub expiration: Option<Duration>,
+}
+
+impl<'a> Request<'a> {
+    /// The message to publish to the request queue, by way of the default exchange.
+    /// `mandatory`: the broker returns it if there is no such queue.
+    pub fn to_publish(&self, queue: &str) -> Publish<'a> {
+        let mut properties = AmqpProperties::default()
+            .with_content_type(TEXT.into())
+            .with_app_id(self.procedure.into());
+        if let Some(reply_to) = self.reply_to {
+            properties = properties.with_reply_to(reply_to.into());
+        }
+        if let Some(correlation_id) = self.correlation_id {
+            properties = properties.with_correlation_id(correlation_id.into());
+        }
+        if let Some(expiration) = self.expiration {
+            properties = properties.with_expiration(expiration.as_millis().to_string());
+        }
+        let publish = Publish::with_properties(self.argument, queue, properties);
+        Publish { mandatory: true, ..publish }
+    }
+
+    /// The request in a delivery. Every delivery is one: what is wrong with it shows when the
+    /// procedure is called, or in the lack of a `reply_to`.
+    pub fn from_delivery(delivery: &'a Delivery) -> Request<'a> {
+        let properties = &delivery.properties;
+        let milliseconds = properties.expiration().as_deref().and_then(|ms| ms.parse().ok());
+        Request {
+            procedure: properties.app_id().as_deref().unwrap_or(DEFAULT_PROCEDURE),
+            argument: &delivery.body,
+            reply_to: properties
+                .reply_to()
+                .as_deref()
+                .filter(|name| (1..=MAX_NAME).contains(&name.len())),
+            correlation_id: properties.correlation_id().as_deref(),
+            expiration: milliseconds.map(Duration::from_millis),
+        }
+    }
+}
+
+/// An answer: a result, or an error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reply {
+    /// The request's.
+    pub correlation_id: Option<String>,
+    /// What the procedure answered.
+    pub outcome: Result<String, Error>,
+}
+
+impl Reply {
+    /// The reply to `request` with the procedure's `outcome`; an error instead if the result is
+    /// larger than [`MAX_BODY`].
+    pub fn to_request(request: &Request<'_>, outcome: Result<String, Error>) -> Reply {
+        let outcome = outcome.and_then(|result| match result.len() {
+            0..=MAX_BODY => Ok(result),
+            length => Err(Error::new(
+                ErrorKind::OutOfRange,
+                format!("the result has {length} bytes, and a broker takes {MAX_BODY}"),
+            )),
+        });
+        Reply { correlation_id: request.correlation_id.map(str::to_owned), outcome }
+    }
+
+    /// The message to publish to the queue `reply_to`, by way of the default exchange.
+    pub fn to_publish(&self, reply_to: &str) -> Publish<'_> {
+        let mut properties = AmqpProperties::default().with_content_type(TEXT.into());
+        if let Some(correlation_id) = &self.correlation_id {
+            properties = properties.with_correlation_id(correlation_id.clone());
+        }
+        let (body, properties) = match &self.outcome {
+            Ok(result) => (result, properties.with_type_(TYPE_RESULT.into())),
+            Err(error) => {
+                let mut headers = FieldTable::new();
+                let kind = AmqpValue::LongString(error.kind.name().into());
+                headers.insert(HEADER_ERROR.into(), kind);
+                (&error.message, properties.with_type_(TYPE_ERROR.into()).with_headers(headers))
+            }
+        };
+        Publish::with_properties(body.as_bytes(), reply_to, properties)
+    }
+
+    /// The reply in a delivery. An error of no known kind is [`ErrorKind::Internal`].
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::BadReply`] if the body is empty or not UTF-8 text: no procedure answers so.
+    pub fn from_delivery(delivery: Delivery) -> Result<Reply, Failure> {
+        let Delivery { body, properties, .. } = delivery;
+        let bad = |what| {
+            let message = format!("the reply is {what}: what answered is not an RPC server");
+            Failure::new(Kind::BadReply, message)
+        };
+        if body.is_empty() {
+            return Err(bad("empty"));
+        }
+        let body = String::from_utf8(body).map_err(|_| bad("not UTF-8 text"))?;
+        let outcome = match properties.type_().as_deref() {
+            Some(TYPE_ERROR) => Err(Error::new(error_kind(&properties), body)),
+            _ => Ok(body),
+        };
+        Ok(Reply { correlation_id: properties.correlation_id().clone(), outcome })
+    }
+}
+
+fn error_kind(properties: &AmqpProperties) -> ErrorKind {
+    let header = properties.headers().as_ref().and_then(|headers| headers.get(HEADER_ERROR));
+    let Some(AmqpValue::LongString(name)) = header else {
+        return ErrorKind::Internal;
+    };
+    ErrorKind::ALL.into_iter().find(|kind| kind.name() == name).unwrap_or(ErrorKind::Internal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // A `Delivery` is made by the client library alone, so decoding is tested against a real
+    // broker; here is what can be told without one.
+
+    #[test]
+    fn a_request_carries_the_tutorials_properties_and_the_procedure() {
+        let request = Request {
+            procedure: "fun",
+            argument: b"7",
+            reply_to: Some("amq.gen-x"),
+            correlation_id: Some("id"),
+            expiration: Some(Duration::from_millis(1_500)),
+        };
+        let publish = request.to_publish("rpc_queue");
+        assert_eq!((publish.body, publish.routing_key.as_str()), (&b"7"[..], "rpc_queue"));
+        assert!(publish.mandatory);
+        let properties = AmqpProperties::default()
+            .with_content_type("text/plain".into())
+            .with_app_id("fun".into())
+            .with_reply_to("amq.gen-x".into())
+            .with_correlation_id("id".into())
+            .with_expiration("1500".into());
+        assert_eq!(publish.properties, properties);
+    }
+
+    #[test]
+    fn an_error_names_its_kind_in_a_header() {
+        for kind in ErrorKind::ALL {
+            let reply = Reply { correlation_id: None, outcome: Err(Error::new(kind, "no")) };
+            let properties = reply.to_publish("q").properties;
+            assert_eq!(properties.type_().as_deref(), Some("error"));
+            assert_eq!(error_kind(&properties), kind);
+        }
+        assert_eq!(error_kind(&AmqpProperties::default()), ErrorKind::Internal);
+    }
+
+    #[test]
+    fn a_result_that_no_broker_takes_is_an_error() {
+        let request = Request {
+            procedure: "fun",
+            argument: b"",
+            reply_to: None,
+            correlation_id: Some("id"),
+            expiration: None,
+        };
+        let fits = Reply::to_request(&request, Ok("0".repeat(MAX_BODY)));
+        assert_eq!(fits.outcome.map(|result| result.len()), Ok(MAX_BODY));
+        let reply = Reply::to_request(&request, Ok("0".repeat(MAX_BODY + 1)));
+        assert_eq!(reply.correlation_id.as_deref(), Some("id"));
+        assert_eq!(reply.outcome.unwrap_err().kind, ErrorKind::OutOfRange);
+    }
+}

@@ -1,0 +1,52 @@
+//! Standard output, and the end of a program.
+
+use crate::exit::{Failure, Kind, code_of};
+use std::fmt;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+/// Whoever read standard output is gone, as after `| head -1`: the program ends quietly.
+#[derive(Debug)]
+pub struct Closed;
+
+impl fmt::Display for Closed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("standard output was closed")
+    }
+}
+
+impl std::error::Error for Closed {}
+
+/// Writes a line to standard output, to be seen at once.
+///
+/// # Errors
+///
+/// [`Closed`] if nobody reads it any more, else [`Kind::Internal`] (say, a full disk).
+pub fn line(line: fmt::Arguments<'_>) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    let written = writeln!(out, "{line}").and_then(|()| out.flush());
+    written.map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => Closed.into(),
+        _ => {
+            Failure::new(Kind::Internal, format!("cannot write to standard output: {error}")).into()
+        }
+    })
+}
+
+/// The exit code for what `program` came to, after telling an error on stderr.
+pub fn conclude(program: &str, result: anyhow::Result<ExitCode>) -> ExitCode {
+    match result {
+        Ok(code) => code,
+        Err(error) if error.is::<Closed>() => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(program, &error);
+            ExitCode::from(code_of(&error))
+        }
+    }
+}
+
+/// Tells an error on stderr.
+pub fn complain(program: &str, error: &anyhow::Error) {
+    // If stderr is closed, there is nobody to tell.
+    let _ = writeln!(io::stderr(), "{program}: {error:#}");
+}

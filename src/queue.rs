@@ -1,0 +1,87 @@
+//! The request queue: found as it is, or created.
+
+use crate::connection::Session;
+use crate::exit::{Failure, Kind};
+use amiquip::{AmqpValue, Channel, FieldTable, QueueDeclareOptions};
+use clap::ValueEnum;
+use log::info;
+
+/// The type of a queue that the server creates (RabbitMQ, "Queues", "Queue Types").
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum QueueType {
+    /// On one node: fastest
+    Classic,
+    /// Replicated over a cluster: survives the loss of a node
+    Quorum,
+}
+
+impl QueueType {
+    fn name(self) -> &'static str {
+        match self {
+            QueueType::Classic => "classic",
+            QueueType::Quorum => "quorum",
+        }
+    }
+}
+
+/// What a passive declare tells of a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct State {
+    /// Messages that wait for a consumer; those which one has, unacknowledged, do not count.
+    pub messages: u32,
+    /// Consumers.
+    pub consumers: u32,
+}
+
+/// The state of `queue`, which is neither created nor changed (AMQP 0-9-1, queue.declare with
+/// `passive`). A failure costs the channel.
+///
+/// # Errors
+///
+/// [`Kind::QueueMissing`], [`Kind::QueueUnusable`] if it is exclusive to another connection,
+/// [`Kind::AccessRefused`], [`Kind::ConnectionLost`].
+pub fn inspect(session: &mut Session, channel: &Channel, queue: &str) -> Result<State, Failure> {
+    let declared = session.ask(|| channel.queue_declare_passive(queue))?;
+    let count = |count: Option<u32>| count.unwrap_or_default();
+    Ok(State {
+        messages: count(declared.declared_message_count()),
+        consumers: count(declared.declared_consumer_count()),
+    })
+}
+
+/// Makes sure that `queue` is there. One that exists is used as it is, whatever its type and
+/// durability: declaring it in another way than it was would be refused (406). One that does not
+/// is created, durable, of type `queue_type`.
+///
+/// # Errors
+///
+/// As of [`inspect`].
+pub fn ensure(session: &mut Session, queue: &str, queue_type: QueueType) -> Result<(), Failure> {
+    let channel = session.channel()?;
+    match inspect(session, &channel, queue) {
+        Ok(state) => {
+            let State { messages, consumers } = state;
+            info!("queue {queue} exists: {messages} messages, {consumers} consumers");
+            return Ok(());
+        }
+        Err(failure) if failure.kind == Kind::QueueMissing => {}
+        Err(failure) => return Err(failure),
+    }
+    let channel = session.channel()?;
+    let mut arguments = FieldTable::new();
+    let name = AmqpValue::LongString(queue_type.name().into());
+    arguments.insert("x-queue-type".into(), name);
+    let options = QueueDeclareOptions { durable: true, arguments, ..Default::default() };
+    match session.ask(|| channel.queue_declare(queue, options).map(drop)) {
+        Ok(()) => {
+            info!("queue {queue} created: durable, {}", queue_type.name());
+            Ok(())
+        }
+        // Another server created it in the meantime, in another way (406).
+        Err(failure) if failure.kind == Kind::Configuration => {
+            let channel = session.channel()?;
+            inspect(session, &channel, queue).map(drop)
+        }
+        Err(failure) => Err(failure),
+    }
+}

@@ -1,0 +1,445 @@
+//! AMQP URIs, as RabbitMQ specifies them ("RabbitMQ URI Specification" and "RabbitMQ URI Query
+//! Parameters"), to [`Endpoint`]s. Pure: nothing is resolved, opened or read.
+//!
+//! Written by hand because that specification is not what a general URL parser does: a host, a
+//! user or a path may be absent or empty, and the two differ (`amqp://host` means the default
+//! vhost, `amqp://host/` the one with the empty name).
+//!
+//! No error here repeats what stands where a password can stand, or where one can end up when a
+//! character in it was not percent-encoded.
+
+use crate::exit::{Failure, Kind};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Heartbeat interval unless the URI says otherwise, in seconds. A dead broker shows after about
+/// twice as long (RabbitMQ, "Detecting Dead TCP Connections with Heartbeats").
+const DEFAULT_HEARTBEAT: u16 = 10;
+
+/// How to prove who one is.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Credentials {
+    /// SASL PLAIN: a user name and a password.
+    Plain {
+        /// User name.
+        username: String,
+        /// Password. Shown by no `Display` or `Debug`.
+        password: String,
+    },
+    /// SASL EXTERNAL: the TLS client certificate tells.
+    External,
+}
+
+/// What to trust and to show in a TLS handshake.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// PEM file with the authorities to trust besides the system's.
+    pub cacertfile: Option<PathBuf>,
+    /// PEM file with the client's certificate chain.
+    pub certfile: Option<PathBuf>,
+    /// PEM file with the client's private key, in PKCS #8.
+    pub keyfile: Option<PathBuf>,
+    /// Whether the broker must prove who it is. False is unsafe.
+    pub verify_peer: bool,
+}
+
+/// One broker, and how to log in to it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// TLS settings of an `amqps` URI; None: plain TCP.
+    pub tls: Option<Tls>,
+    /// Host name or IP address, an IPv6 address without its brackets.
+    pub host: String,
+    /// TCP port, 1 to 65535.
+    pub port: u16,
+    /// Virtual host.
+    pub vhost: String,
+    /// Credentials.
+    pub credentials: Credentials,
+    /// Heartbeat interval in seconds; 0: none.
+    pub heartbeat: u16,
+    /// Bound on opening a connection to this broker, if the URI has one.
+    pub connection_timeout: Option<Duration>,
+    /// Most channels on the connection; 0: as many as the broker allows.
+    pub channel_max: u16,
+}
+
+/// Shows where, as whom and which vhost; never the password.
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.tls.is_some() { "amqps://" } else { "amqp://" })?;
+        match &self.credentials {
+            Credentials::Plain { username, .. } if username == "guest" => {}
+            Credentials::Plain { username, .. } => write!(f, "{}@", encode(username))?,
+            Credentials::External => {}
+        }
+        match self.host.contains(':') {
+            true => write!(f, "[{}]", self.host)?,
+            false => write!(f, "{}", encode(&self.host))?,
+        }
+        write!(f, ":{}", self.port)?;
+        match self.vhost.as_str() {
+            "/" => Ok(()),
+            vhost => write!(f, "/{}", encode(vhost)),
+        }
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Endpoint({self})")
+    }
+}
+
+/// All that RFC 3986 does not call unreserved is encoded.
+const RESERVED: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+fn encode(text: &str) -> impl fmt::Display {
+    utf8_percent_encode(text, &RESERVED)
+}
+
+/// The endpoints of a comma-separated list of URIs, in its order. A comma that no `amqp://` or
+/// `amqps://` follows belongs to the URI it stands in.
+///
+/// # Errors
+///
+/// [`Kind::Configuration`], with what is wrong and with which URI of several.
+pub fn parse_list(list: &str) -> Result<Vec<Endpoint>, Failure> {
+    let mut uris = Vec::new();
+    let mut rest = list;
+    while let Some(comma) = separator(rest) {
+        uris.push(&rest[..comma]);
+        rest = &rest[comma + 1..];
+    }
+    uris.push(rest);
+    let several = uris.len() > 1;
+    let endpoint = |(index, uri): (usize, &&str)| {
+        parse(uri.trim()).map_err(|reason| {
+            let which = if several { format!(" {}", index + 1) } else { String::new() };
+            let message = format!("broker URI{which} (--url or AMQP_URL): {reason}");
+            Failure::new(Kind::Configuration, message)
+        })
+    };
+    uris.iter().enumerate().map(endpoint).collect()
+}
+
+fn separator(list: &str) -> Option<usize> {
+    list.match_indices(',').map(|(index, _)| index).find(|index| {
+        let next = list[index + 1..].trim_start().to_ascii_lowercase();
+        next.starts_with("amqp://") || next.starts_with("amqps://")
+    })
+}
+
+/// The endpoint of one URI, or what is wrong with it.
+fn parse(uri: &str) -> Result<Endpoint, String> {
+    let Some((scheme, rest)) = uri.split_once("://") else {
+        return Err("it does not begin with amqp:// or amqps://".into());
+    };
+    let secure = match scheme.to_ascii_lowercase().as_str() {
+        "amqp" => false,
+        "amqps" => true,
+        _ => return Err("its scheme is neither amqp nor amqps".into()),
+    };
+    if uri.contains('#') {
+        return Err("it has a fragment; write a # in a name or password as %23".into());
+    }
+    let (rest, query) = split_at_first(rest, '?');
+    let (authority, path) = split_at_first(rest, '/');
+    let (userinfo, hostport) = match authority.rsplit_once('@') {
+        Some((userinfo, hostport)) => (Some(userinfo), hostport),
+        None => (None, authority),
+    };
+    let (host, port) = host_and_port(hostport)?;
+
+    let (username, password) = match userinfo.map(|userinfo| split_at_first(userinfo, ':')) {
+        None => ("guest".into(), "guest".into()),
+        Some((username, None)) => (decode(username, "user name")?, "guest".into()),
+        Some((username, Some(password))) => {
+            (decode(username, "user name")?, decode(password, "password")?)
+        }
+    };
+    let vhost = match path {
+        None => "/".into(),
+        Some(path) if path.contains('/') => {
+            return Err("its vhost has a slash; write it as %2F".into());
+        }
+        Some(path) => decode(path, "vhost")?,
+    };
+    if vhost.len() > crate::message::MAX_NAME {
+        return Err("its vhost is longer than 255 bytes".into());
+    }
+    let mut endpoint = Endpoint {
+        tls: secure.then_some(Tls {
+            cacertfile: None,
+            certfile: None,
+            keyfile: None,
+            verify_peer: true,
+        }),
+        host,
+        port: port.unwrap_or(if secure { 5671 } else { 5672 }),
+        vhost,
+        credentials: Credentials::Plain { username, password },
+        heartbeat: DEFAULT_HEARTBEAT,
+        connection_timeout: None,
+        channel_max: 0,
+    };
+    for parameter in query.unwrap_or_default().split('&').filter(|p| !p.is_empty()) {
+        apply(&mut endpoint, parameter)?;
+    }
+    if let Some(Tls { certfile, keyfile, .. }) = &endpoint.tls
+        && certfile.is_some() != keyfile.is_some()
+    {
+        return Err("certfile and keyfile go together".into());
+    }
+    Ok(endpoint)
+}
+
+/// What stands before the first `mark`, and, if there is one, what stands behind it.
+fn split_at_first(text: &str, mark: char) -> (&str, Option<&str>) {
+    match text.split_once(mark) {
+        Some((before, behind)) => (before, Some(behind)),
+        None => (text, None),
+    }
+}
+
+fn host_and_port(hostport: &str) -> Result<(String, Option<u16>), String> {
+    let (host, port) = match hostport.strip_prefix('[').map(|rest| rest.split_once(']')) {
+        Some(None) => return Err("its IPv6 address lacks the closing bracket".into()),
+        Some(Some((address, rest))) => {
+            // A zone, as in fe80::1%25eth0, is no part of the address proper.
+            let address = decode(address, "host")?;
+            let numeric = split_at_first(&address, '%').0;
+            if numeric.parse::<std::net::Ipv6Addr>().is_err() {
+                return Err("what stands in brackets is no IPv6 address".into());
+            }
+            let port = match rest {
+                "" => None,
+                _ => Some(rest.strip_prefix(':').ok_or("a port follows a colon")?),
+            };
+            (address, port)
+        }
+        None => {
+            let (host, port) = split_at_first(hostport, ':');
+            let host = decode(host, "host")?;
+            let plausible = |c: char| c.is_alphanumeric() || "-._~".contains(c);
+            if !host.chars().all(plausible) {
+                return Err(format!("its host name has a character that none has{ENCODE}"));
+            }
+            (if host.is_empty() { "localhost".into() } else { host }, port)
+        }
+    };
+    let port = match port {
+        None | Some("") => None,
+        Some(port) => match number(port, u16::MAX.into()) {
+            Some(port) if port > 0 => Some(port as u16),
+            _ => return Err(format!("its port is no number from 1 to 65535{ENCODE}")),
+        },
+    };
+    Ok((host, port))
+}
+
+/// The likeliest reason for a strange host or port.
+const ENCODE: &str =
+    " (a password is percent-encoded: @ as %40, / as %2F, : as %3A, # as %23, ? as %3F, % as %25)";
+
+fn decode(text: &str, part: &str) -> Result<String, String> {
+    let complete = |at: usize| {
+        text.as_bytes()
+            .get(at + 1..at + 3)
+            .is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+    };
+    if !text.match_indices('%').all(|(at, _)| complete(at)) {
+        return Err(format!("its {part} has a % that no two hex digits follow; write it as %25"));
+    }
+    let decoded =
+        percent_decode_str(text).decode_utf8().map_err(|_| format!("its {part} is not UTF-8"))?;
+    match decoded.contains('\0') {
+        true => Err(format!("its {part} has a NUL character")),
+        false => Ok(decoded.into()),
+    }
+}
+
+/// A number in decimal digits alone; `parse` takes a plus sign too.
+fn number(text: &str, most: u32) -> Option<u32> {
+    let digits = text.bytes().all(|b| b.is_ascii_digit());
+    text.parse().ok().filter(|n| digits && *n <= most)
+}
+
+fn apply(endpoint: &mut Endpoint, parameter: &str) -> Result<(), String> {
+    let (key, value) = split_at_first(parameter, '=');
+    let value = decode(value.unwrap_or_default(), "query")?;
+    let number = |most: u32| {
+        number(&value, most).ok_or_else(|| format!("its {key} is no number from 0 to {most}"))
+    };
+    match key {
+        "heartbeat" => endpoint.heartbeat = number(u16::MAX.into())? as u16,
+        "channel_max" => endpoint.channel_max = number(u16::MAX.into())? as u16,
+        "connection_timeout" => {
+            let milliseconds = number(u32::MAX)?;
+            if milliseconds == 0 {
+                return Err("its connection_timeout is 0, and no wait here is without end".into());
+            }
+            endpoint.connection_timeout = Some(Duration::from_millis(milliseconds.into()));
+        }
+        "auth_mechanism" => match value.to_ascii_lowercase().as_str() {
+            "external" => endpoint.credentials = Credentials::External,
+            "plain" => {}
+            _ => return Err("its auth_mechanism is neither external nor plain".into()),
+        },
+        "cacertfile" | "certfile" | "keyfile" | "verify" => {
+            let Some(tls) = &mut endpoint.tls else {
+                return Err(format!("its {key} needs an amqps:// URI"));
+            };
+            match (key, value.as_str()) {
+                ("cacertfile", path) => tls.cacertfile = Some(path.into()),
+                ("certfile", path) => tls.certfile = Some(path.into()),
+                ("keyfile", path) => tls.keyfile = Some(path.into()),
+                (_, "verify_peer") => tls.verify_peer = true,
+                (_, "verify_none") => tls.verify_peer = false,
+                _ => return Err("its verify is neither verify_peer nor verify_none".into()),
+            }
+        }
+        _ => {
+            return Err("it has a query parameter other than heartbeat, connection_timeout, \
+                 channel_max, auth_mechanism, cacertfile, certfile, keyfile and verify"
+                .into());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plain(username: &str, password: &str) -> Credentials {
+        Credentials::Plain { username: username.into(), password: password.into() }
+    }
+
+    fn one(uri: &str) -> Endpoint {
+        parse(uri).unwrap_or_else(|reason| panic!("{uri}: {reason}"))
+    }
+
+    /// The appendix "Examples" of RabbitMQ's URI specification, what it calls absent being this
+    /// program's default.
+    #[test]
+    fn the_examples_of_the_specification() {
+        for (uri, username, password, host, port, vhost) in [
+            ("amqp://user:pass@host:10000/vhost", "user", "pass", "host", 10000, "vhost"),
+            (
+                "amqp://user%61:%61pass@ho%61st:10000/v%2fhost",
+                "usera",
+                "apass",
+                "hoast",
+                10000,
+                "v/host",
+            ),
+            ("amqp://", "guest", "guest", "localhost", 5672, "/"),
+            ("amqp://:@/", "", "", "localhost", 5672, ""),
+            ("amqp://user@", "user", "guest", "localhost", 5672, "/"),
+            ("amqp://user:pass@", "user", "pass", "localhost", 5672, "/"),
+            ("amqp://host", "guest", "guest", "host", 5672, "/"),
+            ("amqp://:10000", "guest", "guest", "localhost", 10000, "/"),
+            ("amqp:///vhost", "guest", "guest", "localhost", 5672, "vhost"),
+            ("amqp://host/", "guest", "guest", "host", 5672, ""),
+            ("amqp://host/%2f", "guest", "guest", "host", 5672, "/"),
+            ("amqp://[::1]", "guest", "guest", "::1", 5672, "/"),
+        ] {
+            let endpoint = one(uri);
+            assert!(endpoint.credentials == plain(username, password), "{uri}");
+            let found = (endpoint.host.as_str(), endpoint.port, endpoint.vhost.as_str());
+            assert_eq!(found, (host, port, vhost), "{uri}");
+            assert!(endpoint.tls.is_none(), "{uri}");
+        }
+    }
+
+    #[test]
+    fn query_parameters() {
+        let endpoint = one("AMQPS://host?heartbeat=5&connection_timeout=1500&channel_max=7\
+             &auth_mechanism=EXTERNAL&cacertfile=/a%20b/ca.pem&certfile=c.pem&keyfile=k.pem&verify=verify_none");
+        assert_eq!(endpoint.port, 5671);
+        assert_eq!((endpoint.heartbeat, endpoint.channel_max), (5, 7));
+        assert_eq!(endpoint.connection_timeout, Some(Duration::from_millis(1_500)));
+        assert!(endpoint.credentials == Credentials::External);
+        let tls = Tls {
+            cacertfile: Some("/a b/ca.pem".into()),
+            certfile: Some("c.pem".into()),
+            keyfile: Some("k.pem".into()),
+            verify_peer: false,
+        };
+        assert_eq!(endpoint.tls, Some(tls));
+        assert_eq!(one("amqp://h?heartbeat=0").heartbeat, 0);
+        assert_eq!(one("amqp://h").heartbeat, DEFAULT_HEARTBEAT);
+        assert!(one("amqps://h").tls.unwrap().verify_peer);
+    }
+
+    #[test]
+    fn several_brokers() {
+        let list = parse_list("amqp://a,amqps://u:p,w@b:1/v, AMQP://[::1]:2").unwrap();
+        let shown: Vec<String> = list.iter().map(Endpoint::to_string).collect();
+        assert_eq!(shown, ["amqp://a:5672", "amqps://u@b:1/v", "amqp://[::1]:2"]);
+        assert!(list[1].credentials == plain("u", "p,w"));
+        let failure = parse_list("amqp://a,amqp://b:x").unwrap_err();
+        assert_eq!(failure.kind, Kind::Configuration);
+        assert!(
+            failure.message.starts_with("broker URI 2 (--url or AMQP_URL): its port"),
+            "{failure}"
+        );
+    }
+
+    #[test]
+    fn an_endpoint_shows_all_but_the_password() {
+        let endpoint = one("amqp://us%40er:s3cret@h:1/v%2fh");
+        assert_eq!(endpoint.to_string(), "amqp://us%40er@h:1/v%2Fh");
+        assert_eq!(format!("{endpoint:?}"), "Endpoint(amqp://us%40er@h:1/v%2Fh)");
+        assert_eq!(one("amqp://guest:s3cret@h/").to_string(), "amqp://h:5672/");
+    }
+
+    #[test]
+    fn malformed_uris_are_refused_without_a_word_of_the_password() {
+        for uri in [
+            "",
+            "host",
+            "s3cret",
+            "ftp://u:s3cret@h",
+            "://u:s3cret@h",
+            "amqp:/h",
+            "amqp://h:0",
+            "amqp://h:65536",
+            "amqp://h:+1",
+            "amqp://h:1a",
+            "amqp://u:s3cret@h:x",
+            "amqp://u:s3/cret@h",
+            "amqp://u:s3cret?@h",
+            "amqp://u:s3cret#@h",
+            "amqp://u:s3cret%@h",
+            "amqp://u:s3cret%zz@h",
+            "amqp://u:s3cret%ff@h",
+            "amqp://u:s3cret%00@h",
+            "amqp://u:p@h,s3cret",
+            "amqp://h/a/s3cret",
+            "amqp://[::1",
+            "amqp://[s3cret]",
+            "amqp://[::1]s3cret",
+            "amqp://h?s3cret",
+            "amqp://h?s3cret=1",
+            "amqp://h?heartbeat=s3cret",
+            "amqp://h?heartbeat=65536",
+            "amqp://h?heartbeat=",
+            "amqp://h?connection_timeout=0",
+            "amqp://h?auth_mechanism=s3cret",
+            "amqp://h?verify=verify_none",
+            "amqps://h?verify=s3cret",
+            "amqps://h?certfile=s3cret",
+        ] {
+            let failure = parse_list(uri).expect_err(uri);
+            assert_eq!(failure.kind, Kind::Configuration, "{uri}");
+            assert!(!failure.message.contains("s3"), "{uri}: {failure}");
+            assert!(!failure.message.contains("cret"), "{uri}: {failure}");
+        }
+        let long = format!("amqp://h/{}", "v".repeat(256));
+        assert!(parse_list(&long).is_err());
+    }
+}
