@@ -120,7 +120,6 @@ pub enum Format {
 /// Calls a remote procedure through a RabbitMQ queue and writes its result to standard output.
 #[derive(Debug, Parser)]
 #[command(name = "rpc_client", version, after_help = CLIENT_EXAMPLES, max_term_width = 100)]
-#[command(arg_required_else_help = true)]
 pub struct Client {
     /// Name of the procedure; `list` names them
     #[arg(value_parser = name)]
@@ -167,8 +166,9 @@ pub fn parse<T: Parser + Check>() -> Result<T, ExitCode> {
             let _ = error.print();
             Err(ExitCode::SUCCESS)
         }
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            let _ = error.print();
+        // clap's own rule for this takes AMQP_URL for an argument.
+        ErrorKind::MissingRequiredArgument if std::env::args_os().len() <= 1 => {
+            let _ = write!(std::io::stderr(), "{}", T::command().render_long_help());
             Err(ExitCode::from(Kind::Usage.code()))
         }
         _ => {

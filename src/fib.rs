@@ -12,7 +12,7 @@
 use clap::ValueEnum;
 use num_bigint::BigUint;
 
-/// The largest n for which F(n) fits 64 bits, which is what [`recursive`] counts in. Its
+/// The largest n for which F(n) fits 64 bits, which is what the recursive algorithm counts in. Its
 /// running time is out of reach long before: each step of n multiplies it by 1.6.
 pub const RECURSIVE_LIMIT: u64 = 93;
 

@@ -134,7 +134,7 @@ impl Patience {
     /// Tries until there is nothing to wait for any more: a success, a failure that does not pass
     /// by itself, or the end of the time.
     fn retry<T>(&self, mut attempt: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
-        let mut told = false;
+        let mut told = None;
         loop {
             let failure = match attempt() {
                 Err(failure) if self.wait && may_pass(failure.kind) => failure,
@@ -144,9 +144,9 @@ impl Patience {
                 let waited = format_duration(self.timeout);
                 return Err(Failure::new(failure.kind, format!("{failure} (waited {waited})")));
             }
-            if !told {
+            if told != Some(failure.kind) {
                 warn!("waiting: {failure}");
-                told = true;
+                told = Some(failure.kind);
             }
             sleep(WAIT_INTERVAL.min(self.left()));
         }

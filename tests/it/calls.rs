@@ -1,0 +1,131 @@
+//! Calls that succeed: results, formats, several calls, several servers.
+
+use crate::harness::*;
+use fib_rpc::fib::{Algorithm, fib};
+use std::time::{Duration, Instant};
+
+#[test]
+fn the_transcript_of_both_sides() {
+    let queue = Queue::new();
+    let server = server(&queue, &["--prefetch", "1"]);
+    let transcript = " [x] Requesting fib(30)\n [.] Got 832040\n";
+    queue.client(&["--format", "transcript", "fib", "30"]).expect(0, transcript, "");
+    server.signal("TERM");
+    server.wait().expect(0, " [x] Awaiting RPC requests\n [.] fib(30)\n", "");
+}
+
+#[test]
+fn a_script_gets_the_result_alone() {
+    let queue = Queue::new();
+    let _server = server(&queue, &[]);
+    queue.client(&["fib", "30"]).expect(0, "832040\n", "");
+    queue.client(&["--format", "plain", "fib", "30"]).expect(0, "832040\n", "");
+    queue.client(&["-q", "--format", "transcript", "fib", "30"]).expect(0, "832040\n", "");
+}
+
+#[test]
+fn every_procedure() {
+    let queue = Queue::new();
+    let _server = server(&queue, &[]);
+    queue.client(&["fun", "7"]).expect(0, "700\n", "");
+    queue.client(&["fun", "-12345678901234567890"]).expect(0, "-1234567890123456789000\n", "");
+    queue.client(&["a"]).expect(0, "a\n", "");
+    queue.client(&["b"]).expect(0, "b\n", "");
+    queue.client(&["ping"]).expect(0, "pong\n", "");
+    queue.client(&["list"]).expect(0, "a\nb\nfib\nfun\nlist\nping\n", "");
+}
+
+#[test]
+fn every_algorithm_through_the_queue() {
+    for algorithm in ["fast-doubling", "iterative", "recursive"] {
+        let queue = Queue::new();
+        let _server = server(&queue, &["--algorithm", algorithm]);
+        queue.client(&["fib", "20"]).expect(0, "6765\n", "");
+    }
+}
+
+#[test]
+fn the_largest_n_is_an_option_of_the_server() {
+    let queue = Queue::new();
+    let _server = server(&queue, &["--algorithm", "recursive"]);
+    let stderr = "rpc_client: fib(46): fib takes n from 0 to 45, not 46 (out-of-range)\n";
+    queue.client(&["fib", "46"]).expect(65, "", stderr);
+    let queue = Queue::new();
+    let _server = server_at(&broker(), &queue, &["--max-n", "5"]);
+    let stderr = "rpc_client: fib(6): fib takes n from 0 to 5, not 6 (out-of-range)\n";
+    queue.client(&["fib", "5", "6"]).expect(65, "5\n", stderr);
+}
+
+#[test]
+fn a_number_of_208988_digits() {
+    let queue = Queue::new();
+    let _server = server(&queue, &[]);
+    let expected = fib(1_000_000, Algorithm::FastDoubling).to_string();
+    assert_eq!(expected.len(), 208_988);
+    let ended = queue.client(&["fib", "1000000"]);
+    assert_eq!((ended.code(), ended.stderr.as_str()), (0, ""));
+    assert!(ended.stdout.trim_end() == expected);
+}
+
+/// Without TCP_NODELAY these take 22 s.
+#[test]
+fn five_hundred_calls_one_after_another() {
+    let queue = Queue::new();
+    let _server = server(&queue, &[]);
+    let arguments: Vec<String> = (0..500).map(|n| n.to_string()).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let started = Instant::now();
+    let ended = queue.client(&[&["fib"], &arguments[..]].concat());
+    let elapsed = started.elapsed();
+    let results: Vec<String> = (0..500).map(|n| fib(n, Algorithm::Iterative).to_string()).collect();
+    ended.expect(0, &(results.join("\n") + "\n"), "");
+    assert!(elapsed < Duration::from_secs(5), "{elapsed:?}");
+}
+
+#[test]
+fn a_call_for_each_line_of_standard_input() {
+    let queue = Queue::new();
+    let _server = server(&queue, &[]);
+    let mut command = client_command(&broker(), &["--queue", queue.name(), "fib", "1", "-", "3"]);
+    let input = b"10\n\nx\xff\n20".to_vec();
+    let ended = feed(&mut command, input).wait();
+    let stderr = "rpc_client: fib(): fib takes an integer in decimal digits, not \"\" (invalid-argument)\n\
+                  rpc_client: fib(x\u{fffd}): the argument of fib is not UTF-8 text (invalid-argument)\n";
+    ended.expect(65, "1\n55\n6765\n2\n", stderr);
+}
+
+#[test]
+fn a_killed_servers_request_goes_to_another() {
+    let queue = Queue::new();
+    let first = server(&queue, &["--algorithm", "recursive", "--max-n", "93"]);
+    let args = ["--queue", queue.name(), "fib", "93"];
+    let waiting = Process::spawn(&mut client_command(&broker(), &args));
+    first.await_stdout(" [.] fib(93)\n");
+    let second = server(&queue, &["-v"]);
+    first.signal("KILL");
+    waiting.wait().expect(0, "12200160415121876738\n", "");
+    second.await_stderr(", redelivered\n");
+    second.signal("TERM");
+    let ended = second.wait();
+    assert_eq!(ended.stdout, " [x] Awaiting RPC requests\n [.] fib(93)\n");
+    queue.await_state((0, 0));
+}
+
+#[test]
+fn two_servers_share_slow_calls_evenly() {
+    let queue = Queue::new();
+    // Slow enough that a server's next request can go to the other one.
+    let servers = [0, 1].map(|_| server(&queue, &["--algorithm", "recursive", "--prefetch", "1"]));
+    let clients: Vec<Process> = (0..12)
+        .map(|_| {
+            let args = ["--queue", queue.name(), "fib", "28"];
+            Process::spawn(&mut client_command(&broker(), &args))
+        })
+        .collect();
+    for client in clients {
+        client.wait().expect(0, "317811\n", "");
+    }
+    let served = servers.map(|server| server.stdout().matches("fib(28)").count());
+    assert_eq!(served[0] + served[1], 12);
+    assert!(served[0].abs_diff(served[1]) <= 2, "{served:?}");
+}

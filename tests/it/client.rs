@@ -1,0 +1,488 @@
+//! What `rpc_client` does with bad input, and with servers that misbehave: exit code, stdout and
+//! stderr of each.
+
+use crate::harness::*;
+use amiquip::{AmqpProperties, AmqpValue, FieldTable};
+use std::process::Stdio;
+use std::time::Duration;
+
+// The command line.
+
+#[test]
+fn no_argument_shows_the_help() {
+    let ended = client(&[]);
+    assert_eq!(ended.code(), 64);
+    assert_eq!(ended.stdout, "");
+    assert!(ended.stderr.contains("Usage: rpc_client"), "{ended:?}");
+    assert!(ended.stderr.contains("--timeout <DURATION>"), "{ended:?}");
+}
+
+#[test]
+fn help_and_version_are_a_success_on_stdout() {
+    let help = client(&["--help"]);
+    assert_eq!((help.code(), help.stderr.as_str()), (0, ""));
+    assert!(help.stdout.contains("Usage: rpc_client"), "{help:?}");
+    let version = format!("rpc_client {}\n", env!("CARGO_PKG_VERSION"));
+    client(&["--version"]).expect(0, &version, "");
+}
+
+#[test]
+fn help_does_not_show_the_password_in_the_environment() {
+    let help = client_at("amqp://user:s3cret@host", &["--help"]);
+    assert!(!help.stdout.contains("s3cret"), "{help:?}");
+}
+
+/// The first line tells the error, what follows is clap's hint at the usage.
+#[track_caller]
+fn usage_error(args: &[&str], first_line: &str) {
+    let ended = client(args);
+    assert_eq!((ended.code(), ended.stdout.as_str()), (64, ""));
+    assert_eq!(ended.stderr.lines().next(), Some(first_line));
+}
+
+#[test]
+fn unknown_option() {
+    usage_error(&["--wrong", "fib"], "rpc_client: unexpected argument '--wrong' found");
+}
+
+#[test]
+fn timeout_that_is_no_duration() {
+    usage_error(
+        &["--timeout", "abc", "fib"],
+        "rpc_client: invalid value 'abc' for '--timeout <DURATION>': expected number at 0 (30s, 500ms and 1m30s are durations)",
+    );
+}
+
+#[test]
+fn connect_timeout_without_end() {
+    usage_error(
+        &["--connect-timeout", "0", "fib"],
+        "rpc_client: invalid value '0' for '--connect-timeout <DURATION>': no wait here is without end: give a duration over 0",
+    );
+}
+
+#[test]
+fn queue_name_over_255_bytes() {
+    let name = "q".repeat(256);
+    usage_error(
+        &["--queue", &name, "fib"],
+        &format!(
+            "rpc_client: invalid value '{name}' for '--queue <NAME>': a name has at most 255 bytes, and this one has 256"
+        ),
+    );
+}
+
+#[test]
+fn queue_name_of_255_bytes() {
+    let name = "q".repeat(255);
+    let ended = client(&["--queue", &name, "fib", "1"]);
+    let stderr = format!(
+        "rpc_client: fib: there is no queue \"{name}\" on {}; start rpc_server, or name its queue with --queue (--wait waits for it)\n",
+        shown(&broker())
+    );
+    ended.expect(69, "", &stderr);
+}
+
+#[test]
+fn empty_queue_name() {
+    usage_error(
+        &["--queue", "", "fib"],
+        "rpc_client: invalid value '' for '--queue <NAME>': a name cannot be empty",
+    );
+}
+
+#[test]
+fn procedure_name_over_255_bytes() {
+    let name = "p".repeat(256);
+    usage_error(
+        &[&name],
+        &format!(
+            "rpc_client: invalid value '{name}' for '<PROCEDURE>': a name has at most 255 bytes, and this one has 256"
+        ),
+    );
+}
+
+// The URI.
+
+#[test]
+fn uri_of_another_scheme() {
+    client_at("ftp://user:s3cret@host", &["fib", "1"]).expect(
+        78,
+        "",
+        "rpc_client: broker URI (--url or AMQP_URL): its scheme is neither amqp nor amqps\n",
+    );
+}
+
+#[test]
+fn malformed_uri() {
+    let ended = client(&["--url", "amqp://user:s3cret@host:port", "fib", "1"]);
+    assert_eq!((ended.code(), ended.stdout.as_str()), (78, ""));
+    let expected =
+        "rpc_client: broker URI (--url or AMQP_URL): its port is no number from 1 to 65535 (";
+    assert!(ended.stderr.starts_with(expected), "{ended:?}");
+    assert!(!ended.stderr.contains("s3cret"), "{ended:?}");
+}
+
+#[test]
+fn an_empty_variable_is_the_default_broker() {
+    // No port is given, so the message shows the default one; something may answer there.
+    let ended = client_at("", &["-v", "--queue", Queue::new().name(), "fib", "1"]);
+    assert_eq!((ended.code(), ended.stdout.as_str()), (69, ""));
+    assert!(ended.stderr.contains("amqp://localhost:5672"), "{ended:?}");
+}
+
+// Who serves the queue.
+
+#[test]
+fn no_queue() {
+    let queue = Queue::new();
+    let ended = queue.client(&["fib", "30"]);
+    let stderr = format!(
+        "rpc_client: fib: there is no queue \"{}\" on {}; start rpc_server, or name its queue with --queue (--wait waits for it)\n",
+        queue.name(),
+        shown(&broker())
+    );
+    ended.expect(69, "", &stderr);
+    assert!(ended.elapsed < Duration::from_secs(1), "{ended:?}");
+    assert_eq!(queue.state(), None, "the client made the queue");
+}
+
+#[test]
+fn no_consumer() {
+    let queue = Queue::new();
+    let amqp = Amqp::new();
+    amqp.declare(&queue);
+    for _ in 0..3 {
+        amqp.publish(queue.name(), b"1", AmqpProperties::default());
+    }
+    queue.await_state((3, 0));
+    let ended = queue.client(&["fib", "30"]);
+    let stderr = format!(
+        "rpc_client: fib: nobody consumes from the queue \"{}\" on {}, where 3 requests wait; start rpc_server (--wait waits for it)\n",
+        queue.name(),
+        shown(&broker())
+    );
+    ended.expect(69, "", &stderr);
+    assert!(ended.elapsed < Duration::from_secs(1), "{ended:?}");
+    queue.await_state((3, 0));
+}
+
+#[test]
+fn waiting_for_a_server_has_an_end() {
+    let queue = Queue::new();
+    let ended = queue.client(&["-q", "--wait", "--timeout", "300ms", "fib", "30"]);
+    let stderr = format!(
+        "rpc_client: fib: there is no queue \"{}\" on {}; start rpc_server, or name its queue with --queue (--wait waits for it) (waited 300ms)\n",
+        queue.name(),
+        shown(&broker())
+    );
+    ended.expect(69, "", &stderr);
+    assert!(ended.elapsed >= Duration::from_millis(300), "{ended:?}");
+}
+
+#[test]
+fn wait_waits_for_queue_and_server() {
+    let queue = Queue::new();
+    let args = ["--queue", queue.name(), "--wait", "fib", "30"];
+    let waiting = Process::spawn(&mut client_command(&broker(), &args));
+    waiting.await_stderr("rpc_client: waiting: there is no queue");
+    Amqp::new().declare(&queue);
+    waiting.await_stderr("rpc_client: waiting: nobody consumes");
+    let _server = server(&queue, &[]);
+    let ended = waiting.wait();
+    assert_eq!((ended.code(), ended.stdout.as_str()), (0, "832040\n"), "{ended:?}");
+}
+
+// What the server rejects.
+
+#[track_caller]
+fn rejected(args: &[&str], call: &str, sentence: &str) {
+    let queue = Queue::new();
+    let _server = server(&queue, &[]);
+    queue.client(args).expect(65, "", &format!("rpc_client: {call}: {sentence}\n"));
+}
+
+#[test]
+fn argument_that_is_no_number() {
+    let sentence = "fib takes an integer in decimal digits, not \"abc\" (invalid-argument)";
+    rejected(&["fib", "abc"], "fib(abc)", sentence);
+}
+
+#[test]
+fn negative_argument() {
+    rejected(&["fib", "-1"], "fib(-1)", "fib takes n from 0 to 1000000, not -1 (out-of-range)");
+}
+
+#[test]
+fn empty_argument() {
+    let sentence = "fib takes an integer in decimal digits, not \"\" (invalid-argument)";
+    rejected(&["fib", ""], "fib()", sentence);
+}
+
+#[test]
+fn missing_argument() {
+    let sentence = "fib takes an integer in decimal digits, not \"\" (invalid-argument)";
+    rejected(&["fib"], "fib()", sentence);
+}
+
+#[test]
+fn argument_in_scientific_notation() {
+    let sentence = "fib takes an integer in decimal digits, not \"1e9\" (invalid-argument)";
+    rejected(&["fib", "1e9"], "fib(1e9)", sentence);
+}
+
+#[test]
+fn argument_over_64_bits() {
+    let n = "99999999999999999999999";
+    let sentence = format!("fib takes n from 0 to 1000000, not {n} (out-of-range)");
+    rejected(&["fib", n], &format!("fib({n})"), &sentence);
+}
+
+#[test]
+fn unknown_procedure() {
+    let sentence = "there is no procedure \"nosuch\"; there are a, b, fib, fun, list, ping (unknown-procedure)";
+    rejected(&["nosuch", "1"], "nosuch(1)", sentence);
+}
+
+#[test]
+fn a_failed_call_does_not_stop_the_rest() {
+    let queue = Queue::new();
+    let _server = server(&queue, &[]);
+    let stderr = "rpc_client: fib(x): fib takes an integer in decimal digits, not \"x\" (invalid-argument)\n";
+    queue.client(&["fib", "1", "x", "3"]).expect(65, "1\n2\n", stderr);
+}
+
+// Servers that are late, stopped or strange.
+
+#[test]
+fn a_server_slower_than_the_timeout() {
+    let queue = Queue::new();
+    // F(93) by recursion takes some hours.
+    let _server = server(&queue, &["--algorithm", "recursive", "--max-n", "93"]);
+    let ended = queue.client(&["--timeout", "300ms", "fib", "93"]);
+    let stderr = format!(
+        "rpc_client: fib(93): no answer within 300ms: 1 server consumes from the queue \"{}\", where 0 requests wait; give more time with --timeout, or start more servers\n",
+        queue.name()
+    );
+    ended.expect(75, "", &stderr);
+}
+
+#[test]
+fn a_busy_server_and_requests_ahead() {
+    let queue = Queue::new();
+    let _server = server(&queue, &["--algorithm", "recursive", "--max-n", "93"]);
+    let amqp = Amqp::new();
+    let properties = AmqpProperties::default().with_reply_to(amqp.exclusive());
+    for _ in 0..3 {
+        amqp.publish(queue.name(), b"93", properties.clone());
+    }
+    queue.await_state((2, 1));
+    let ended = queue.client(&["--timeout", "300ms", "ping"]);
+    assert_eq!((ended.code(), ended.stdout.as_str()), (75, ""), "{ended:?}");
+    // The broker drops the expired request when it comes to the head of the queue.
+    let expected = "rpc_client: ping(): no answer within 300ms: 1 server consumes from the queue";
+    assert!(ended.stderr.starts_with(expected), "{ended:?}");
+    assert!(ended.stderr.contains("where 3 requests wait"), "{ended:?}");
+}
+
+#[test]
+fn a_frozen_server() {
+    let queue = Queue::new();
+    let server = server(&queue, &[]);
+    server.signal("STOP");
+    let ended = queue.client(&["--timeout", "300ms", "fib", "30"]);
+    let stderr = format!(
+        "rpc_client: fib(30): no answer within 300ms: 1 server consumes from the queue \"{}\", where 0 requests wait; give more time with --timeout, or start more servers\n",
+        queue.name()
+    );
+    ended.expect(75, "", &stderr);
+}
+
+#[test]
+fn a_server_that_leaves_during_the_call() {
+    let queue = Queue::new();
+    let server = server(&queue, &["--algorithm", "recursive", "--max-n", "93"]);
+    let args = ["--queue", queue.name(), "--timeout", "2s", "fib", "93"];
+    let waiting = Process::spawn(&mut client_command(&broker(), &args));
+    server.await_stdout(" [.] fib(93)\n");
+    server.signal("KILL");
+    let ended = waiting.wait();
+    assert_eq!((ended.code(), ended.stdout.as_str()), (75, ""), "{ended:?}");
+    assert!(ended.stderr.contains("nobody consumes from the queue"), "{ended:?}");
+}
+
+#[test]
+fn an_expired_request_is_not_computed() {
+    let queue = Queue::new();
+    let server = server(&queue, &[]);
+    server.signal("STOP");
+    // Two, because the broker has pushed the first one already.
+    assert_eq!(queue.client(&["--timeout", "200ms", "fib", "5"]).code(), 75);
+    assert_eq!(queue.client(&["--timeout", "200ms", "fib", "6"]).code(), 75);
+    server.signal("CONT");
+    queue.client(&["fib", "7"]).expect(0, "13\n", "");
+    server.signal("TERM");
+    let stdout = server.wait().stdout;
+    assert!(!stdout.contains("fib(6)") && stdout.ends_with(" [.] fib(7)\n"), "{stdout}");
+}
+
+#[test]
+fn a_signal_ends_it_as_a_shell_expects() {
+    let queue = Queue::new();
+    let server = server(&queue, &["--algorithm", "recursive", "--max-n", "93"]);
+    for (n, signal, code) in [("93", "INT", 130), ("92", "TERM", 143)] {
+        let args = ["--queue", queue.name(), "-v", "fib", n];
+        let waiting = Process::spawn(&mut client_command(&broker(), &args));
+        waiting.await_stderr("rpc_client: publish");
+        waiting.signal(signal);
+        let ended = waiting.wait();
+        assert_eq!((ended.code(), ended.stdout.as_str()), (code, ""));
+    }
+    server.await_stdout(" [.] fib(93)\n");
+}
+
+#[track_caller]
+fn answered(body: &'static [u8], properties: AmqpProperties) -> Ended {
+    let queue = Queue::new();
+    let server = StubServer::start(&queue, 1, move |channel, request| {
+        reply(channel, request, body, properties.clone());
+    });
+    let ended = queue.client(&["fib", "30"]);
+    server.join();
+    ended
+}
+
+#[test]
+fn an_empty_reply() {
+    let stderr = "rpc_client: fib(30): the reply is empty: what answered is not an RPC server\n";
+    answered(b"", AmqpProperties::default()).expect(76, "", stderr);
+}
+
+#[test]
+fn a_reply_that_is_no_text() {
+    let stderr =
+        "rpc_client: fib(30): the reply is not UTF-8 text: what answered is not an RPC server\n";
+    answered(b"caf\xe9", AmqpProperties::default()).expect(76, "", stderr);
+}
+
+#[test]
+fn an_error_from_a_server_of_another_kind() {
+    let error = AmqpProperties::default().with_type_("error".into());
+    let stderr = "rpc_client: fib(30): it \\u{1b}[31mbroke (internal)\n";
+    answered(b"it \x1b[31mbroke", error).expect(70, "", stderr);
+}
+
+#[test]
+fn an_internal_error_is_the_servers_fault() {
+    let mut headers = FieldTable::new();
+    headers.insert("error".into(), AmqpValue::LongString("internal".into()));
+    let error = AmqpProperties::default().with_type_("error".into()).with_headers(headers);
+    let stderr = "rpc_client: fib(30): no disk (internal)\n";
+    answered(b"no disk", error).expect(70, "", stderr);
+}
+
+#[test]
+fn a_tutorial_servers_reply_has_no_type() {
+    answered(b"832040", AmqpProperties::default()).expect(0, "832040\n", "");
+}
+
+// Replies that are not the awaited one.
+
+#[test]
+fn a_strangers_reply_is_discarded() {
+    let queue = Queue::new();
+    let server = StubServer::start(&queue, 1, |channel, request| {
+        let stranger = AmqpProperties::default().with_correlation_id("stranger".into());
+        reply(channel, request, b"1", stranger);
+        // None at all: `reply` would fill it in.
+        let to = request.properties.reply_to().clone().unwrap();
+        channel.basic_publish("", amiquip::Publish::new(b"2", to)).unwrap();
+        reply(channel, request, b"832040", AmqpProperties::default());
+    });
+    let ended = queue.client(&["-v", "fib", "30"]);
+    server.join();
+    assert_eq!((ended.code(), ended.stdout.as_str()), (0, "832040\n"), "{ended:?}");
+    for id in ["stranger", "none"] {
+        let line = format!("rpc_client: discard a reply with correlation_id {id}: not awaited\n");
+        assert!(ended.stderr.contains(&line), "{ended:?}");
+    }
+}
+
+#[test]
+fn a_duplicate_reply_is_discarded() {
+    let queue = Queue::new();
+    let server = StubServer::start(&queue, 2, |channel, request| {
+        for _ in 0..2 {
+            reply(channel, request, &request.body, AmqpProperties::default());
+        }
+    });
+    let ended = queue.client(&["-v", "fib", "1", "2"]);
+    server.join();
+    assert_eq!((ended.code(), ended.stdout.as_str()), (0, "1\n2\n"), "{ended:?}");
+    assert_eq!(ended.stderr.matches("discard a reply").count(), 1, "{ended:?}");
+}
+
+#[test]
+fn a_late_reply_is_discarded() {
+    let queue = Queue::new();
+    let mut late = None;
+    let server = StubServer::start(&queue, 2, move |channel, request| match late.take() {
+        // The first request is answered only when its client has given up and sent the second.
+        None => late = Some(request.clone()),
+        Some(first) => {
+            reply(channel, &first, b"late", AmqpProperties::default());
+            reply(channel, request, b"in time", AmqpProperties::default());
+        }
+    });
+    let ended = queue.client(&["-v", "--timeout", "500ms", "fib", "1", "2"]);
+    server.join();
+    assert_eq!((ended.code(), ended.stdout.as_str()), (75, "in time\n"), "{ended:?}");
+    assert!(ended.stderr.contains("rpc_client: fib(1): no answer within 500ms"), "{ended:?}");
+    assert_eq!(ended.stderr.matches("discard a reply").count(), 1, "{ended:?}");
+}
+
+// Standard output.
+
+#[test]
+fn stdout_closed_early() {
+    let queue = Queue::new();
+    let _server = server(&queue, &[]);
+    let mut command = client_command(&broker(), &["--queue", queue.name(), "fib", "-"]);
+    let mut head = std::process::Command::new("head")
+        .args(["-n", "1"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // More lines than a pipe holds, so that the client must meet the closed end.
+    let input = "30\n".repeat(100_000).into_bytes();
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(head.stdin.take().unwrap())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let feeding = std::thread::spawn(move || std::io::Write::write_all(&mut stdin, &input));
+    let first = head.wait_with_output().unwrap();
+    assert_eq!(first.stdout, b"832040\n");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]));
+    assert!(feeding.join().unwrap().is_err(), "the client read on");
+}
+
+#[test]
+fn a_full_disk_is_told() {
+    let queue = Queue::new();
+    let _server = server(&queue, &[]);
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = client_command(&broker(), &["--queue", queue.name(), "fib", "30"])
+        .stdout(full)
+        .stderr(Stdio::piped())
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(70));
+    let expected = "rpc_client: cannot write to standard output: No space left on device";
+    assert!(stderr.starts_with(expected), "{stderr}");
+}

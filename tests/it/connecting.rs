@@ -1,0 +1,326 @@
+//! Connections that do not come about, and connections that go: credentials, vhosts, strange
+//! peers, frozen and alarmed brokers.
+
+use crate::harness::*;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::thread;
+use std::time::Duration;
+
+/// `broker()` with other user information, and a path.
+fn broker_as(userinfo: &str, path: &str) -> String {
+    let url = broker();
+    let hostport = url.rsplit(['@', '/']).next().unwrap();
+    format!("amqp://{userinfo}{hostport}{path}")
+}
+
+/// A listener whose connections are handled by `peer`, in a thread for each.
+fn peer(peer: impl Fn(TcpStream) + Send + Sync + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let peer = std::sync::Arc::new(peer);
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let peer = std::sync::Arc::clone(&peer);
+            thread::spawn(move || peer(stream));
+        }
+    });
+    format!("amqp://{address}")
+}
+
+/// A port that nobody listens on.
+fn refused_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[test]
+fn refused_port_is_told_with_the_remedy() {
+    let url = format!("amqp://127.0.0.1:{}", refused_port());
+    let stderr = format!(
+        "rpc_client: fib: cannot reach {url}: Connection refused (os error 111); is RabbitMQ running there? (--url or AMQP_URL names another)\n"
+    );
+    client_at(&url, &["fib", "30"]).expect(69, "", &stderr);
+    let ended = Process::spawn(&mut server_command(&url, &[])).wait();
+    ended.expect(69, "", &stderr.replace("rpc_client: fib:", "rpc_server:"));
+}
+
+#[test]
+fn unknown_host() {
+    let ended = client_at("amqp://no-such-host.invalid", &["fib", "30"]);
+    assert_eq!((ended.code(), ended.stdout.as_str()), (69, ""), "{ended:?}");
+    let expected = "rpc_client: fib: cannot reach amqp://no-such-host.invalid:5672: ";
+    assert!(ended.stderr.starts_with(expected), "{ended:?}");
+    assert!(ended.elapsed < Duration::from_secs(6), "{ended:?}");
+}
+
+#[test]
+fn the_next_broker_of_a_list_is_tried() {
+    let queue = Queue::new();
+    let _server = server(&queue, &[]);
+    let silent = peer(|stream| {
+        let _ = (&stream).read(&mut [0; 64]);
+        thread::sleep(PATIENCE);
+    });
+    let list =
+        format!("amqp://127.0.0.1:{},{silent}?connection_timeout=200,{}", refused_port(), broker());
+    let ended = client_at(&list, &["--queue", queue.name(), "fib", "30"]);
+    ended.expect(0, "832040\n", "");
+}
+
+#[test]
+fn all_brokers_of_a_list_are_told() {
+    let (one, two) = (refused_port(), refused_port());
+    let list = format!("amqp://127.0.0.1:{one},amqp://127.0.0.1:{two}");
+    let ended = client_at(&list, &["fib", "30"]);
+    assert_eq!((ended.code(), ended.stdout.as_str()), (69, ""), "{ended:?}");
+    for port in [one, two] {
+        let expected = format!("cannot reach amqp://127.0.0.1:{port}: Connection refused");
+        assert!(ended.stderr.contains(&expected), "{ended:?}");
+    }
+    // The broker that answers tells more than the one that does not.
+    let list = format!("amqp://127.0.0.1:{one},{}", broker_as("", "/no-such-vhost"));
+    assert_eq!(client_at(&list, &["fib", "30"]).code(), 78);
+}
+
+/// `localhost` is ::1 and 127.0.0.1 on most systems, and a test node listens on one of them.
+#[test]
+fn all_addresses_of_a_host_are_tried() {
+    let url = broker().replace("127.0.0.1", "localhost");
+    let queue = Queue::new();
+    let _server = server_at(&url, &queue, &[]);
+    client_at(&url, &["--queue", queue.name(), "fib", "30"]).expect(0, "832040\n", "");
+}
+
+#[test]
+fn wrong_password() {
+    let url = broker_as("guest:s3cret@", "");
+    for verbosity in ["-q", "-v", "-vv", "-vvv"] {
+        let ended = client_at(&url, &[verbosity, "fib", "30"]);
+        assert_eq!((ended.code(), ended.stdout.as_str()), (77, ""), "{ended:?}");
+        let expected = format!(
+            "rpc_client: fib: {} refused the credentials; check user and password in --url or AMQP_URL; RabbitMQ lets guest in from localhost only\n",
+            shown(&url)
+        );
+        assert!(ended.stderr.ends_with(&expected), "{ended:?}");
+        assert!(!ended.stderr.contains("s3cret"), "{ended:?}");
+    }
+}
+
+/// The client library logs the login with its password; no setting brings that out.
+#[test]
+fn the_password_is_in_no_log() {
+    let url = broker_as("guest:s3cret@", "");
+    for level in ["trace", "amiquip=trace", "amiquip::io_loop::handshake_state=debug"] {
+        for mut command in
+            [client_command(&url, &["-vvv", "fib", "30"]), server_command(&url, &["-vvv"])]
+        {
+            let ended = Process::spawn(command.env("RUST_LOG", level)).wait();
+            assert_eq!(ended.code(), 77, "{ended:?}");
+            assert!(!ended.stderr.contains("s3cret"), "{ended:?}");
+            if level == "trace" {
+                assert!(ended.stderr.contains("[amiquip::"), "nothing was logged: {ended:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn missing_vhost() {
+    let url = broker_as("", "/no-such-vhost");
+    let stderr = format!(
+        "rpc_client: fib: {} has no vhost \"no-such-vhost\"; rabbitmqctl add_vhost no-such-vhost makes it, the URI names another\n",
+        shown(&url)
+    );
+    client_at(&url, &["fib", "30"]).expect(78, "", &stderr);
+}
+
+#[test]
+fn a_slash_at_the_end_of_the_uri_is_a_vhost_with_an_empty_name() {
+    let url = broker_as("", "/");
+    let stderr = format!(
+        "rpc_client: fib: {} has no vhost \"\"; the URI ends with a slash, which names the vhost \"\": without it the default vhost / is meant\n",
+        shown(&url)
+    );
+    client_at(&url, &["fib", "30"]).expect(78, "", &stderr);
+}
+
+/// Peers that are no brokers. Each must be known for what it is within the connect timeout.
+#[track_caller]
+fn no_broker(url: &str, expected: &str) {
+    let ended = client_at(url, &["--connect-timeout", "1s", "fib", "30"]);
+    let stderr = format!("rpc_client: fib: {}\n", expected.replace("PEER", url));
+    ended.expect(69, "", &stderr);
+    assert!(ended.elapsed < Duration::from_millis(1_500), "{ended:?}");
+}
+
+const UNFINISHED: &str = "PEER took the connection, but did not finish the handshake within 1s; \
+    is RabbitMQ listening there? (--connect-timeout allows more)";
+
+#[test]
+fn a_silent_peer() {
+    let url = peer(|mut stream| {
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    no_broker(&url, UNFINISHED);
+}
+
+#[test]
+fn a_peer_that_trickles_bytes() {
+    let url = peer(|mut stream| {
+        // The beginning of a connection.start frame that will be long.
+        let frame = [1, 0, 0, 0, 0, 255, 255, 0, 10, 0, 10, 0, 9];
+        for byte in frame.into_iter().chain(std::iter::repeat(b'x')) {
+            if stream.write_all(&[byte]).is_err() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+    });
+    no_broker(&url, UNFINISHED);
+}
+
+#[test]
+fn an_http_port() {
+    let url = peer(|mut stream| {
+        let _ = stream.read(&mut [0; 64]);
+        let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    no_broker(
+        &url,
+        "no AMQP handshake with PEER: what answers there speaks HTTP, not AMQP; check host and port in --url or AMQP_URL",
+    );
+}
+
+#[test]
+fn a_broker_of_another_protocol_version() {
+    let url = peer(|mut stream| {
+        let _ = stream.read(&mut [0; 64]);
+        let _ = stream.write_all(b"AMQP\x00\x01\x00\x00");
+    });
+    no_broker(
+        &url,
+        "no AMQP handshake with PEER: what answers there does not speak AMQP 0-9-1; check host and port in --url or AMQP_URL",
+    );
+}
+
+#[test]
+fn a_peer_that_hangs_up() {
+    let url = peer(|mut stream| {
+        let _ = stream.read(&mut [0; 64]);
+    });
+    no_broker(
+        &url,
+        "no AMQP handshake with PEER: underlying socket closed unexpectedly; check host and port in --url or AMQP_URL",
+    );
+}
+
+#[test]
+fn the_connection_has_nodelay_and_the_programs_name() {
+    let node = Node::start();
+    let queue = Queue::at(&node.url);
+    let _server = server_at(&node.url, &queue, &[]);
+    let connections = node.ctl(&["list_connections", "client_properties", "timeout"]);
+    let expected = format!("rpc_server {}", env!("CARGO_PKG_VERSION"));
+    assert!(connections.contains(&expected), "{connections}");
+    assert!(connections.lines().any(|line| line.ends_with("\t10")), "heartbeat: {connections}");
+}
+
+#[test]
+fn a_user_without_permissions() {
+    let node = Node::start();
+    node.ctl(&["add_user", "nobody", "s3cret"]);
+    let url = node.url.replace("amqp://", "amqp://nobody:s3cret@");
+    // No access to the vhost at all.
+    let ended = client_at(&url, &["fib", "30"]);
+    assert_eq!((ended.code(), ended.stdout.as_str()), (77, ""), "{ended:?}");
+    assert!(ended.stderr.contains("refused access"), "{ended:?}");
+    assert!(ended.stderr.contains("rabbitmqctl set_permissions"), "{ended:?}");
+    // Access, and not the right to create queues.
+    node.ctl(&["set_permissions", "nobody", "^$", ".*", ".*"]);
+    let ended = Process::spawn(&mut server_command(&url, &[])).wait();
+    assert_eq!((ended.code(), ended.stdout.as_str()), (77, ""), "{ended:?}");
+    assert!(ended.stderr.contains("ACCESS_REFUSED"), "{ended:?}");
+    assert!(!ended.stderr.contains("s3cret"), "{ended:?}");
+}
+
+#[test]
+fn a_frozen_broker_during_a_call() {
+    let node = Node::start();
+    let queue = Queue::at(&node.url);
+    let server = server_at(&node.url, &queue, &["--algorithm", "recursive", "--max-n", "93"]);
+    let args = ["--queue", queue.name(), "--timeout", "1s", "fib", "93"];
+    let waiting = Process::spawn(&mut client_command(&node.url, &args));
+    server.await_stdout(" [.] fib(93)\n");
+    let pid = node.pid();
+    kill(pid, "STOP");
+    let ended = waiting.wait();
+    kill(pid, "CONT");
+    let stderr = format!(
+        "rpc_client: fib(93): no answer within 1s: {} no longer answers; the connection was given up\n",
+        shown(&node.url)
+    );
+    ended.expect(75, "", &stderr);
+    assert!(ended.elapsed < Duration::from_secs(5), "{ended:?}");
+}
+
+#[test]
+fn a_broker_that_blocks_publishing() {
+    let node = Node::start();
+    let queue = Queue::at(&node.url);
+    let _server = server_at(&node.url, &queue, &[]);
+    node.ctl(&["set_vm_memory_high_watermark", "0.0000001"]);
+    let args = ["--queue", queue.name(), "--timeout", "1s", "fib", "30"];
+    let ended = client_at(&node.url, &args);
+    let shown = shown(&node.url);
+    let stderr = format!(
+        "rpc_client: {shown} blocks publishing (low on memory); waiting\n\
+         rpc_client: fib(30): no answer within 1s: {shown} blocks publishing: low on memory; free its memory or disk\n"
+    );
+    ended.expect(75, "", &stderr);
+    assert!(ended.elapsed < Duration::from_secs(3), "{ended:?}");
+    // A call that waits long enough is made when the alarm is over.
+    let args = ["--queue", queue.name(), "fib", "30"];
+    let waiting = Process::spawn(&mut client_command(&node.url, &args));
+    waiting.await_stderr("blocks publishing");
+    node.ctl(&["set_vm_memory_high_watermark", "0.4"]);
+    let ended = waiting.wait();
+    assert_eq!((ended.code(), ended.stdout.as_str()), (0, "832040\n"), "{ended:?}");
+}
+
+#[test]
+fn a_broker_that_goes_during_a_call() {
+    let node = Node::start();
+    let queue = Queue::at(&node.url);
+    let server = server_at(&node.url, &queue, &["--algorithm", "recursive", "--max-n", "93"]);
+    let args = ["--queue", queue.name(), "fib", "93"];
+    let waiting = Process::spawn(&mut client_command(&node.url, &args));
+    server.await_stdout(" [.] fib(93)\n");
+    node.ctl(&["close_all_connections", "maintenance"]);
+    let ended = waiting.wait();
+    assert_eq!((ended.code(), ended.stdout.as_str()), (75, ""), "{ended:?}");
+    let expected = format!("rpc_client: fib(93): {} closed the connection: ", shown(&node.url));
+    assert!(ended.stderr.starts_with(&expected), "{ended:?}");
+    assert!(ended.stderr.contains("maintenance"), "{ended:?}");
+
+    let server = server_at(&node.url, &queue, &[]);
+    kill(node.pid(), "KILL");
+    let ended = server.wait();
+    assert_eq!(ended.code(), 75, "{ended:?}");
+    let expected = format!("rpc_server: the connection to {} was lost", shown(&node.url));
+    assert!(ended.stderr.starts_with(&expected), "{ended:?}");
+}
+
+#[test]
+fn wait_waits_for_a_broker() {
+    let node = Node::start();
+    let queue = Queue::at(&node.url);
+    kill(node.pid(), "KILL");
+    let args = ["--queue", queue.name(), "--wait", "--timeout", "60s", "fib", "30"];
+    let waiting = Process::spawn(&mut client_command(&node.url, &args));
+    waiting.await_stderr("rpc_client: waiting: ");
+    node.restart();
+    let _server = server_at(&node.url, &queue, &[]);
+    let ended = waiting.wait();
+    assert_eq!((ended.code(), ended.stdout.as_str()), (0, "832040\n"), "{ended:?}");
+}

@@ -1,0 +1,455 @@
+//! What the tests share: processes that never outlive their test, queues of their own, a channel
+//! to play the other side with, and private nodes.
+
+use amiquip::{AmqpProperties, Channel, ConsumerMessage, ConsumerOptions, Delivery, Publish};
+use amiquip::{QueueDeclareOptions, QueueDeleteOptions};
+use fib_rpc::connection::Session;
+use fib_rpc::uri;
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+/// How long a test waits for what must come. Only a failing test waits this long.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The broker that all tests share.
+pub fn broker() -> String {
+    std::env::var("AMQP_URL")
+        .ok()
+        .filter(|url| !url.is_empty())
+        .expect("the tests need a RabbitMQ node in AMQP_URL: scripts/test.sh starts one")
+}
+
+/// How the programs name a broker in their messages.
+pub fn shown(url: &str) -> String {
+    uri::parse_list(url).unwrap()[0].to_string()
+}
+
+/// What a process wrote to one of its outputs so far.
+#[derive(Default)]
+struct Captured {
+    bytes: Mutex<(Vec<u8>, bool)>,
+    grown: Condvar,
+}
+
+impl Captured {
+    fn start(mut source: impl Read + Send + 'static) -> Arc<Captured> {
+        let captured = Arc::new(Captured::default());
+        let sink = Arc::clone(&captured);
+        thread::spawn(move || {
+            let mut buffer = [0; 65536];
+            loop {
+                let read = source.read(&mut buffer).unwrap_or(0);
+                let mut bytes = sink.bytes.lock().unwrap();
+                bytes.0.extend_from_slice(&buffer[..read]);
+                bytes.1 = read == 0;
+                sink.grown.notify_all();
+                if read == 0 {
+                    return;
+                }
+            }
+        });
+        captured
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes.lock().unwrap().0).into_owned()
+    }
+
+    /// All of it, once it has ended.
+    fn whole(&self) -> String {
+        let bytes = self.bytes.lock().unwrap();
+        drop(self.grown.wait_timeout_while(bytes, PATIENCE, |bytes| !bytes.1).unwrap());
+        self.text()
+    }
+
+    /// Whether `wanted` holds of it in time.
+    fn await_that(&self, wanted: impl Fn(&str) -> bool) -> bool {
+        let bytes = self.bytes.lock().unwrap();
+        let pending =
+            |bytes: &mut (Vec<u8>, bool)| !bytes.1 && !wanted(&String::from_utf8_lossy(&bytes.0));
+        let (bytes, _) = self.grown.wait_timeout_while(bytes, PATIENCE, pending).unwrap();
+        wanted(&String::from_utf8_lossy(&bytes.0))
+    }
+}
+
+/// A running program. It is killed and reaped when its test ends, however it ends; if that is by
+/// a failure, what the program wrote is shown.
+pub struct Process {
+    child: Child,
+    name: String,
+    stdout: Arc<Captured>,
+    stderr: Arc<Captured>,
+}
+
+/// What a program came to.
+#[derive(Debug)]
+pub struct Ended {
+    pub status: ExitStatus,
+    pub stdout: String,
+    pub stderr: String,
+    pub elapsed: Duration,
+}
+
+impl Ended {
+    /// Exit code, or as a shell has it, 128 and the signal.
+    pub fn code(&self) -> i32 {
+        self.status.code().or(self.status.signal().map(|signal| 128 + signal)).unwrap()
+    }
+
+    /// Compares all of it.
+    #[track_caller]
+    pub fn expect(&self, code: i32, stdout: &str, stderr: &str) {
+        let found = (self.code(), self.stdout.as_str(), self.stderr.as_str());
+        assert_eq!(found, (code, stdout, stderr));
+    }
+}
+
+impl Process {
+    pub fn spawn(command: &mut Command) -> Process {
+        let name = format!("{command:?}");
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        let stdout = Captured::start(child.stdout.take().unwrap());
+        let stderr = Captured::start(child.stderr.take().unwrap());
+        Process { child, name, stdout, stderr }
+    }
+
+    #[track_caller]
+    pub fn await_stdout(&self, text: &str) {
+        assert!(
+            self.stdout.await_that(|out| out.contains(text)),
+            "{} never said {text:?}",
+            self.name
+        );
+    }
+
+    #[track_caller]
+    pub fn await_stderr(&self, text: &str) {
+        assert!(
+            self.stderr.await_that(|out| out.contains(text)),
+            "{} never said {text:?}",
+            self.name
+        );
+    }
+
+    pub fn stdout(&self) -> String {
+        self.stdout.text()
+    }
+
+    /// Sends a signal: `TERM`, `INT`, `KILL`, `STOP`, `CONT`.
+    pub fn signal(&self, signal: &str) {
+        kill(self.child.id(), signal);
+    }
+
+    #[track_caller]
+    pub fn wait(mut self) -> Ended {
+        let started = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(started.elapsed() < PATIENCE, "{} does not end", self.name);
+            thread::sleep(Duration::from_millis(2));
+        };
+        let (stdout, stderr) = (self.stdout.whole(), self.stderr.whole());
+        Ended { status, stdout, stderr, elapsed: started.elapsed() }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            let (stdout, stderr) = (self.stdout.text(), self.stderr.text());
+            eprintln!("--- {}\n--- stdout\n{stdout}--- stderr\n{stderr}---", self.name);
+        }
+    }
+}
+
+pub fn kill(pid: u32, signal: &str) {
+    let status = Command::new("kill").arg(format!("-{signal}")).arg(pid.to_string()).status();
+    assert!(status.unwrap().success(), "kill -{signal} {pid}");
+}
+
+/// One of the two programs, with nothing of the test's environment that could change its output.
+pub fn program(path: &str, url: &str, args: &[&str]) -> Command {
+    let mut command = Command::new(path);
+    command.args(args).env("AMQP_URL", url).env_remove("RUST_LOG").stdin(Stdio::null());
+    command
+}
+
+pub fn client_command(url: &str, args: &[&str]) -> Command {
+    program(env!("CARGO_BIN_EXE_rpc_client"), url, args)
+}
+
+pub fn server_command(url: &str, args: &[&str]) -> Command {
+    program(env!("CARGO_BIN_EXE_rpc_server"), url, args)
+}
+
+/// Runs `rpc_client` on the shared broker to its end.
+#[track_caller]
+pub fn client(args: &[&str]) -> Ended {
+    client_at(&broker(), args)
+}
+
+/// Runs `rpc_client` on the broker at `url` to its end.
+#[track_caller]
+pub fn client_at(url: &str, args: &[&str]) -> Ended {
+    Process::spawn(&mut client_command(url, args)).wait()
+}
+
+/// Starts `rpc_server` on the shared broker, and waits until it awaits requests.
+#[track_caller]
+pub fn server(queue: &Queue, args: &[&str]) -> Process {
+    server_at(&broker(), queue, args)
+}
+
+#[track_caller]
+pub fn server_at(url: &str, queue: &Queue, args: &[&str]) -> Process {
+    let args = [&["--queue", queue.name()], args].concat();
+    let server = Process::spawn(&mut server_command(url, &args));
+    server.await_stdout(" [x] Awaiting RPC requests\n");
+    server
+}
+
+/// A queue name that no other test has. If there is a queue of that name on the broker when the
+/// test ends, it is deleted.
+pub struct Queue {
+    url: String,
+    name: String,
+}
+
+impl Queue {
+    pub fn new() -> Queue {
+        Queue::at(&broker())
+    }
+
+    pub fn at(url: &str) -> Queue {
+        Queue { url: url.into(), name: format!("test-{}", Uuid::new_v4()) }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Calls `fib` and the like by way of this queue.
+    #[track_caller]
+    pub fn client(&self, args: &[&str]) -> Ended {
+        client_at(&self.url, &[&["--queue", self.name()], args].concat())
+    }
+
+    /// Ready messages and consumers, if the queue exists.
+    pub fn state(&self) -> Option<(u32, u32)> {
+        let mut amqp = Amqp::at(&self.url);
+        let channel = amqp.session.channel().unwrap();
+        let state = fib_rpc::queue::inspect(&mut amqp.session, &channel, &self.name).ok()?;
+        Some((state.messages, state.consumers))
+    }
+
+    /// Waits until the queue has this many ready messages and consumers.
+    #[track_caller]
+    pub fn await_state(&self, wanted: (u32, u32)) {
+        let started = Instant::now();
+        loop {
+            let state = self.state();
+            if state == Some(wanted) {
+                return;
+            }
+            assert!(started.elapsed() < PATIENCE, "{state:?} is not {wanted:?}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        let Ok(mut session) = open(&self.url) else { return };
+        if let Ok(channel) = session.channel() {
+            let _ = channel.queue_delete(self.name.as_str(), QueueDeleteOptions::default());
+        }
+    }
+}
+
+fn open(url: &str) -> Result<Session, fib_rpc::exit::Failure> {
+    Session::open(&uri::parse_list(url)?, PATIENCE, "test")
+}
+
+/// A connection with which a test plays the other side.
+pub struct Amqp {
+    pub session: Session,
+    pub channel: Channel,
+}
+
+impl Amqp {
+    pub fn new() -> Amqp {
+        Amqp::at(&broker())
+    }
+
+    pub fn at(url: &str) -> Amqp {
+        let mut session = open(url).unwrap_or_else(|failure| panic!("{failure}"));
+        let channel = session.channel().unwrap();
+        Amqp { session, channel }
+    }
+
+    /// Declares a durable queue with no arguments.
+    pub fn declare(&self, queue: &Queue) {
+        let options = QueueDeclareOptions { durable: true, ..Default::default() };
+        self.channel.queue_declare(queue.name(), options).unwrap();
+    }
+
+    /// Publishes to a queue.
+    pub fn publish(&self, queue: &str, body: &[u8], properties: AmqpProperties) {
+        self.channel.basic_publish("", Publish::with_properties(body, queue, properties)).unwrap();
+    }
+
+    /// An exclusive queue of this connection's.
+    pub fn exclusive(&self) -> String {
+        let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
+        self.channel.queue_declare("", options).unwrap().name().into()
+    }
+
+    /// The next message of a queue, which must come in time.
+    #[track_caller]
+    pub fn next(&self, queue: &str) -> Delivery {
+        let started = Instant::now();
+        loop {
+            if let Some(get) = self.channel.basic_get(queue, true).unwrap() {
+                return get.delivery;
+            }
+            assert!(started.elapsed() < PATIENCE, "no message in {queue}");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Amqp {
+    fn drop(&mut self) {
+        self.session.close();
+    }
+}
+
+/// A server that a test writes: for each of `requests` requests in turn, `answer` gets the
+/// delivery and a channel. Ends, and its queue loses its consumer, when it has served them.
+pub struct StubServer(Option<thread::JoinHandle<()>>);
+
+impl StubServer {
+    pub fn start(
+        queue: &Queue,
+        requests: usize,
+        mut answer: impl FnMut(&Channel, &Delivery) + Send + 'static,
+    ) -> StubServer {
+        let amqp = Amqp::new();
+        amqp.declare(queue);
+        let name = queue.name().to_owned();
+        let (ready, started) = std::sync::mpsc::channel();
+        let serve = move || {
+            let mut amqp = amqp;
+            let consumer =
+                amqp.channel.basic_consume(name.as_str(), ConsumerOptions::default()).unwrap();
+            ready.send(()).unwrap();
+            for _ in 0..requests {
+                match consumer.receiver().recv_timeout(PATIENCE) {
+                    Ok(ConsumerMessage::Delivery(delivery)) => {
+                        answer(&amqp.channel, &delivery);
+                        consumer.ack(delivery).unwrap();
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            amqp.session.close();
+        };
+        let thread = thread::spawn(serve);
+        started.recv().unwrap();
+        StubServer(Some(thread))
+    }
+
+    /// Waits until it has served all its requests.
+    pub fn join(mut self) {
+        self.0.take().unwrap().join().unwrap();
+    }
+}
+
+/// Answers a request with any body and properties; the request's correlation id is filled in
+/// unless the properties have one.
+pub fn reply(channel: &Channel, request: &Delivery, body: &[u8], properties: AmqpProperties) {
+    let properties = match (properties.correlation_id(), request.properties.correlation_id()) {
+        (None, Some(id)) => properties.clone().with_correlation_id(id.clone()),
+        _ => properties,
+    };
+    let reply_to = request.properties.reply_to().clone().unwrap();
+    channel.basic_publish("", Publish::with_properties(body, reply_to, properties)).unwrap();
+}
+
+/// A private node, for tests that freeze it, alarm it or change its users.
+pub struct Node {
+    folder: PathBuf,
+    pub url: String,
+}
+
+impl Node {
+    pub fn start() -> Node {
+        let folder = std::env::temp_dir().join(format!("fib-rpc-node-{}", Uuid::new_v4()));
+        let mut node = Node { folder, url: String::new() };
+        node.url = node.script(&["start"]);
+        node
+    }
+
+    /// `rabbitmqctl` on this node; what it prints.
+    #[track_caller]
+    pub fn ctl(&self, args: &[&str]) -> String {
+        self.script(&[&["ctl"], args].concat())
+    }
+
+    /// Starts it again after its process was killed.
+    #[track_caller]
+    pub fn restart(&self) {
+        self.script(&["restart"]);
+    }
+
+    /// The process id of its Erlang VM.
+    pub fn pid(&self) -> u32 {
+        self.script(&["pid"]).parse().unwrap()
+    }
+
+    #[track_caller]
+    fn script(&self, args: &[&str]) -> String {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/broker.sh");
+        let output = Command::new(script)
+            .args(args)
+            .env("BROKER_DIR", &self.folder)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "broker.sh {args:?}: {stderr}");
+        String::from_utf8(output.stdout).unwrap().trim().into()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/broker.sh");
+        let stopped = Command::new(script).arg("stop").env("BROKER_DIR", &self.folder).output();
+        if !stopped.is_ok_and(|output| output.status.success()) {
+            eprintln!("the node in {} was not stopped", self.folder.display());
+        }
+    }
+}
+
+/// Feeds a process's standard input from a thread.
+pub fn feed(command: &mut Command, input: Vec<u8>) -> Process {
+    let mut process = Process::spawn(command.stdin(Stdio::piped()));
+    let mut stdin = process.child.stdin.take().unwrap();
+    thread::spawn(move || stdin.write_all(&input));
+    process
+}

@@ -1,0 +1,10 @@
+//! Tests of the two programs, as processes, against a real RabbitMQ node: the one that `AMQP_URL`
+//! names, and for tests that freeze a node or change its users, nodes of their own.
+//! `scripts/test.sh` starts the first and runs them all.
+
+mod calls;
+mod client;
+mod connecting;
+mod harness;
+mod readme;
+mod server;

@@ -1,0 +1,400 @@
+//! What `rpc_server` does with requests that are none, with signals, and with a queue that is
+//! there already. After each, it goes on serving, and the request queue is empty.
+
+use crate::harness::*;
+use amiquip::{AmqpProperties, AmqpValue, Delivery, FieldTable, QueueDeclareOptions};
+use std::time::Duration;
+
+/// What a server answers to a request with this body and these properties, besides a `reply_to`
+/// and a `correlation_id`. Afterwards it must serve the next call, and the queue be empty.
+#[track_caller]
+fn answer(body: &[u8], properties: AmqpProperties) -> (String, Option<String>, Option<String>) {
+    let queue = Queue::new();
+    let _server = server(&queue, &[]);
+    let amqp = Amqp::new();
+    let reply_to = amqp.exclusive();
+    let properties = properties.with_reply_to(reply_to.clone()).with_correlation_id("7".into());
+    amqp.publish(queue.name(), body, properties);
+    let reply = amqp.next(&reply_to);
+    assert_eq!(reply.properties.correlation_id().as_deref(), Some("7"));
+    still_serves(&queue);
+    let error =
+        reply.properties.headers().as_ref().and_then(|headers| match headers.get("error") {
+            Some(AmqpValue::LongString(kind)) => Some(kind.clone()),
+            _ => None,
+        });
+    let text = String::from_utf8(reply.body).unwrap();
+    (text, reply.properties.type_().clone(), error)
+}
+
+#[track_caller]
+fn still_serves(queue: &Queue) {
+    queue.client(&["fib", "30"]).expect(0, "832040\n", "");
+    queue.await_state((0, 1));
+}
+
+#[track_caller]
+fn is_error(answer: (String, Option<String>, Option<String>), kind: &str, sentence: &str) {
+    let expected = (sentence.to_owned(), Some("error".to_owned()), Some(kind.to_owned()));
+    assert_eq!(answer, expected);
+}
+
+fn named(procedure: &str) -> AmqpProperties {
+    AmqpProperties::default().with_app_id(procedure.into())
+}
+
+#[test]
+fn a_tutorial_clients_request_is_for_fib() {
+    let (text, type_, error) = answer(b"30", AmqpProperties::default());
+    assert_eq!((text.as_str(), type_.as_deref(), error), ("832040", Some("result"), None));
+}
+
+#[test]
+fn a_body_that_is_no_number() {
+    let sentence = "fib takes an integer in decimal digits, not \"abc\"";
+    is_error(answer(b"abc", AmqpProperties::default()), "invalid-argument", sentence);
+}
+
+#[test]
+fn an_empty_body() {
+    let sentence = "fib takes an integer in decimal digits, not \"\"";
+    is_error(answer(b"", AmqpProperties::default()), "invalid-argument", sentence);
+}
+
+#[test]
+fn a_body_of_1_mb() {
+    let sentence = format!("fib takes n from 0 to 1000000, not {}…", "9".repeat(64));
+    let body = vec![b'9'; 1_000_000];
+    is_error(answer(&body, AmqpProperties::default()), "out-of-range", &sentence);
+}
+
+#[test]
+fn a_result_of_1_mb() {
+    let body = vec![b'9'; 1_000_000];
+    let (text, _, error) = answer(&body, named("fun"));
+    assert!(text == "9".repeat(1_000_000) + "00");
+    assert_eq!(error, None);
+}
+
+#[test]
+fn a_body_that_is_not_utf8() {
+    let sentence = "the argument of fib is not UTF-8 text";
+    is_error(answer(b"caf\xe9", named("fib")), "invalid-argument", sentence);
+}
+
+#[test]
+fn a_procedure_that_there_is_not() {
+    let sentence = "there is no procedure \"\\u{1b}[2J\"; there are a, b, fib, fun, list, ping";
+    is_error(answer(b"", named("\x1b[2J")), "unknown-procedure", sentence);
+}
+
+#[test]
+fn a_procedure_with_an_empty_name() {
+    let sentence = "there is no procedure \"\"; there are a, b, fib, fun, list, ping";
+    is_error(answer(b"", named("")), "unknown-procedure", sentence);
+}
+
+#[test]
+fn headers_of_every_type() {
+    let mut inner = FieldTable::new();
+    inner.insert("k".into(), AmqpValue::Boolean(true));
+    let values = [
+        AmqpValue::Boolean(false),
+        AmqpValue::ShortShortInt(-1),
+        AmqpValue::ShortShortUInt(1),
+        AmqpValue::ShortInt(-2),
+        AmqpValue::ShortUInt(2),
+        AmqpValue::LongInt(-3),
+        AmqpValue::LongUInt(3),
+        AmqpValue::LongLongInt(-4),
+        AmqpValue::Float(0.5),
+        AmqpValue::Double(0.25),
+        AmqpValue::LongString("text".into()),
+        AmqpValue::Timestamp(1_700_000_000),
+        AmqpValue::ByteArray(vec![0, 159, 255]),
+        AmqpValue::FieldArray(vec![AmqpValue::Void, AmqpValue::LongInt(5)]),
+        AmqpValue::FieldTable(inner),
+        AmqpValue::Void,
+    ];
+    let mut headers = FieldTable::new();
+    for (index, value) in values.into_iter().enumerate() {
+        headers.insert(format!("h{index}"), value);
+    }
+    let (text, ..) = answer(b"30", AmqpProperties::default().with_headers(headers));
+    assert_eq!(text, "832040");
+}
+
+/// For requests to which no answer can come: publishes one, and then lets the server show that
+/// it still serves. Returns what the server said.
+#[track_caller]
+fn unanswered(publish: impl FnOnce(&Amqp, &str)) -> Ended {
+    let queue = Queue::new();
+    let server = server(&queue, &[]);
+    publish(&Amqp::new(), queue.name());
+    still_serves(&queue);
+    server.signal("TERM");
+    server.wait()
+}
+
+#[test]
+fn no_reply_to() {
+    let ended = unanswered(|amqp, queue| amqp.publish(queue, b"30", AmqpProperties::default()));
+    let stdout = " [x] Awaiting RPC requests\n [.] fib(30)\n";
+    let stderr = "rpc_server: fib(30) came without a reply_to: nobody to answer; dropped\n";
+    ended.expect(0, stdout, stderr);
+}
+
+#[test]
+fn an_empty_reply_to() {
+    let properties = AmqpProperties::default().with_reply_to(String::new());
+    let ended = unanswered(|amqp, queue| amqp.publish(queue, b"29", properties));
+    assert!(ended.stderr.contains("fib(29) came without a reply_to"), "{ended:?}");
+}
+
+#[test]
+fn no_correlation_id() {
+    let queue = Queue::new();
+    let _server = server(&queue, &[]);
+    let amqp = Amqp::new();
+    let reply_to = amqp.exclusive();
+    let properties = AmqpProperties::default().with_reply_to(reply_to.clone());
+    amqp.publish(queue.name(), b"30", properties);
+    let reply = amqp.next(&reply_to);
+    assert_eq!((reply.body.as_slice(), reply.properties.correlation_id()), (&b"832040"[..], &None));
+    still_serves(&queue);
+}
+
+#[test]
+fn a_reply_to_that_no_longer_exists() {
+    let properties = AmqpProperties::default().with_reply_to("amq.gen-gone".into());
+    let ended = unanswered(|amqp, queue| amqp.publish(queue, b"29", properties));
+    let stdout = " [x] Awaiting RPC requests\n [.] fib(29)\n [.] fib(30)\n";
+    ended.expect(0, stdout, "");
+}
+
+#[test]
+fn a_reply_to_that_is_somebody_elses_exclusive_queue() {
+    let owner = Amqp::new();
+    let theirs = owner.exclusive();
+    let properties = AmqpProperties::default().with_reply_to(theirs.clone());
+    let ended = unanswered(|amqp, queue| amqp.publish(queue, b"29", properties));
+    ended.expect(0, " [x] Awaiting RPC requests\n [.] fib(29)\n [.] fib(30)\n", "");
+    assert_eq!(owner.next(&theirs).body, b"514229");
+}
+
+#[test]
+fn a_reply_queue_name_of_255_bytes() {
+    let amqp = Amqp::new();
+    let name = "r".repeat(255);
+    let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
+    amqp.channel.queue_declare(name.as_str(), options).unwrap();
+    let properties = AmqpProperties::default().with_reply_to(name.clone());
+    unanswered(|amqp, queue| amqp.publish(queue, b"29", properties));
+    assert_eq!(amqp.next(&name).body, b"514229");
+}
+
+/// AMQP cannot carry such a name: it is cut to a length modulo 256, and what follows is read as
+/// other properties. The broker ends the connection that sends it, and nothing reaches the queue.
+#[test]
+fn a_reply_queue_name_over_255_bytes() {
+    let queue = Queue::new();
+    let _server = server(&queue, &[]);
+    let amqp = Amqp::new();
+    let properties = AmqpProperties::default().with_reply_to("r".repeat(256 + 40));
+    amqp.publish(queue.name(), b"30", properties);
+    let options = QueueDeclareOptions::default();
+    assert!(amqp.channel.queue_declare("", options).is_err(), "the broker took it");
+    still_serves(&queue);
+}
+
+// The transcript is a terminal's: nothing in a message may move its cursor or fill it.
+
+#[test]
+fn the_transcript_shows_strange_bytes_escaped_and_cut() {
+    let queue = Queue::new();
+    let server = server(&queue, &[]);
+    let amqp = Amqp::new();
+    let properties = AmqpProperties::default().with_reply_to(amqp.exclusive());
+    let body = [b"\x1b[2J\n".as_slice(), &[b'x'; 1000]].concat();
+    amqp.publish(queue.name(), &body, properties);
+    let line = format!(" [.] fib(\\u{{1b}}[2J\\n{}…)\n", "x".repeat(59));
+    server.await_stdout(&line);
+}
+
+// Signals.
+
+#[test]
+fn sigint_ends_an_idle_server_in_good_order() {
+    let queue = Queue::new();
+    let server = server(&queue, &[]);
+    server.signal("INT");
+    let ended = server.wait();
+    ended.expect(0, " [x] Awaiting RPC requests\n", "");
+    assert!(ended.elapsed < Duration::from_secs(2), "{ended:?}");
+}
+
+/// The call in hand is answered, what was prefetched goes back to the queue.
+#[test]
+fn sigterm_during_a_call() {
+    let queue = Queue::new();
+    let server = server(&queue, &["--algorithm", "recursive", "--prefetch", "3"]);
+    let amqp = Amqp::new();
+    let reply_to = amqp.exclusive();
+    let properties = AmqpProperties::default().with_reply_to(reply_to.clone());
+    // Long enough in an unoptimised build for the signal to come in between.
+    for n in ["35", "1", "2", "3", "4"] {
+        amqp.publish(queue.name(), n.as_bytes(), properties.clone());
+    }
+    server.await_stdout(" [.] fib(35)\n");
+    queue.await_state((2, 1));
+    server.signal("TERM");
+    server.wait().expect(0, " [x] Awaiting RPC requests\n [.] fib(35)\n", "");
+    assert_eq!(amqp.next(&reply_to).body, b"9227465");
+    queue.await_state((4, 0));
+    let redelivered: Vec<(Vec<u8>, bool)> = (0..4)
+        .map(|_| amqp.next(queue.name()))
+        .map(|Delivery { body, redelivered, .. }| (body, redelivered))
+        .collect();
+    let bodies: Vec<&[u8]> = redelivered.iter().map(|(body, _)| body.as_slice()).collect();
+    assert_eq!(bodies, [b"1", b"2", b"3", b"4"]);
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    for (signal, code) in [("INT", 130), ("TERM", 143)] {
+        let queue = Queue::new();
+        let server = server(&queue, &["--algorithm", "recursive", "--max-n", "93"]);
+        let amqp = Amqp::new();
+        let properties = AmqpProperties::default().with_reply_to(amqp.exclusive());
+        amqp.publish(queue.name(), b"93", properties);
+        server.await_stdout(" [.] fib(93)\n");
+        server.signal(signal);
+        // Two signals of a kind that are both pending would count as one.
+        std::thread::sleep(Duration::from_millis(200));
+        server.signal(signal);
+        assert_eq!(server.wait().code(), code);
+        queue.await_state((1, 0));
+    }
+}
+
+// Queues that exist.
+
+#[test]
+fn a_queue_that_does_not_exist_is_created_durable() {
+    let queue = Queue::new();
+    let server = server(&queue, &[]);
+    // Declared in the same way it is accepted; in any other it is refused.
+    let amqp = Amqp::new();
+    amqp.declare(&queue);
+    let transient = QueueDeclareOptions::default();
+    assert!(amqp.channel.queue_declare(queue.name(), transient).is_err());
+    server.signal("TERM");
+    assert_eq!(server.wait().code(), 0);
+    assert_eq!(queue.state(), Some((0, 0)));
+}
+
+#[test]
+fn a_quorum_queue_is_created_on_demand() {
+    let queue = Queue::new();
+    let _server = server(&queue, &["--queue-type", "quorum"]);
+    let amqp = Amqp::new();
+    let mut arguments = FieldTable::new();
+    arguments.insert("x-queue-type".into(), AmqpValue::LongString("quorum".into()));
+    let options = QueueDeclareOptions { durable: true, arguments, ..Default::default() };
+    amqp.channel.queue_declare(queue.name(), options).unwrap();
+    still_serves(&queue);
+}
+
+#[test]
+fn a_queue_that_exists_is_used_as_it_is() {
+    for (key, value) in [
+        ("x-queue-type", AmqpValue::LongString("quorum".into())),
+        ("x-max-length", AmqpValue::LongInt(1_000)),
+    ] {
+        let queue = Queue::new();
+        let amqp = Amqp::new();
+        let mut arguments = FieldTable::new();
+        arguments.insert(key.into(), value);
+        let options = QueueDeclareOptions { durable: true, arguments, ..Default::default() };
+        amqp.channel.queue_declare(queue.name(), options).unwrap();
+        let _server = server(&queue, &["--queue-type", "classic"]);
+        still_serves(&queue);
+    }
+}
+
+#[test]
+fn a_queue_that_another_connection_has_for_itself() {
+    let amqp = Amqp::new();
+    let theirs = amqp.exclusive();
+    let args = ["--queue", &theirs];
+    let ended = Process::spawn(&mut server_command(&broker(), &args)).wait();
+    assert_eq!((ended.code(), ended.stdout.as_str()), (69, ""), "{ended:?}");
+    assert!(ended.stderr.contains("RESOURCE_LOCKED"), "{ended:?}");
+}
+
+#[test]
+fn a_deleted_queue_ends_the_server_with_an_error() {
+    let queue = Queue::new();
+    let server = server(&queue, &[]);
+    Amqp::new().channel.queue_delete(queue.name(), Default::default()).unwrap();
+    let ended = server.wait();
+    let stderr =
+        format!("rpc_server: the queue \"{}\" on {} was deleted\n", queue.name(), shown(&broker()));
+    ended.expect(69, " [x] Awaiting RPC requests\n", &stderr);
+}
+
+// Options.
+
+#[test]
+fn wrong_usage() {
+    for (args, first_line) in [
+        (
+            &["--prefetch", "65536"][..],
+            "rpc_server: invalid value '65536' for '--prefetch <N>': 65536 is not in 0..=65535",
+        ),
+        (
+            &["--algorithm", "recursive", "--max-n", "94"],
+            "rpc_server: --max-n 94 is too large for --algorithm recursive, which counts in 64 bits: at most 93",
+        ),
+        (&["extra"], "rpc_server: unexpected argument 'extra' found"),
+    ] {
+        let ended = Process::spawn(&mut server_command(&broker(), args)).wait();
+        assert_eq!((ended.code(), ended.stdout.as_str()), (64, ""), "{ended:?}");
+        assert_eq!(ended.stderr.lines().next(), Some(first_line));
+    }
+}
+
+#[test]
+fn quiet_shows_no_transcript() {
+    let queue = Queue::new();
+    let args = ["--queue", queue.name(), "-q"];
+    let server = Process::spawn(&mut server_command(&broker(), &args));
+    queue.client(&["-q", "--wait", "fib", "30"]).expect(0, "832040\n", "");
+    server.signal("TERM");
+    server.wait().expect(0, "", "");
+}
+
+/// A server whose transcript nobody reads any more ends in good order: the request that it could
+/// not announce goes back to the queue.
+#[test]
+fn stdout_closed_early() {
+    let queue = Queue::new();
+    let mut head = std::process::Command::new("head")
+        .args(["-n", "1"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut server = server_command(&broker(), &["--queue", queue.name()])
+        .stdout(head.stdin.take().unwrap())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    assert_eq!(head.wait_with_output().unwrap().stdout, b" [x] Awaiting RPC requests\n");
+    let amqp = Amqp::new();
+    let properties = AmqpProperties::default().with_reply_to(amqp.exclusive());
+    amqp.publish(queue.name(), b"30", properties);
+    let status = server.wait().unwrap();
+    assert_eq!(status.code(), Some(0));
+    queue.await_state((1, 0));
+}
