@@ -141,6 +141,15 @@ pub struct Client {
     #[arg(long)]
     pub wait: bool,
 
+    /// Do not send unanswered calls again after a lost connection
+    #[arg(long)]
+    pub no_retry: bool,
+
+    /// Calls that await their replies at any time
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    pub in_flight: u16,
+
     /// How results are written
     #[arg(long, value_enum, default_value_t = Format::Auto)]
     pub format: Format,

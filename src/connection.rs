@@ -11,7 +11,7 @@ use amiquip::{
 };
 use crossbeam_channel::Receiver;
 use humantime::format_duration;
-use log::{debug, info};
+use log::{debug, info, warn};
 use std::time::{Duration, Instant};
 
 /// Bound on a synchronous method (a declare, a cancel) unless [`Session::hurry`] shortens it: a
@@ -141,13 +141,27 @@ impl Session {
     ///
     /// As [`Session::explain`] has them.
     pub fn ask<T>(&mut self, method: impl FnOnce() -> amiquip::Result<T>) -> Result<T, Failure> {
-        let answer = self.watchdog.bounded(self.answer_limit, method);
+        self.within(self.answer_limit, method)
+    }
+
+    /// The same, with a bound of one's own.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::explain`] has them.
+    pub fn within<T>(
+        &mut self,
+        limit: Duration,
+        method: impl FnOnce() -> amiquip::Result<T>,
+    ) -> Result<T, Failure> {
+        let answer = self.watchdog.bounded(limit, method);
         answer.map_err(|error| self.explain(error))
     }
 
-    /// From now on, takes a broker that needs longer than `limit` to answer for dead.
-    pub fn hurry(&mut self, limit: Duration) {
-        self.answer_limit = limit;
+    /// From now on, takes a broker that needs longer than `limit` to answer for dead. Returns the
+    /// bound that was in force.
+    pub fn hurry(&mut self, limit: Duration) -> Duration {
+        std::mem::replace(&mut self.answer_limit, limit)
     }
 
     /// Where the broker tells that it blocks this connection's publishing, and that it no longer
@@ -157,12 +171,23 @@ impl Session {
         &self.notices
     }
 
-    /// Takes note of what came from [`Session::notices`].
+    /// Takes note of what came from [`Session::notices`], and tells it.
     pub fn note(&mut self, notice: ConnectionBlockedNotification) {
         self.blocked = match notice {
-            ConnectionBlockedNotification::Blocked(reason) => Some(reason),
-            ConnectionBlockedNotification::Unblocked => None,
+            ConnectionBlockedNotification::Blocked(reason) => {
+                warn!("{} blocks publishing ({reason}); waiting", self.endpoint);
+                Some(reason)
+            }
+            ConnectionBlockedNotification::Unblocked => {
+                warn!("{} no longer blocks publishing", self.endpoint);
+                None
+            }
         };
+    }
+
+    /// Why the connection is gone, after one of its receivers disconnected.
+    pub fn lost(&mut self) -> Failure {
+        self.explain(Error::EventLoopDropped)
     }
 
     /// The broker's reason, while it blocks this connection's publishing. A broker that does
@@ -180,6 +205,7 @@ impl Session {
                 ACCESS_REFUSED => Kind::AccessRefused,
                 NOT_FOUND => Kind::QueueMissing,
                 RESOURCE_LOCKED => Kind::QueueUnusable,
+                PRECONDITION_FAILED if message.contains("message size") => Kind::TooLarge,
                 PRECONDITION_FAILED => Kind::Configuration,
                 _ => Kind::ConnectionLost,
             };
@@ -187,6 +213,10 @@ impl Session {
         }
         let cause = self.close_connection().err().unwrap_or(error);
         let endpoint = &self.endpoint;
+        if matches!(cause, Error::MalformedFrame) {
+            let message = format!("{endpoint} sent a message that the client library cannot read");
+            return Failure::new(Kind::Unreadable, message);
+        }
         let message = match &cause {
             _ if self.watchdog.fired() => {
                 format!("{endpoint} no longer answers; the connection was given up")

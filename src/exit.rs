@@ -29,6 +29,10 @@ pub enum Kind {
     TimedOut,
     /// The connection was lost with a call unanswered.
     ConnectionLost,
+    /// The connection was lost to a message that cannot be read: its properties are not UTF-8.
+    Unreadable,
+    /// The message is larger than the broker takes.
+    TooLarge,
     /// The broker does not take messages at the moment.
     Blocked,
     /// The reply is not one: empty, or not text.
@@ -41,7 +45,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 14] = [
+    pub const ALL: [Kind; 16] = [
         Kind::Usage,
         Kind::Rejected,
         Kind::BrokerUnreachable,
@@ -52,6 +56,8 @@ impl Kind {
         Kind::Internal,
         Kind::TimedOut,
         Kind::ConnectionLost,
+        Kind::Unreadable,
+        Kind::TooLarge,
         Kind::Blocked,
         Kind::BadReply,
         Kind::AccessRefused,
@@ -61,17 +67,17 @@ impl Kind {
     /// The exit code. 124 is never used: it is `timeout(1)`'s.
     pub fn code(self) -> u8 {
         match self {
-            Kind::Usage => 64,    // EX_USAGE
-            Kind::Rejected => 65, // EX_DATAERR
+            Kind::Usage => 64,                     // EX_USAGE
+            Kind::Rejected | Kind::TooLarge => 65, // EX_DATAERR
             Kind::BrokerUnreachable
             | Kind::QueueMissing
             | Kind::NoConsumer
             | Kind::QueueUnusable => 69, // EX_UNAVAILABLE
             Kind::ProcedureFailed | Kind::Internal => 70, // EX_SOFTWARE
             Kind::TimedOut | Kind::ConnectionLost | Kind::Blocked => 75, // EX_TEMPFAIL
-            Kind::BadReply => 76, // EX_PROTOCOL
-            Kind::AccessRefused => 77, // EX_NOPERM
-            Kind::Configuration => 78, // EX_CONFIG
+            Kind::BadReply | Kind::Unreadable => 76, // EX_PROTOCOL
+            Kind::AccessRefused => 77,             // EX_NOPERM
+            Kind::Configuration => 78,             // EX_CONFIG
         }
     }
 }

@@ -9,7 +9,11 @@
 //! | [`connection`] | an endpoint → an open connection; what its errors mean |
 //! | [`transport`] | the byte stream below a connection: TCP, TLS |
 //! | [`watchdog`] | the bound on calls that can block for ever |
+//! | [`backoff`] | how long to wait before the next attempt to connect |
 //! | [`queue`] | the request queue: found as it is, or created |
+//! | [`diagnosis`] | what a look at the request queue tells of a call that fails |
+//! | [`input`] | the client's arguments and standard input |
+//! | [`batch`] | the client's calls between input and output |
 //! | [`message`] | requests and replies ↔ AMQP messages |
 //! | [`procedure`] | name → function, and what can go wrong in it |
 //! | [`fib`] | Fibonacci numbers |
@@ -17,21 +21,27 @@
 //! | [`output`] | standard output: the transcript |
 //! | [`text`] | a stranger's bytes, fit for a terminal |
 //! | [`logging`], [`signals`] | diagnostics on stderr; SIGINT and SIGTERM |
+//! | [`stack`] | room for deeply nested headers |
 //!
 //! Server: delivery → [`message::Request`] → [`procedure::call`] → [`fib`] → [`message::Reply`] →
 //! publish → ack. Client: arguments → [`message::Request`] → publish → receive, skip other
 //! ids → [`message::Reply`] → standard output → [`exit`].
 
+pub mod backoff;
+pub mod batch;
 pub mod cli;
 pub mod connection;
+pub mod diagnosis;
 pub mod exit;
 pub mod fib;
+pub mod input;
 pub mod logging;
 pub mod message;
 pub mod output;
 pub mod procedure;
 pub mod queue;
 pub mod signals;
+pub mod stack;
 pub mod text;
 pub mod transport;
 pub mod uri;

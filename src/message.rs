@@ -94,15 +94,15 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// The reply to `request` with the procedure's `outcome`; an error instead if the result is
-    /// larger than [`MAX_BODY`].
-    pub fn to_request(request: &Request<'_>, outcome: Result<String, Error>) -> Reply {
+    /// The reply to `request` with the procedure's `outcome`; an error instead if the result has
+    /// more than `most` bytes.
+    pub fn to_request(request: &Request<'_>, outcome: Result<String, Error>, most: usize) -> Reply {
         let outcome = outcome.and_then(|result| match result.len() {
-            0..=MAX_BODY => Ok(result),
-            length => Err(Error::new(
-                ErrorKind::OutOfRange,
-                format!("the result has {length} bytes, and a broker takes {MAX_BODY}"),
-            )),
+            length if length > most => {
+                let message = format!("the result has {length} bytes; the broker takes {most}");
+                Err(Error::new(ErrorKind::OutOfRange, message))
+            }
+            _ => Ok(result),
         });
         Reply { correlation_id: request.correlation_id.map(str::to_owned), outcome }
     }
@@ -204,9 +204,9 @@ mod tests {
             correlation_id: Some("id"),
             expiration: None,
         };
-        let fits = Reply::to_request(&request, Ok("0".repeat(MAX_BODY)));
-        assert_eq!(fits.outcome.map(|result| result.len()), Ok(MAX_BODY));
-        let reply = Reply::to_request(&request, Ok("0".repeat(MAX_BODY + 1)));
+        let fits = Reply::to_request(&request, Ok("0".repeat(5)), 5);
+        assert_eq!(fits.outcome, Ok("00000".into()));
+        let reply = Reply::to_request(&request, Ok("0".repeat(6)), 5);
         assert_eq!(reply.correlation_id.as_deref(), Some("id"));
         assert_eq!(reply.outcome.unwrap_err().kind, ErrorKind::OutOfRange);
     }

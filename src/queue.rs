@@ -49,6 +49,18 @@ pub fn inspect(session: &mut Session, channel: &Channel, queue: &str) -> Result<
     })
 }
 
+/// The same, on a channel of its own, which is closed afterwards.
+///
+/// # Errors
+///
+/// As of [`inspect`].
+pub fn inspect_apart(session: &mut Session, queue: &str) -> Result<State, Failure> {
+    let channel = session.channel()?;
+    let state = inspect(session, &channel, queue)?;
+    session.ask(|| channel.close())?;
+    Ok(state)
+}
+
 /// Makes sure that `queue` is there. One that exists is used as it is, whatever its type and
 /// durability: declaring it in another way than it was would be refused (406). One that does not
 /// is created, durable, of type `queue_type`.
@@ -57,8 +69,7 @@ pub fn inspect(session: &mut Session, channel: &Channel, queue: &str) -> Result<
 ///
 /// As of [`inspect`].
 pub fn ensure(session: &mut Session, queue: &str, queue_type: QueueType) -> Result<(), Failure> {
-    let channel = session.channel()?;
-    match inspect(session, &channel, queue) {
+    match inspect_apart(session, queue) {
         Ok(state) => {
             let State { messages, consumers } = state;
             info!("queue {queue} exists: {messages} messages, {consumers} consumers");
@@ -75,12 +86,11 @@ pub fn ensure(session: &mut Session, queue: &str, queue_type: QueueType) -> Resu
     match session.ask(|| channel.queue_declare(queue, options).map(drop)) {
         Ok(()) => {
             info!("queue {queue} created: durable, {}", queue_type.name());
-            Ok(())
+            session.ask(|| channel.close())
         }
         // Another server created it in the meantime, in another way (406).
         Err(failure) if failure.kind == Kind::Configuration => {
-            let channel = session.channel()?;
-            inspect(session, &channel, queue).map(drop)
+            inspect_apart(session, queue).map(drop)
         }
         Err(failure) => Err(failure),
     }

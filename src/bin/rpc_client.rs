@@ -1,19 +1,25 @@
-//! The client of RabbitMQ's tutorial six: publishes a request, then blocks on its exclusive reply
-//! queue until the reply with its correlation id comes; others are discarded.
+//! The client of RabbitMQ's tutorial six: publishes requests, then blocks on its exclusive reply
+//! queue until the replies with their correlation ids come; others are discarded.
+//!
+//! [`converse`] is the tutorial's part. Around it, [`run`] opens a connection again when one is
+//! lost, and calls that were not answered go out again.
 
-use amiquip::{Channel, ConsumerMessage, ConsumerOptions, Error, QueueDeclareOptions, Return};
+use amiquip::{
+    Channel, Confirm, ConsumerMessage, ConsumerOptions, Delivery, QueueDeclareOptions, Return,
+};
 use anyhow::{Context, Result};
-use crossbeam_channel::{Receiver, after, never, select_biased};
+use crossbeam_channel::{Receiver, at, never, select_biased};
+use fib_rpc::batch::{Batch, Call};
 use fib_rpc::connection::Session;
 use fib_rpc::exit::{Failure, Kind};
-use fib_rpc::message::{Reply, Request};
+use fib_rpc::message::{MAX_BODY, Reply, Request};
 use fib_rpc::procedure::ErrorKind;
 use fib_rpc::text::{excerpt, lines, short};
 use fib_rpc::uri::{self, Endpoint};
-use fib_rpc::{cli, logging, output, queue};
+use fib_rpc::{cli, diagnosis, input, logging, output, stack};
 use humantime::format_duration;
 use log::{info, warn};
-use std::io::{self, BufRead, IsTerminal};
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -21,113 +27,375 @@ use uuid::Uuid;
 
 const PROGRAM: &str = "rpc_client";
 
-/// How often `--wait` looks again.
-const WAIT_INTERVAL: Duration = Duration::from_millis(100);
+/// How often a client that waits looks again.
+const INTERVAL: Duration = Duration::from_millis(100);
 
-/// How long a broker may take to help with the diagnosis of a call that timed out.
-const DIAGNOSIS_LIMIT: Duration = Duration::from_secs(1);
+/// A request of this many bytes may have to wait for the broker to take earlier ones.
+const LARGE: usize = 64 << 10;
 
 fn main() -> ExitCode {
-    match cli::parse::<cli::Client>() {
+    let program = || match cli::parse::<cli::Client>() {
         Ok(args) => output::conclude(PROGRAM, run(&args)),
         Err(code) => code,
+    };
+    match stack::run_deep(program) {
+        Ok(code) => code,
+        Err(error) => output::conclude(PROGRAM, Err(error.into())),
     }
 }
 
 fn run(args: &cli::Client) -> Result<ExitCode> {
     logging::init(PROGRAM, args.common.quiet, args.common.verbose);
     let brokers = uri::parse_list(args.common.url())?;
-    let (mut session, channel) =
-        reach(args, &brokers).with_context(|| excerpt(args.procedure.as_bytes()))?;
+    let mut calls = Calls::new(args)?;
+    let patience = Patience::new(args.wait, calls.deadline_of_one_made_now());
+    let mut reached = reach(args, &brokers, &patience).map_err(|failure| {
+        let procedure = excerpt(args.procedure.as_bytes());
+        let waited = match args.wait && may_pass(failure.kind) {
+            true => format!(" (waited {})", format_duration(args.timeout)),
+            false => String::new(),
+        };
+        Failure::new(failure.kind, format!("{procedure}: {failure}{waited}"))
+    })?;
+    while let Err(error) = converse(reached, &mut calls, brokers.len() > 1) {
+        // Other errors, and internal ones, are those of standard input or output: no more calls
+        // can be made.
+        let failure = error.downcast::<Failure>()?;
+        if failure.kind == Kind::Internal {
+            return Err(failure.into());
+        }
+        let lost = matches!(failure.kind, Kind::ConnectionLost | Kind::Unreadable);
+        if !lost || args.no_retry {
+            calls.fail(&failure);
+        } else {
+            warn!("{failure}; trying again");
+        }
+        calls.tell_done()?;
+        if !lost || calls.are_over() {
+            break;
+        }
+        // A broker takes its time to come back, and so does a server; the calls' own time limit
+        // is what counts.
+        reached = match reach(args, &brokers, &Patience::new(true, calls.last_deadline())) {
+            Ok(reached) => reached,
+            Err(failure) => {
+                let timeout = format_duration(args.timeout);
+                let message = format!("no answer within {timeout}: {failure}");
+                calls.fail(&Failure::new(Kind::TimedOut, message));
+                break;
+            }
+        };
+    }
+    calls.end()
+}
 
+/// A connection to a broker, and a channel on it, once the request queue has a consumer.
+fn reach(
+    args: &cli::Client,
+    brokers: &[Endpoint],
+    patience: &Patience,
+) -> Result<(Session, Channel), Failure> {
+    loop {
+        let mut session = patience.retry(|| {
+            let limit = args.common.connect_timeout.min(patience.left());
+            Session::open(brokers, limit, PROGRAM)
+        })?;
+        match patience.retry(|| diagnosis::served(&mut session, &args.common.queue)) {
+            Ok(channel) => return Ok((session, channel)),
+            Err(lost) if patience.wait && lost.kind == Kind::ConnectionLost => continue,
+            Err(failure) => return Err(failure),
+        }
+    }
+}
+
+/// The tutorial's client, on one connection: declares the reply queue, publishes, and receives
+/// until there is nothing more to call (`Ok`) or something breaks.
+fn converse(
+    (mut session, channel): (Session, Channel),
+    calls: &mut Calls<'_>,
+    in_cluster: bool,
+) -> Result<()> {
     let returns = session.ask(|| channel.listen_for_returns())?;
+    let confirms = match in_cluster {
+        // There, the node that took a request can die before it has passed it on.
+        true => session.ask(|| confirm_mode(&channel))?,
+        false => never(),
+    };
     let exclusive = QueueDeclareOptions { exclusive: true, ..Default::default() };
     let reply_queue = session.ask(|| channel.queue_declare("", exclusive))?;
     // A reply is of no use to anybody else, so there is nothing to acknowledge.
     let no_ack = ConsumerOptions { no_ack: true, ..Default::default() };
     let consumer = session.ask(|| reply_queue.consume(no_ack))?;
     info!("consume replies from {}", reply_queue.name());
-
     let line = Line {
         channel: &channel,
         reply_to: reply_queue.name(),
         replies: consumer.receiver(),
-        returns: &returns,
+        returns,
+        confirms,
     };
-    let called = call_all(&mut session, &line, args);
+    let ended = line.exchange(&mut session, calls);
     // Before channel and consumer are dropped: each would wait for an answer of its own.
     session.close();
-    called
+    ended
 }
 
-/// What calls go out on and replies come in by.
+/// What requests go out on and replies come in by.
 struct Line<'a> {
     channel: &'a Channel,
     reply_to: &'a str,
     replies: &'a Receiver<ConsumerMessage>,
-    returns: &'a Receiver<Return>,
+    returns: Receiver<Return>,
+    confirms: Receiver<Confirm>,
 }
 
-/// A connection to a broker, and a channel on it, once the request queue has a consumer.
-fn reach(args: &cli::Client, brokers: &[Endpoint]) -> Result<(Session, Channel), Failure> {
-    let patience = Patience::new(args);
-    loop {
-        let mut session = patience.retry(|| {
-            Session::open(brokers, args.common.connect_timeout.min(patience.left()), PROGRAM)
-        })?;
-        match patience.retry(|| served(&mut session, &args.common.queue)) {
-            Ok(channel) => return Ok((session, channel)),
-            Err(lost) if args.wait && lost.kind == Kind::ConnectionLost => continue,
-            Err(failure) => return Err(failure),
+impl Line<'_> {
+    fn exchange(mut self, session: &mut Session, calls: &mut Calls<'_>) -> Result<()> {
+        // What an earlier connection left unanswered.
+        for call in calls.batch.awaited() {
+            self.publish(session, calls.args, call)?;
+        }
+        loop {
+            calls.tell_done()?;
+            if calls.are_over() {
+                return Ok(());
+            }
+            // A blocked broker would only collect requests whose time runs out. (One at a time
+            // still goes, for its time to run out.)
+            let nothing = never();
+            let open = calls.batch.is_empty() || session.blocked().is_none();
+            let input = match open && !calls.input_ended && calls.batch.has_room() {
+                true => &calls.input,
+                false => &nothing,
+            };
+            let timeout = calls.batch.deadline().map_or_else(never, at);
+            // Replies first: one that has come counts, whatever came after it.
+            select_biased! {
+                recv(self.replies) -> message => match message {
+                    Ok(ConsumerMessage::Delivery(delivery)) => calls.answered(delivery),
+                    Ok(ConsumerMessage::ServerClosedChannel(error)) => {
+                        return Err(session.explain(error).into());
+                    }
+                    _ => return Err(session.lost().into()),
+                },
+                recv(self.returns) -> returned => {
+                    let message = returned.map_err(|_| session.lost())?;
+                    let id = message.properties.correlation_id().as_deref();
+                    if let Some(call) = calls.batch.find(id) {
+                        let failure = diagnosis::no_queue(session, &calls.args.common.queue);
+                        call.outcome = Some(Err(failure));
+                    }
+                }
+                recv(self.confirms) -> confirm => {
+                    if let Confirm::Nack(_) = confirm.map_err(|_| session.lost())? {
+                        let message = format!("{} refused a request", session.endpoint());
+                        return Err(Failure::new(Kind::ConnectionLost, message).into());
+                    }
+                }
+                recv(session.notices()) -> notice => {
+                    let notice = notice.map_err(|_| session.lost())?;
+                    session.note(notice);
+                }
+                recv(timeout) -> _ => {
+                    let args = calls.args;
+                    let failure = diagnosis::timed_out(session, &args.common.queue, args.timeout);
+                    calls.give_up(&failure);
+                }
+                recv(input) -> argument => match argument {
+                    Ok(argument) => {
+                        let mut call = calls.begin(argument.context("cannot read standard input")?)?;
+                        if call.outcome.is_none() {
+                            self.publish(session, calls.args, &mut call)?;
+                        }
+                        calls.batch.push(call);
+                    }
+                    Err(_) => calls.input_ended = true,
+                },
+            }
+        }
+    }
+
+    fn publish(
+        &mut self,
+        session: &mut Session,
+        args: &cli::Client,
+        call: &mut Call,
+    ) -> Result<(), Failure> {
+        call.attempts += 1;
+        // A new id for each attempt: a late reply to an earlier one is a duplicate.
+        call.correlation_id = Uuid::new_v4().to_string();
+        let left = call.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let request = Request {
+            procedure: &args.procedure,
+            argument: &call.argument,
+            reply_to: Some(self.reply_to),
+            correlation_id: Some(&call.correlation_id),
+            expiration: left,
+        };
+        let (queue, id) = (&args.common.queue, short(request.correlation_id));
+        info!("publish to {queue}, reply_to {}, correlation_id {id}", self.reply_to);
+        let publish = || self.channel.basic_publish("", request.to_publish(queue));
+        match left {
+            // A large one can have to wait until the broker takes earlier ones.
+            Some(left) if call.argument.len() > LARGE => session.within(left, publish),
+            _ => publish().map_err(|error| session.explain(error)),
         }
     }
 }
 
-/// A channel, if somebody consumes from the request queue.
-fn served(session: &mut Session, queue: &str) -> Result<Channel, Failure> {
-    let channel = session.channel()?;
-    let state = queue::inspect(session, &channel, queue).map_err(|failure| match failure.kind {
-        Kind::QueueMissing => no_queue(session, queue),
-        _ => failure,
-    })?;
-    info!("queue {queue}: {} messages, {} consumers", state.messages, state.consumers);
-    if state.consumers > 0 {
-        return Ok(channel);
+/// Puts the channel into confirm mode (RabbitMQ, "Consumer Acknowledgements and Publisher
+/// Confirms").
+fn confirm_mode(channel: &Channel) -> amiquip::Result<Receiver<Confirm>> {
+    let confirms = channel.listen_for_publisher_confirms()?;
+    channel.enable_publisher_confirms()?;
+    Ok(confirms)
+}
+
+/// The calls from input to output.
+struct Calls<'a> {
+    args: &'a cli::Client,
+    input: Receiver<io::Result<Vec<u8>>>,
+    input_ended: bool,
+    batch: Batch,
+    transcript: bool,
+    first_failure: Option<Kind>,
+}
+
+impl<'a> Calls<'a> {
+    fn new(args: &'a cli::Client) -> Result<Calls<'a>> {
+        let transcript = match args.format {
+            cli::Format::Auto => io::stdout().is_terminal(),
+            cli::Format::Transcript => true,
+            cli::Format::Plain => false,
+        };
+        Ok(Calls {
+            args,
+            input: input::arguments(&args.arguments).context("cannot read the arguments")?,
+            input_ended: false,
+            batch: Batch::new(args.in_flight.into()),
+            transcript: transcript && !args.common.quiet,
+            first_failure: None,
+        })
     }
-    session.ask(|| channel.close())?;
-    let waiting = count(state.messages, "request waits", "requests wait");
-    let message = format!(
-        "nobody consumes from the queue \"{queue}\" on {}, where {waiting}; start rpc_server (--wait waits for it)",
-        session.endpoint()
-    );
-    Err(Failure::new(Kind::NoConsumer, message))
+
+    /// Whether every call was made, and its outcome told.
+    fn are_over(&self) -> bool {
+        self.input_ended && self.batch.is_empty()
+    }
+
+    /// A call with this argument, to be published.
+    fn begin(&self, argument: Vec<u8>) -> Result<Call> {
+        let size = argument.len();
+        let call = Call {
+            argument,
+            deadline: self.deadline_of_one_made_now(),
+            attempts: 0,
+            correlation_id: String::new(),
+            outcome: (size > MAX_BODY).then(|| {
+                let message = format!("the argument has {size} bytes; a broker takes {MAX_BODY}");
+                Err(Failure::new(Kind::TooLarge, message))
+            }),
+        };
+        if self.transcript {
+            output::line(format_args!(" [x] Requesting {}", self.name(&call)))?;
+        }
+        Ok(call)
+    }
+
+    fn name(&self, call: &Call) -> String {
+        format!("{}({})", excerpt(self.args.procedure.as_bytes()), excerpt(&call.argument))
+    }
+
+    fn deadline_of_one_made_now(&self) -> Option<Instant> {
+        (self.args.timeout > Duration::ZERO).then(|| Instant::now() + self.args.timeout)
+    }
+
+    /// When nobody waits any more, should no other call be made.
+    fn last_deadline(&mut self) -> Option<Instant> {
+        let last = self.batch.awaited().last().map(|call| call.deadline);
+        last.unwrap_or_else(|| self.deadline_of_one_made_now())
+    }
+
+    /// Takes a reply, if it is one that a call awaits.
+    fn answered(&mut self, delivery: Delivery) {
+        let id = delivery.properties.correlation_id().clone();
+        let Some(call) = self.batch.find(id.as_deref()) else {
+            info!("discard a reply with correlation_id {}: not awaited", short(id.as_deref()));
+            return;
+        };
+        info!("reply, correlation_id {}", short(id.as_deref()));
+        call.outcome = Some(Reply::from_delivery(delivery).and_then(|reply| {
+            reply.outcome.map_err(|error| {
+                let kind = match error.kind {
+                    ErrorKind::Internal => Kind::ProcedureFailed,
+                    _ => Kind::Rejected,
+                };
+                // The sentence is a stranger's, like any message.
+                Failure::new(kind, lines(&error.to_string()))
+            })
+        }));
+    }
+
+    /// Gives up the calls whose time has run out.
+    fn give_up(&mut self, failure: &Failure) {
+        let now = Instant::now();
+        for call in self.batch.awaited().filter(|call| call.deadline.is_some_and(|d| d <= now)) {
+            call.outcome = Some(Err(failure.clone()));
+        }
+    }
+
+    /// Gives up all calls that await an answer.
+    fn fail(&mut self, failure: &Failure) {
+        for call in self.batch.awaited() {
+            call.outcome = Some(Err(failure.clone()));
+        }
+    }
+
+    /// Tells the outcomes whose turn it is.
+    fn tell_done(&mut self) -> Result<()> {
+        while let Some((call, outcome)) = self.batch.pop_done() {
+            match outcome {
+                Ok(result) if self.transcript => {
+                    output::line(format_args!(" [.] Got {}", lines(&result)))?;
+                }
+                Ok(result) => output::line(format_args!("{result}"))?,
+                Err(failure) => {
+                    self.first_failure.get_or_insert(failure.kind);
+                    let name = self.name(&call);
+                    output::complain(PROGRAM, &anyhow::Error::new(failure).context(name));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells what is left to tell. A failed call does not stop the rest; the first failure gives
+    /// the exit code.
+    fn end(mut self) -> Result<ExitCode> {
+        self.tell_done()?;
+        if !self.input_ended && self.input.recv().is_ok() {
+            let message = "the calls after these were not made";
+            output::complain(PROGRAM, &anyhow::anyhow!(message));
+        }
+        Ok(self.first_failure.map_or(ExitCode::SUCCESS, |kind| ExitCode::from(kind.code())))
+    }
 }
 
-fn no_queue(session: &Session, queue: &str) -> Failure {
-    let message = format!(
-        "there is no queue \"{queue}\" on {}; start rpc_server, or name its queue with --queue (--wait waits for it)",
-        session.endpoint()
-    );
-    Failure::new(Kind::QueueMissing, message)
-}
-
-/// How long `--wait` goes on trying.
+/// How long a client waits for what is not there yet.
 struct Patience {
     wait: bool,
-    timeout: Duration,
-    started: Instant,
+    deadline: Option<Instant>,
 }
 
 impl Patience {
-    fn new(args: &cli::Client) -> Patience {
-        Patience { wait: args.wait, timeout: args.timeout, started: Instant::now() }
+    fn new(wait: bool, deadline: Option<Instant>) -> Patience {
+        Patience { wait, deadline }
     }
 
     fn left(&self) -> Duration {
-        match self.timeout {
-            _ if !self.wait => Duration::MAX,
-            Duration::ZERO => Duration::MAX,
-            timeout => timeout.saturating_sub(self.started.elapsed()),
+        match self.deadline {
+            Some(deadline) if self.wait => deadline.saturating_duration_since(Instant::now()),
+            _ => Duration::MAX,
         }
     }
 
@@ -141,185 +409,16 @@ impl Patience {
                 result => return result,
             };
             if self.left().is_zero() {
-                let waited = format_duration(self.timeout);
-                return Err(Failure::new(failure.kind, format!("{failure} (waited {waited})")));
+                return Err(failure);
             }
-            if told != Some(failure.kind) {
+            if told.replace(failure.kind) != Some(failure.kind) {
                 warn!("waiting: {failure}");
-                told = Some(failure.kind);
             }
-            sleep(WAIT_INTERVAL.min(self.left()));
+            sleep(INTERVAL.min(self.left()));
         }
     }
 }
 
 fn may_pass(kind: Kind) -> bool {
     matches!(kind, Kind::BrokerUnreachable | Kind::QueueMissing | Kind::NoConsumer)
-}
-
-/// Makes the calls, one after another. A failed one does not stop the rest; the first failure
-/// gives the exit code.
-fn call_all(session: &mut Session, line: &Line<'_>, args: &cli::Client) -> Result<ExitCode> {
-    let transcript = !args.common.quiet
-        && match args.format {
-            cli::Format::Auto => io::stdout().is_terminal(),
-            cli::Format::Transcript => true,
-            cli::Format::Plain => false,
-        };
-    let procedure = excerpt(args.procedure.as_bytes());
-    let mut code = None;
-    for argument in arguments(args) {
-        let argument = argument.context("cannot read standard input")?;
-        let name = format!("{procedure}({})", excerpt(&argument));
-        if transcript {
-            output::line(format_args!(" [x] Requesting {name}"))?;
-        }
-        match call(session, line, args, &argument) {
-            Ok(result) if transcript => output::line(format_args!(" [.] Got {}", lines(&result)))?,
-            Ok(result) => output::line(format_args!("{result}"))?,
-            Err(failure) => {
-                let lost = failure.kind == Kind::ConnectionLost;
-                code = code.or(Some(failure.kind.code()));
-                output::complain(PROGRAM, &anyhow::Error::new(failure).context(name));
-                if lost {
-                    break;
-                }
-            }
-        }
-    }
-    Ok(code.map_or(ExitCode::SUCCESS, ExitCode::from))
-}
-
-/// The argument of each call: those of the command line, and for `-` each line of standard input.
-fn arguments(args: &cli::Client) -> impl Iterator<Item = io::Result<Vec<u8>>> {
-    let none = args.arguments.is_empty().then(|| Ok(Vec::new()));
-    none.into_iter().chain(args.arguments.iter().flat_map(|argument| {
-        let given = (argument != "-").then(|| Ok(argument.clone().into_bytes()));
-        let lines = (argument == "-").then(|| io::stdin().lock().split(b'\n'));
-        given.into_iter().chain(lines.into_iter().flatten())
-    }))
-}
-
-/// One call: publish, then block until its reply comes.
-fn call(
-    session: &mut Session,
-    line: &Line<'_>,
-    args: &cli::Client,
-    argument: &[u8],
-) -> Result<String, Failure> {
-    let queue = &args.common.queue;
-    let correlation_id = Uuid::new_v4().to_string();
-    let limited = args.timeout > Duration::ZERO;
-    let request = Request {
-        procedure: &args.procedure,
-        argument,
-        reply_to: Some(line.reply_to),
-        correlation_id: Some(&correlation_id),
-        expiration: limited.then_some(args.timeout),
-    };
-    let id = short(request.correlation_id);
-    info!("publish to {queue}, reply_to {}, correlation_id {id}", line.reply_to);
-    line.channel
-        .basic_publish("", request.to_publish(queue))
-        .map_err(|error| session.explain(error))?;
-
-    let timeout = if limited { after(args.timeout) } else { never() };
-    loop {
-        // Replies first: one that has come counts, whatever came after it.
-        let delivery = select_biased! {
-            recv(line.replies) -> message => match message {
-                Ok(ConsumerMessage::Delivery(delivery)) => delivery,
-                other => return Err(cut_off(session, other.ok())),
-            },
-            recv(line.returns) -> returned => match returned {
-                Ok(message) if message.properties.correlation_id().as_ref() == Some(&correlation_id) => {
-                    return Err(no_queue(session, queue));
-                }
-                Ok(_) => continue,
-                Err(_) => return Err(cut_off(session, None)),
-            },
-            recv(session.notices()) -> notice => match notice {
-                Ok(notice) => {
-                    session.note(notice);
-                    match session.blocked() {
-                        Some(reason) => warn!("{} blocks publishing ({reason}); waiting", session.endpoint()),
-                        None => warn!("{} no longer blocks publishing", session.endpoint()),
-                    }
-                    continue;
-                }
-                Err(_) => return Err(cut_off(session, None)),
-            },
-            recv(timeout) -> _ => return Err(timed_out(session, args)),
-        };
-        let of = delivery.properties.correlation_id();
-        if of.as_ref() != Some(&correlation_id) {
-            info!("discard a reply with correlation_id {}: not awaited", short(of.as_deref()));
-            continue;
-        }
-        info!("reply, correlation_id {id}");
-        return Reply::from_delivery(delivery)?.outcome.map_err(|error| {
-            let kind = match error.kind {
-                ErrorKind::Internal => Kind::ProcedureFailed,
-                _ => Kind::Rejected,
-            };
-            // The sentence comes from the server: as little to be trusted as any message.
-            Failure::new(kind, lines(&error.to_string()))
-        });
-    }
-}
-
-/// Why no more replies can come.
-fn cut_off(session: &mut Session, message: Option<ConsumerMessage>) -> Failure {
-    match message {
-        Some(ConsumerMessage::ServerCancelled) => {
-            let message = format!("{} deleted the reply queue", session.endpoint());
-            Failure::new(Kind::ConnectionLost, message)
-        }
-        Some(ConsumerMessage::ServerClosedChannel(error)) => session.explain(error),
-        _ => session.explain(Error::EventLoopDropped),
-    }
-}
-
-/// Why a call got no reply in time: the rungs of the ladder that show only then.
-fn timed_out(session: &mut Session, args: &cli::Client) -> Failure {
-    let queue = &args.common.queue;
-    let timeout = format_duration(args.timeout);
-    if let Some(reason) = session.blocked() {
-        let message = format!(
-            "no answer within {timeout}: {} blocks publishing: {reason}; free its memory or disk",
-            session.endpoint()
-        );
-        return Failure::new(Kind::Blocked, message);
-    }
-    session.hurry(DIAGNOSIS_LIMIT);
-    // On a channel of its own: if the queue is gone, this costs the channel.
-    let state = session.channel().and_then(|channel| {
-        let state = queue::inspect(session, &channel, queue)?;
-        session.ask(|| channel.close())?;
-        Ok(state)
-    });
-    let reason = match state {
-        Ok(queue::State { consumers: 0, messages }) => {
-            let waiting = count(messages, "request waits", "requests wait");
-            format!(
-                "nobody consumes from the queue \"{queue}\" any more, where {waiting}; start rpc_server again"
-            )
-        }
-        Ok(queue::State { consumers, messages }) => {
-            let servers = count(consumers, "server consumes", "servers consume");
-            let waiting = count(messages, "request waits", "requests wait");
-            format!(
-                "{servers} from the queue \"{queue}\", where {waiting}; give more time with --timeout, or start more servers"
-            )
-        }
-        Err(failure) if failure.kind == Kind::QueueMissing => {
-            format!("the queue \"{queue}\" was deleted; start rpc_server again")
-        }
-        Err(failure) => failure.message,
-    };
-    Failure::new(Kind::TimedOut, format!("no answer within {timeout}: {reason}"))
-}
-
-fn count(n: u32, one: &str, more: &str) -> String {
-    format!("{n} {}", if n == 1 { one } else { more })
 }

@@ -434,7 +434,7 @@ fn a_late_reply_is_discarded() {
             reply(channel, request, b"in time", AmqpProperties::default());
         }
     });
-    let ended = queue.client(&["-v", "--timeout", "500ms", "fib", "1", "2"]);
+    let ended = queue.client(&["-v", "--in-flight", "1", "--timeout", "500ms", "fib", "1", "2"]);
     server.join();
     assert_eq!((ended.code(), ended.stdout.as_str()), (75, "in time\n"), "{ended:?}");
     assert!(ended.stderr.contains("rpc_client: fib(1): no answer within 500ms"), "{ended:?}");

@@ -40,8 +40,13 @@ fn refused_port_is_told_with_the_remedy() {
         "rpc_client: fib: cannot reach {url}: Connection refused (os error 111); is RabbitMQ running there? (--url or AMQP_URL names another)\n"
     );
     client_at(&url, &["fib", "30"]).expect(69, "", &stderr);
-    let ended = Process::spawn(&mut server_command(&url, &[])).wait();
-    ended.expect(69, "", &stderr.replace("rpc_client: fib:", "rpc_server:"));
+    // A server waits for its broker: the two may be started in any order.
+    let server = Process::spawn(&mut server_command(&url, &[]));
+    let said =
+        stderr.replace("rpc_client: fib:", "rpc_server:").replace(")\n", "); trying again\n");
+    server.await_stderr(&said);
+    server.signal("TERM");
+    server.wait().expect(0, "", &said);
 }
 
 #[test]
@@ -289,26 +294,62 @@ fn a_broker_that_blocks_publishing() {
 }
 
 #[test]
-fn a_broker_that_goes_during_a_call() {
+fn calls_outlive_their_connection() {
     let node = Node::start();
     let queue = Queue::at(&node.url);
-    let server = server_at(&node.url, &queue, &["--algorithm", "recursive", "--max-n", "93"]);
+    let busy = server_at(&node.url, &queue, &["--algorithm", "recursive", "--max-n", "93"]);
     let args = ["--queue", queue.name(), "fib", "93"];
-    let waiting = Process::spawn(&mut client_command(&node.url, &args));
-    server.await_stdout(" [.] fib(93)\n");
-    node.ctl(&["close_all_connections", "maintenance"]);
-    let ended = waiting.wait();
-    assert_eq!((ended.code(), ended.stdout.as_str()), (75, ""), "{ended:?}");
-    let expected = format!("rpc_client: fib(93): {} closed the connection: ", shown(&node.url));
-    assert!(ended.stderr.starts_with(&expected), "{ended:?}");
-    assert!(ended.stderr.contains("maintenance"), "{ended:?}");
+    let patient = Process::spawn(&mut client_command(&node.url, &args));
+    busy.await_stdout(" [.] fib(93)\n");
+    let args = ["--queue", queue.name(), "--no-retry", "fib", "92"];
+    let hasty = Process::spawn(&mut client_command(&node.url, &args));
+    queue.await_state((1, 1));
 
+    node.ctl(&["close_all_connections", "maintenance"]);
+    let shown = shown(&node.url);
+    let closed = format!("{shown} closed the connection: CONNECTION_FORCED - maintenance");
+    hasty.wait().expect(75, "", &format!("rpc_client: fib(92): {closed}\n"));
+    let _server = server_at(&node.url, &queue, &[]);
+    let ended = patient.wait();
+    assert_eq!((ended.code(), ended.stdout.as_str()), (0, "12200160415121876738\n"), "{ended:?}");
+    let told = format!("rpc_client: {closed}; trying again\n");
+    assert!(ended.stderr.starts_with(&told), "{ended:?}");
+}
+
+#[test]
+fn a_server_outlives_its_broker() {
+    let node = Node::start();
+    let queue = Queue::at(&node.url);
     let server = server_at(&node.url, &queue, &[]);
-    kill(node.pid(), "KILL");
+    let shown = shown(&node.url);
+    for _ in 0..2 {
+        kill(node.pid(), "KILL");
+        node.restart();
+        let ended = client_at(&node.url, &["-q", "--queue", queue.name(), "--wait", "fib", "30"]);
+        ended.expect(0, "832040\n", "");
+    }
+    node.ctl(&["close_all_connections", "maintenance"]);
+    let ended = client_at(&node.url, &["-q", "--queue", queue.name(), "--wait", "fib", "30"]);
+    ended.expect(0, "832040\n", "");
+    server.signal("TERM");
     let ended = server.wait();
-    assert_eq!(ended.code(), 75, "{ended:?}");
-    let expected = format!("rpc_server: the connection to {} was lost", shown(&node.url));
-    assert!(ended.stderr.starts_with(&expected), "{ended:?}");
+    assert_eq!(ended.code(), 0, "{ended:?}");
+    let again = format!("rpc_server: connected to {shown} again\n");
+    assert_eq!(ended.stderr.matches(&again).count(), 3, "{ended:?}");
+    assert_eq!(ended.stdout.matches(" [x] Awaiting RPC requests\n").count(), 4, "{ended:?}");
+}
+
+/// A server that was asked to stop while it waits for its broker does not wait any longer.
+#[test]
+fn a_signal_cuts_the_wait_for_a_broker_short() {
+    let url = format!("amqp://127.0.0.1:{}", refused_port());
+    let server = Process::spawn(&mut server_command(&url, &["-v"]));
+    // The third attempt is some seconds after the second.
+    server.await_stderr("again in 2.");
+    server.signal("INT");
+    let ended = server.wait();
+    assert_eq!(ended.code(), 0, "{ended:?}");
+    assert!(ended.elapsed < Duration::from_secs(1), "{ended:?}");
 }
 
 #[test]

@@ -333,14 +333,20 @@ fn a_queue_that_another_connection_has_for_itself() {
 }
 
 #[test]
-fn a_deleted_queue_ends_the_server_with_an_error() {
+fn a_deleted_queue_is_declared_again() {
     let queue = Queue::new();
     let server = server(&queue, &[]);
     Amqp::new().channel.queue_delete(queue.name(), Default::default()).unwrap();
-    let ended = server.wait();
-    let stderr =
-        format!("rpc_server: the queue \"{}\" on {} was deleted\n", queue.name(), shown(&broker()));
-    ended.expect(69, " [x] Awaiting RPC requests\n", &stderr);
+    server.await_stderr("rpc_server: connected to ");
+    still_serves(&queue);
+    server.signal("TERM");
+    let (name, at) = (queue.name(), shown(&broker()));
+    let stderr = format!(
+        "rpc_server: the queue \"{name}\" on {at} is gone; trying again\n\
+         rpc_server: connected to {at} again\n"
+    );
+    let stdout = " [x] Awaiting RPC requests\n".repeat(2) + " [.] fib(30)\n";
+    server.wait().expect(0, &stdout, &stderr);
 }
 
 // Options.
