@@ -6,5 +6,7 @@ mod calls;
 mod client;
 mod connecting;
 mod harness;
+mod hostile;
+mod raw;
 mod readme;
 mod server;
