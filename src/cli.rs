@@ -5,8 +5,11 @@ use crate::fib::{Algorithm, RECURSIVE_LIMIT};
 use crate::message::{MAX_EXPIRATION, MAX_NAME};
 use crate::procedure::Settings;
 use crate::queue::QueueType;
+use crate::{logging, uri};
 use clap::error::ErrorKind;
+use clap::parser::ValueSource;
 use clap::{ArgAction, Args, Parser, ValueEnum};
+use log::warn;
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -155,16 +158,67 @@ pub struct Client {
     pub format: Format,
 }
 
-/// The parsed command line, or the exit code if there is nothing more to do: help and version on
-/// standard output are a success, anything else is wrong usage.
+/// A program's command line.
+pub trait Program: Parser {
+    /// What all programs have.
+    fn common(&self) -> &Common;
+
+    /// What the definitions cannot say: rules between options.
+    ///
+    /// # Errors
+    ///
+    /// The rule that is broken, and the remedy.
+    fn check(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+impl Program for Server {
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn check(&self) -> Result<(), String> {
+        match self.max_n {
+            Some(n) if self.algorithm == Algorithm::Recursive && n > RECURSIVE_LIMIT => {
+                Err(format!(
+                    "--max-n {n} is too large for --algorithm recursive, which counts in 64 bits: at most {RECURSIVE_LIMIT}"
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Program for Client {
+    fn common(&self) -> &Common {
+        &self.common
+    }
+}
+
+/// The parsed command line, with logging started as it says; or the exit code if there is nothing
+/// more to do: help and version on standard output are a success, anything else is wrong usage.
 ///
 /// # Errors
 ///
 /// 0 or [`Kind::Usage`]'s code; what there was to tell has been told.
-pub fn parse<T: Parser + Check>() -> Result<T, ExitCode> {
-    let error = match T::try_parse() {
-        Ok(arguments) => match arguments.check() {
-            Ok(()) => return Ok(arguments),
+pub fn start<T: Program>(program: &'static str) -> Result<T, ExitCode> {
+    let parsed = T::command().try_get_matches().and_then(|matches| {
+        let from_command_line = matches.value_source("url") == Some(ValueSource::CommandLine);
+        Ok((T::from_arg_matches(&matches)?, from_command_line))
+    });
+    let error = match parsed {
+        Ok((arguments, url_is_visible)) => match arguments.check() {
+            Ok(()) => {
+                let common = arguments.common();
+                logging::init(program, common.quiet, common.verbose);
+                if url_is_visible && uri::has_password(common.url()) {
+                    warn!(
+                        "others on this machine can see the password in --url; AMQP_URL hides it"
+                    );
+                }
+                return Ok(arguments);
+            }
             Err(reason) => T::command().error(ErrorKind::ValueValidation, reason),
         },
         Err(error) => error,
@@ -183,37 +237,9 @@ pub fn parse<T: Parser + Check>() -> Result<T, ExitCode> {
         _ => {
             let text = error.render().to_string();
             let text = text.strip_prefix("error: ").unwrap_or(&text);
-            let name = T::command().get_name().to_owned();
-            let _ = write!(std::io::stderr(), "{name}: {text}");
+            let _ = write!(std::io::stderr(), "{program}: {text}");
             Err(ExitCode::from(Kind::Usage.code()))
         }
-    }
-}
-
-/// What the definitions above cannot say: rules between options.
-pub trait Check {
-    /// # Errors
-    ///
-    /// The rule that is broken, and the remedy.
-    fn check(&self) -> Result<(), String>;
-}
-
-impl Check for Server {
-    fn check(&self) -> Result<(), String> {
-        match self.max_n {
-            Some(n) if self.algorithm == Algorithm::Recursive && n > RECURSIVE_LIMIT => {
-                Err(format!(
-                    "--max-n {n} is too large for --algorithm recursive, which counts in 64 bits: at most {RECURSIVE_LIMIT}"
-                ))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-impl Check for Client {
-    fn check(&self) -> Result<(), String> {
-        Ok(())
     }
 }
 

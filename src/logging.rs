@@ -35,5 +35,12 @@ pub fn init(program: &'static str, quiet: bool, verbose: u8) {
             }
         })
         .init();
-    std::panic::set_hook(Box::new(|panic| log::error!("internal error: {panic}")));
+    std::panic::set_hook(Box::new(|panic| {
+        // The client library's I/O thread can panic when both sides close at once. What that comes
+        // to, its caller is told as an error.
+        match std::thread::current().name() {
+            Some("amiquip-io") => log::debug!("{panic}"),
+            _ => log::error!("internal error: {panic}"),
+        }
+    }));
 }

@@ -69,11 +69,15 @@ impl<'a> Request<'a> {
     /// The request in a delivery. Every delivery is one: what is wrong with it shows when the
     /// procedure is called, or in the lack of a `reply_to`.
     pub fn from_delivery(delivery: &'a Delivery) -> Request<'a> {
-        let properties = &delivery.properties;
+        Request::decode(&delivery.properties, &delivery.body)
+    }
+
+    /// The request in a message with these properties and this body.
+    pub fn decode(properties: &'a AmqpProperties, body: &'a [u8]) -> Request<'a> {
         let milliseconds = properties.expiration().as_deref().and_then(|ms| ms.parse().ok());
         Request {
             procedure: properties.app_id().as_deref().unwrap_or(DEFAULT_PROCEDURE),
-            argument: &delivery.body,
+            argument: body,
             reply_to: properties
                 .reply_to()
                 .as_deref()
@@ -131,7 +135,15 @@ impl Reply {
     ///
     /// [`Kind::BadReply`] if the body is empty or not UTF-8 text: no procedure answers so.
     pub fn from_delivery(delivery: Delivery) -> Result<Reply, Failure> {
-        let Delivery { body, properties, .. } = delivery;
+        Reply::decode(&delivery.properties, delivery.body)
+    }
+
+    /// The reply in a message with these properties and this body.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Reply::from_delivery`].
+    pub fn decode(properties: &AmqpProperties, body: Vec<u8>) -> Result<Reply, Failure> {
         let bad = |what| {
             let message = format!("the reply is {what}: what answered is not an RPC server");
             Failure::new(Kind::BadReply, message)
@@ -141,7 +153,7 @@ impl Reply {
         }
         let body = String::from_utf8(body).map_err(|_| bad("not UTF-8 text"))?;
         let outcome = match properties.type_().as_deref() {
-            Some(TYPE_ERROR) => Err(Error::new(error_kind(&properties), body)),
+            Some(TYPE_ERROR) => Err(Error::new(error_kind(properties), body)),
             _ => Ok(body),
         };
         Ok(Reply { correlation_id: properties.correlation_id().clone(), outcome })
@@ -159,9 +171,6 @@ fn error_kind(properties: &AmqpProperties) -> ErrorKind {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    // A `Delivery` is made by the client library alone, so decoding is tested against a real
-    // broker; here is what can be told without one.
 
     #[test]
     fn a_request_carries_the_tutorials_properties_and_the_procedure() {

@@ -4,6 +4,8 @@
 use crate::exit::{Failure, Kind};
 use crate::uri::{Endpoint, Tls};
 use amiquip::IoStream;
+#[cfg(feature = "tls")]
+use log::warn;
 use mio::{Evented, Poll, PollOpt, Ready, Token};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
@@ -149,6 +151,9 @@ fn connector(tls: &Tls) -> Result<native_tls::TlsConnector, String> {
         builder.identity(identity);
     }
     if !tls.verify_peer {
+        warn!(
+            "verify=verify_none is unsafe: anybody on the way can read the password and the calls"
+        );
         builder.danger_accept_invalid_certs(true).danger_accept_invalid_hostnames(true);
     }
     builder.build().map_err(|error| format!("no TLS: {error}"))

@@ -125,6 +125,13 @@ pub fn parse_list(list: &str) -> Result<Vec<Endpoint>, Failure> {
     uris.iter().enumerate().map(endpoint).collect()
 }
 
+/// Whether a list of URIs has a password in it, well-formed or not.
+pub fn has_password(list: &str) -> bool {
+    list.rsplit_once('@').is_some_and(|(userinfo, _)| {
+        userinfo.split_once("://").is_some_and(|(_, userinfo)| userinfo.contains(':'))
+    })
+}
+
 fn separator(list: &str) -> Option<usize> {
     list.match_indices(',').map(|(index, _)| index).find(|index| {
         let next = list[index + 1..].trim_start().to_ascii_lowercase();

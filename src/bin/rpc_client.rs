@@ -16,7 +16,7 @@ use fib_rpc::message::{MAX_BODY, Reply, Request};
 use fib_rpc::procedure::ErrorKind;
 use fib_rpc::text::{excerpt, lines, short};
 use fib_rpc::uri::{self, Endpoint};
-use fib_rpc::{cli, diagnosis, input, logging, output, stack};
+use fib_rpc::{cli, diagnosis, input, output, stack};
 use humantime::format_duration;
 use log::{info, warn};
 use std::io::{self, IsTerminal};
@@ -34,7 +34,7 @@ const INTERVAL: Duration = Duration::from_millis(100);
 const LARGE: usize = 64 << 10;
 
 fn main() -> ExitCode {
-    let program = || match cli::parse::<cli::Client>() {
+    let program = || match cli::start::<cli::Client>(PROGRAM) {
         Ok(args) => output::conclude(PROGRAM, run(&args)),
         Err(code) => code,
     };
@@ -45,7 +45,6 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &cli::Client) -> Result<ExitCode> {
-    logging::init(PROGRAM, args.common.quiet, args.common.verbose);
     let brokers = uri::parse_list(args.common.url())?;
     let mut calls = Calls::new(args)?;
     let patience = Patience::new(args.wait, calls.deadline_of_one_made_now());

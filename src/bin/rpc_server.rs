@@ -13,7 +13,7 @@ use fib_rpc::message::{MAX_BODY, Reply, Request};
 use fib_rpc::procedure::{self, Settings};
 use fib_rpc::text::{excerpt, short};
 use fib_rpc::uri::{self, Endpoint};
-use fib_rpc::{cli, logging, output, queue, signals, stack};
+use fib_rpc::{cli, output, queue, signals, stack};
 use log::{info, warn};
 use std::collections::VecDeque;
 use std::process::ExitCode;
@@ -25,7 +25,7 @@ const PROGRAM: &str = "rpc_server";
 const CONFIRM_LIMIT: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
-    let program = || match cli::parse::<cli::Server>() {
+    let program = || match cli::start::<cli::Server>(PROGRAM) {
         Ok(args) => output::conclude(PROGRAM, run(&args)),
         Err(code) => code,
     };
@@ -49,7 +49,6 @@ struct Memory {
 }
 
 fn run(args: &cli::Server) -> Result<ExitCode> {
-    logging::init(PROGRAM, args.common.quiet, args.common.verbose);
     let stop = signals::stop_requests()?;
     let brokers = uri::parse_list(args.common.url())?;
     let mut memory = Memory {

@@ -119,8 +119,24 @@ fn malformed_uri() {
     assert_eq!((ended.code(), ended.stdout.as_str()), (78, ""));
     let expected =
         "rpc_client: broker URI (--url or AMQP_URL): its port is no number from 1 to 65535 (";
-    assert!(ended.stderr.starts_with(expected), "{ended:?}");
+    assert!(ended.stderr.contains(expected), "{ended:?}");
     assert!(!ended.stderr.contains("s3cret"), "{ended:?}");
+}
+
+#[test]
+fn a_password_on_the_command_line_draws_a_hint() {
+    let hint =
+        "rpc_client: others on this machine can see the password in --url; AMQP_URL hides it\n";
+    let ended = client(&["--url", "amqp://user:s3cret@host:port", "fib", "1"]);
+    assert!(ended.stderr.starts_with(hint), "{ended:?}");
+    for (url, args) in [
+        ("amqp://user:s3cret@host:port", &["fib", "1"][..]),
+        ("", &["--url", "amqp://user@host:port", "fib", "1"]),
+        ("", &["-q", "--url", "amqp://user:s3cret@host:port", "fib", "1"]),
+    ] {
+        let ended = client_at(url, args);
+        assert!(!ended.stderr.contains("others on this machine"), "{ended:?}");
+    }
 }
 
 #[test]

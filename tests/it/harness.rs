@@ -151,13 +151,18 @@ impl Process {
     }
 
     #[track_caller]
-    pub fn wait(mut self) -> Ended {
+    pub fn wait(self) -> Ended {
+        self.wait_for(PATIENCE)
+    }
+
+    #[track_caller]
+    pub fn wait_for(mut self, limit: Duration) -> Ended {
         let started = Instant::now();
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;
             }
-            assert!(started.elapsed() < PATIENCE, "{} does not end", self.name);
+            assert!(started.elapsed() < limit, "{} does not end", self.name);
             thread::sleep(Duration::from_millis(2));
         };
         let (stdout, stderr) = (self.stdout.whole(), self.stderr.whole());

@@ -1,0 +1,181 @@
+//! Servers and clients under load, while servers are killed and restarted, the broker is killed
+//! and restarted, an operator closes all connections, and unreadable messages come in. No call
+//! may be lost, none answered wrong, and no process may hang.
+//!
+//! `scripts/chaos.sh [SECONDS [SEED]]` runs it; the seed fixes what happens in which order.
+
+#[path = "it/harness.rs"]
+#[allow(dead_code, reason = "shared with the other tests")]
+mod harness;
+#[path = "it/raw.rs"]
+#[allow(dead_code, reason = "shared with the other tests")]
+mod raw;
+
+use fastrand::Rng;
+use harness::{Ended, Node, Process, Queue, client_command, kill, server_command};
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const SERVERS: usize = 3;
+const CLIENTS: usize = 2;
+
+/// Each call's time limit. A process that takes longer than its calls may is said to hang.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What the clients came to.
+#[derive(Default)]
+struct Tally {
+    made: usize,
+    right: usize,
+    wrong: usize,
+    lost: usize,
+    /// Failed calls by their client's exit code.
+    failed: BTreeMap<i32, usize>,
+    said: Vec<String>,
+    gap: Duration,
+    answered: Option<Instant>,
+}
+
+impl Tally {
+    /// Takes in what one client said about its calls of `fun`.
+    fn add(&mut self, arguments: &[String], ended: &Ended) {
+        let failures = ended.stderr.lines().filter(|line| line.starts_with("rpc_client: fun("));
+        let failures = failures.count();
+        // Results come in input order, a failed call has none.
+        let mut expected = arguments.iter().map(|n| format!("{n}00"));
+        let answers = ended.stdout.lines().count();
+        let right = ended.stdout.lines().filter(|line| expected.any(|value| value == **line));
+        let right = right.count();
+        self.made += arguments.len();
+        self.right += right;
+        self.wrong += answers - right;
+        self.lost += arguments.len().saturating_sub(answers + failures);
+        if failures > 0 {
+            *self.failed.entry(ended.code()).or_default() += failures;
+            self.said.push(ended.stderr.clone());
+        }
+        if right > 0 {
+            let now = Instant::now();
+            let before = self.answered.replace(now);
+            self.gap = self.gap.max(before.map_or(Duration::ZERO, |before| now - before));
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    // As libtest has it: words are filters.
+    let filters: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    if !filters.is_empty() && !filters.iter().any(|filter| "chaos".contains(filter.as_str())) {
+        return ExitCode::SUCCESS;
+    }
+    let number = |name: &str, default: u64| {
+        let given = std::env::var(name).ok().filter(|value| !value.is_empty());
+        given.map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name}={value}")))
+    };
+    let (seconds, seed) = (number("CHAOS_SECONDS", 20), number("CHAOS_SEED", 1));
+    println!("chaos for {seconds} s, seed {seed}: {SERVERS} servers, {CLIENTS} clients");
+
+    let node = Node::start();
+    let queue = Queue::at(&node.url);
+    let tally = Mutex::new(Tally::default());
+    let over = AtomicBool::new(false);
+    let (events, servers) = thread::scope(|scope| {
+        let (node, queue, tally, over) = (&node, &queue, &tally, &over);
+        for client in 0..CLIENTS {
+            let mut random = Rng::with_seed(seed + 1 + client as u64);
+            scope.spawn(move || {
+                while !over.load(Ordering::SeqCst) {
+                    make_calls(node, queue, tally, &mut random);
+                }
+            });
+        }
+        let done = disturb(node, queue, Duration::from_secs(seconds), seed);
+        over.store(true, Ordering::SeqCst);
+        done
+    });
+    report(&tally.into_inner().unwrap(), &events, servers)
+}
+
+/// One client with a batch of calls.
+fn make_calls(node: &Node, queue: &Queue, tally: &Mutex<Tally>, random: &mut Rng) {
+    let arguments: Vec<String> =
+        (0..random.usize(1..200)).map(|_| random.u64(1..).to_string()).collect();
+    let timeout = format!("{}s", TIMEOUT.as_secs());
+    let args = ["-q", "--wait", "--timeout", &timeout, "--queue", queue.name(), "fun"];
+    let given: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let mut command = client_command(&node.url, &[&args, &given[..]].concat());
+    let ended = Process::spawn(&mut command).wait_for(TIMEOUT * 3);
+    tally.lock().unwrap().add(&arguments, &ended);
+}
+
+/// What was done to the system, and how often.
+type Events = BTreeMap<&'static str, usize>;
+
+/// Does one thing after another to the system. Returns the servers still running: the clients
+/// have calls to bring to an end.
+fn disturb(node: &Node, queue: &Queue, time: Duration, seed: u64) -> (Events, Vec<Process>) {
+    let mut random = Rng::with_seed(seed);
+    let mut events = Events::new();
+    let args = ["-q", "--queue", queue.name(), "--prefetch", "4"];
+    let start = || Process::spawn(&mut server_command(&node.url, &args));
+    let mut servers: Vec<Process> = (0..SERVERS).map(|_| start()).collect();
+    let started = Instant::now();
+    while started.elapsed() < time {
+        thread::sleep(Duration::from_millis(random.u64(200..2_000)));
+        let event = match random.u32(0..20) {
+            0..=9 => {
+                let index = random.usize(0..SERVERS);
+                servers[index].signal("KILL");
+                servers[index] = start();
+                "servers killed and restarted"
+            }
+            10..=14 => {
+                let (flags, properties) = &raw::unreadable()[random.usize(0..2)];
+                raw::publish(&node.url, queue.name(), *flags, properties, b"");
+                "unreadable messages"
+            }
+            15..=17 => {
+                node.ctl(&["close_all_connections", "chaos"]);
+                "times all connections closed"
+            }
+            _ => {
+                kill(node.pid(), "KILL");
+                thread::sleep(Duration::from_millis(random.u64(0..2_000)));
+                node.restart();
+                "brokers killed and restarted"
+            }
+        };
+        *events.entry(event).or_default() += 1;
+    }
+    (events, servers)
+}
+
+fn report(tally: &Tally, events: &Events, servers: Vec<Process>) -> ExitCode {
+    let mut stopped_well = 0;
+    for server in servers {
+        server.signal("TERM");
+        stopped_well += usize::from(server.wait().code() == 0);
+    }
+    for (event, count) in events {
+        println!("{count:8} {event}");
+    }
+    println!("{:8} calls made", tally.made);
+    println!("{:8} answered right", tally.right);
+    for (code, count) in &tally.failed {
+        println!("{count:8} failed, exit code {code}");
+    }
+    println!("{:8} wrong", tally.wrong);
+    println!("{:8} lost", tally.lost);
+    println!("{:8.1} s longest gap in service", tally.gap.as_secs_f64());
+    for said in &tally.said {
+        eprint!("{said}");
+    }
+    let good = tally.wrong == 0 && tally.lost == 0 && stopped_well == SERVERS && tally.right > 0;
+    let (word, passed) = if good { ("ok", 1) } else { ("FAILED", 0) };
+    println!("test result: {word}. {passed} passed; {} failed", 1 - passed);
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
