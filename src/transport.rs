@@ -5,7 +5,7 @@ use crate::exit::{Failure, Kind};
 use crate::uri::{Endpoint, Tls};
 use amiquip::IoStream;
 #[cfg(feature = "tls")]
-use log::warn;
+use log::{debug, warn};
 use mio::{Evented, Poll, PollOpt, Ready, Token};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
@@ -159,19 +159,30 @@ fn connector(tls: &Tls) -> Result<native_tls::TlsConnector, String> {
     builder.build().map_err(|error| format!("no TLS: {error}"))
 }
 
-/// Whether the peer's certificate is at fault, or the peer speaks no TLS at all.
+/// Whether the peer's certificate is at fault, or the peer speaks no TLS at all. The reasons are
+/// OpenSSL's; those of other systems' libraries are told as they are.
 #[cfg(feature = "tls")]
 fn tls_failure(endpoint: &Endpoint, error: &native_tls::Error) -> Failure {
     let reason = error.to_string();
-    if reason.contains("certificate") || reason.contains("alert") {
-        let message = format!(
-            "the TLS handshake with {endpoint} failed: {reason}; see cacertfile, certfile and keyfile"
-        );
-        Failure::new(Kind::Configuration, message)
+    debug!("TLS handshake with {endpoint}: {reason}");
+    let has = |words: &[&str]| words.iter().any(|word| reason.contains(word));
+    let (kind, cause) = if has(&["expired"]) {
+        (Kind::Configuration, "its certificate has expired".into())
+    } else if has(&["Hostname mismatch", "IP address mismatch"]) {
+        let host = &endpoint.host;
+        (Kind::Configuration, format!("its certificate is for another host than {host}"))
+    } else if has(&["local issuer", "self-signed", "self signed"]) {
+        let cause =
+            "no authority that is trusted here signed its certificate; cacertfile names one";
+        (Kind::Configuration, cause.into())
+    } else if has(&["certificate", "alert"]) {
+        (Kind::Configuration, format!("{reason}; see cacertfile, certfile and keyfile"))
+    } else if has(&["wrong version number", "packet length too long"]) {
+        (Kind::BrokerUnreachable, "what answers there speaks no TLS: is it an amqp:// port?".into())
     } else {
-        let message = format!("no TLS handshake with {endpoint}: {reason}; is it a TLS port?");
-        Failure::new(Kind::BrokerUnreachable, message)
-    }
+        (Kind::BrokerUnreachable, reason)
+    };
+    Failure::new(kind, format!("no TLS handshake with {endpoint}: {cause}"))
 }
 
 impl Transport {

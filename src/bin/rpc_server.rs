@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 
 const PROGRAM: &str = "rpc_server";
 
-/// How long a server that was asked to stop waits for the broker to confirm its last replies.
-const CONFIRM_LIMIT: Duration = Duration::from_secs(2);
+/// How long a server that was asked to stop waits for the broker.
+const STOP_LIMIT: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let program = || match cli::start::<cli::Server>(PROGRAM) {
@@ -218,9 +218,10 @@ impl<'a> Desk<'a> {
         // A broker that blocks this connection reads nothing from it.
         if session.blocked().is_none() {
             info!("asked to stop: cancel the consumer");
+            session.hurry(STOP_LIMIT);
             session.ask(|| consumer.cancel())?;
         }
-        let deadline = Instant::now() + CONFIRM_LIMIT;
+        let deadline = Instant::now() + STOP_LIMIT;
         while !self.unconfirmed.is_empty() {
             match confirms.recv_deadline(deadline) {
                 Ok(confirm) => self.confirmed(session, Ok(confirm))?,

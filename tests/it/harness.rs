@@ -398,21 +398,48 @@ pub fn reply(channel: &Channel, request: &Delivery, body: &[u8], properties: Amq
 /// A private node, for tests that freeze it, alarm it or change its users.
 pub struct Node {
     folder: PathBuf,
+    configuration: String,
     pub url: String,
 }
 
 impl Node {
     pub fn start() -> Node {
-        let folder = std::env::temp_dir().join(format!("fib-rpc-node-{}", Uuid::new_v4()));
-        let mut node = Node { folder, url: String::new() };
+        let mut node = Node::new("");
         node.url = node.script(&["start"]);
         node
+    }
+
+    /// One that speaks TLS too. `configuration` goes into its `rabbitmq.conf`, `DIR` in it being
+    /// the folder of its certificates.
+    pub fn start_tls(configuration: &str) -> Node {
+        let mut node = Node::new(configuration);
+        node.url = node.script(&["start", "--tls"]);
+        node
+    }
+
+    fn new(configuration: &str) -> Node {
+        let folder = std::env::temp_dir().join(format!("fib-rpc-node-{}", Uuid::new_v4()));
+        let configuration = configuration.into();
+        Node { folder, configuration, url: String::new() }
     }
 
     /// `rabbitmqctl` on this node; what it prints.
     #[track_caller]
     pub fn ctl(&self, args: &[&str]) -> String {
         self.script(&[&["ctl"], args].concat())
+    }
+
+    /// Waits until `rabbitmqctl` has a line that is `wanted`.
+    #[track_caller]
+    pub fn await_ctl(&self, args: &[&str], wanted: &str) {
+        let started = Instant::now();
+        loop {
+            let output = self.ctl(args);
+            if output.lines().any(|line| line == wanted) {
+                return;
+            }
+            assert!(started.elapsed() < PATIENCE, "{wanted:?} is not in {output:?}");
+        }
     }
 
     /// Starts it again after its process was killed.
@@ -426,12 +453,14 @@ impl Node {
         self.script(&["pid"]).parse().unwrap()
     }
 
+    /// What `broker.sh` prints for this node.
     #[track_caller]
-    fn script(&self, args: &[&str]) -> String {
+    pub fn script(&self, args: &[&str]) -> String {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/broker.sh");
         let output = Command::new(script)
             .args(args)
             .env("BROKER_DIR", &self.folder)
+            .env("BROKER_CONF", &self.configuration)
             .stdin(Stdio::null())
             .output()
             .unwrap();

@@ -5,8 +5,10 @@
 mod calls;
 mod client;
 mod connecting;
+mod faults;
 mod harness;
 mod hostile;
 mod raw;
 mod readme;
 mod server;
+mod tls;
