@@ -44,9 +44,11 @@ impl Batch {
         self.calls.is_empty()
     }
 
-    /// Adds a call behind the others.
-    pub fn push(&mut self, call: Call) {
+    /// Adds a call behind the others, where it stays until it is done and told.
+    pub fn push(&mut self, call: Call) -> &mut Call {
         self.calls.push_back(call);
+        let newest = self.calls.len() - 1;
+        &mut self.calls[newest]
     }
 
     /// The calls that are still awaited, oldest first.

@@ -1,7 +1,7 @@
 //! The client of RabbitMQ's tutorial six: publishes requests, then blocks on its exclusive reply
 //! queue until the replies with their correlation ids come; others are discarded.
 //!
-//! [`converse`] is the tutorial's part. Around it, [`run`] opens a connection again when one is
+//! `converse` is the tutorial's part. Around it, `run` opens a connection again when one is
 //! lost, and calls that were not answered go out again.
 
 use amiquip::{
@@ -77,10 +77,14 @@ fn run(args: &cli::Client) -> Result<ExitCode> {
         // is what counts.
         reached = match reach(args, &brokers, &Patience::new(true, calls.last_deadline())) {
             Ok(reached) => reached,
-            Err(failure) => {
+            Err(failure) if may_pass(failure.kind) => {
                 let timeout = format_duration(args.timeout);
                 let message = format!("no answer within {timeout}: {failure}");
                 calls.fail(&Failure::new(Kind::TimedOut, message));
+                break;
+            }
+            Err(failure) => {
+                calls.fail(&failure);
                 break;
             }
         };
@@ -149,7 +153,7 @@ struct Line<'a> {
 }
 
 impl Line<'_> {
-    fn exchange(mut self, session: &mut Session, calls: &mut Calls<'_>) -> Result<()> {
+    fn exchange(&self, session: &mut Session, calls: &mut Calls<'_>) -> Result<()> {
         // What an earlier connection left unanswered.
         for call in calls.batch.awaited() {
             self.publish(session, calls.args, call)?;
@@ -202,11 +206,12 @@ impl Line<'_> {
                 }
                 recv(input) -> argument => match argument {
                     Ok(argument) => {
-                        let mut call = calls.begin(argument.context("cannot read standard input")?)?;
+                        let call = calls.begin(argument.context("cannot read standard input")?)?;
+                        // In the batch first: should the connection be lost now, it goes out again.
+                        let call = calls.batch.push(call);
                         if call.outcome.is_none() {
-                            self.publish(session, calls.args, &mut call)?;
+                            self.publish(session, calls.args, call)?;
                         }
-                        calls.batch.push(call);
                     }
                     Err(_) => calls.input_ended = true,
                 },
@@ -215,7 +220,7 @@ impl Line<'_> {
     }
 
     fn publish(
-        &mut self,
+        &self,
         session: &mut Session,
         args: &cli::Client,
         call: &mut Call,

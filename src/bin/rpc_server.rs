@@ -1,6 +1,6 @@
 //! The server of RabbitMQ's tutorial six: takes requests from a queue, computes, replies, acks.
 //!
-//! [`serve`] is the tutorial's loop. Around it, [`run`] opens a connection again whenever one is
+//! `Desk::serve` is the tutorial's loop. Around it, `run` opens a connection again whenever one is
 //! lost, until a signal asks to stop.
 
 use amiquip::{Channel, Confirm, Consumer, ConsumerMessage, ConsumerOptions, Delivery};
@@ -124,7 +124,9 @@ fn connect(
     match served.as_ref().err().and_then(|error| error.downcast_ref()) {
         Some(Failure { kind: Kind::Unreadable, .. }) => memory.unreadable = true,
         // The request will come again, to be answered with an error then.
-        Some(Failure { kind: Kind::TooLarge, .. }) => memory.max_body = desk.largest - 1,
+        Some(Failure { kind: Kind::TooLarge, .. }) => {
+            memory.max_body = desk.largest.saturating_sub(1)
+        }
         _ => {}
     }
     served

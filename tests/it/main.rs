@@ -4,6 +4,7 @@
 
 mod calls;
 mod client;
+mod cluster;
 mod connecting;
 mod faults;
 mod harness;
