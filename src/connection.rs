@@ -322,6 +322,14 @@ fn refusal(endpoint: &Endpoint, error: Error) -> Failure {
         Error::ServerClosedConnection { message, .. } => {
             (Kind::BrokerUnreachable, format!("{endpoint} closed the connection: {message}"))
         }
+        // With TLS 1.3, a client learns only afterwards that its certificate is missing or refused
+        // (RFC 8446, section 4.4.2.4).
+        Error::IoErrorReadingSocket { source } if source.to_string().contains("alert") => {
+            debug!("{endpoint} ended the TLS connection: {source}");
+            let remedy = "see certfile and keyfile in its URI";
+            let message = format!("{endpoint} wants a client certificate that it trusts; {remedy}");
+            (Kind::Configuration, message)
+        }
         Error::IoErrorReadingSocket { source } => (
             Kind::BrokerUnreachable,
             format!(

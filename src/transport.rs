@@ -165,10 +165,11 @@ fn connector(tls: &Tls) -> Result<native_tls::TlsConnector, String> {
 fn tls_failure(endpoint: &Endpoint, error: &native_tls::Error) -> Failure {
     let reason = error.to_string();
     debug!("TLS handshake with {endpoint}: {reason}");
-    let has = |words: &[&str]| words.iter().any(|word| reason.contains(word));
+    let text = reason.to_lowercase();
+    let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
     let (kind, cause) = if has(&["expired"]) {
         (Kind::Configuration, "its certificate has expired".into())
-    } else if has(&["Hostname mismatch", "IP address mismatch"]) {
+    } else if has(&["hostname mismatch", "ip address mismatch"]) {
         let host = &endpoint.host;
         (Kind::Configuration, format!("its certificate is for another host than {host}"))
     } else if has(&["local issuer", "self-signed", "self signed"]) {

@@ -166,6 +166,8 @@ impl Process {
             thread::sleep(Duration::from_millis(2));
         };
         let (stdout, stderr) = (self.stdout.whole(), self.stderr.whole());
+        // The password that the tests use. Whatever a test is about, this holds.
+        assert!(!stdout.contains("s3cret") && !stderr.contains("s3cret"), "a password was shown");
         Ended { status, stdout, stderr, elapsed: started.elapsed() }
     }
 }
@@ -404,16 +406,13 @@ pub struct Node {
 
 impl Node {
     pub fn start() -> Node {
-        let mut node = Node::new("");
-        node.url = node.script(&["start"]);
-        node
+        Node::configured("", &[])
     }
 
-    /// One that speaks TLS too. `configuration` goes into its `rabbitmq.conf`, `DIR` in it being
-    /// the folder of its certificates.
-    pub fn start_tls(configuration: &str) -> Node {
+    /// One with this in its `rabbitmq.conf`, and `options` for `broker.sh start`.
+    pub fn configured(configuration: &str, options: &[&str]) -> Node {
         let mut node = Node::new(configuration);
-        node.url = node.script(&["start", "--tls"]);
+        node.url = node.script(&[&["start"], options].concat());
         node
     }
 

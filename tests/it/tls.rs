@@ -13,7 +13,7 @@ struct Tls {
 
 impl Tls {
     fn start(configuration: &str) -> Tls {
-        let node = Node::start_tls(configuration);
+        let node = Node::configured(configuration, &["--tls"]);
         let queue = Queue::at(&node.url);
         let tls_url = node.script(&["tls-url"]);
         let url = tls_url.split('?').next().unwrap().to_owned();
@@ -92,7 +92,7 @@ fn both_programs_over_tls() {
 #[test]
 fn a_certificate_that_has_expired() {
     let tls = Tls::start(
-        "ssl_options.certfile = DIR/expired.pem\nssl_options.keyfile = DIR/expired.key\n",
+        "ssl_options.certfile = tls/expired.pem\nssl_options.keyfile = tls/expired.key\n",
     );
     let cause = "no TLS handshake with URL: its certificate has expired";
     tls.refuses(&tls.url("cacertfile=DIR/ca.pem"), 78, cause);
@@ -101,7 +101,11 @@ fn a_certificate_that_has_expired() {
 #[test]
 fn a_client_certificate_that_is_missing() {
     let tls = Tls::start("ssl_options.fail_if_no_peer_cert = true\n");
-    tls.refuses(&tls.url("cacertfile=DIR/ca.pem"), 78, "URL ended the TLS connection (");
+    tls.refuses(
+        &tls.url("cacertfile=DIR/ca.pem"),
+        78,
+        "URL wants a client certificate that it trusts (",
+    );
     let url = tls.url("cacertfile=DIR/ca.pem&certfile=DIR/client.pem&keyfile=DIR/client.key");
     let _server = server_at(&url, &tls.queue, &[]);
     tls.call(&url).expect(0, "832040\n", "");
