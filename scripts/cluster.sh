@@ -53,12 +53,16 @@ check_nodes() {
     done
 }
 
-# broker N WORD…: broker.sh on that node.
+folder() {
+    if [ "$1" = 1 ]; then echo "$dir"; else echo "$dir/$1"; fi
+}
+
+# broker N WORD…: becomes broker.sh on that node; in a subshell, whose process id is then the script's.
 broker() {
-    local folder=$dir
-    if [ "$1" != 1 ]; then folder=$dir/$1; fi
+    BROKER_DIR=$(folder "$1")
+    export BROKER_DIR
     shift
-    BROKER_DIR=$folder "$here/broker.sh" "$@"
+    exec "$here/broker.sh" "$@"
 }
 
 # at_once WORD N…
@@ -83,7 +87,7 @@ make_mark() {
 # After the first, because two that start at once could each found a cluster.
 start_others() {
     BROKER_JOIN=$dir at_once start 2 3 >/dev/null
-    if ! broker 1 ctl --quiet await_online_nodes 3 --timeout 60 >&2; then
+    if ! (broker 1 ctl --quiet await_online_nodes 3 --timeout 60) >&2; then
         fail 69 "the nodes in $dir started, but do not form a cluster; see the files log in the folders fib-rpc-node there"
     fi
 }
@@ -162,7 +166,7 @@ url() {
 
 pid() {
     need_cluster
-    broker "$1" pid 2>/dev/null || fail 69 "node $1 has died; start it again: $here/cluster.sh restart $1"
+    (broker "$1" pid) 2>/dev/null || fail 69 "node $1 has died; start it again: $here/cluster.sh restart $1"
 }
 
 restart() {

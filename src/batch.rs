@@ -10,6 +10,12 @@ use std::time::Instant;
 pub struct Call {
     /// The argument, as it is sent.
     pub argument: Vec<u8>,
+    /// Its line of standard input, from 1, if that is where it came from.
+    pub line: Option<u64>,
+    /// When it was begun, to be published at once.
+    pub started: Instant,
+    /// When its outcome was known.
+    pub ended: Instant,
     /// When to give up. None: never.
     pub deadline: Option<Instant>,
     /// How often it was published: 1 unless a connection was lost, or the broker refused it.
@@ -18,6 +24,14 @@ pub struct Call {
     pub correlation_id: String,
     /// None while it is awaited.
     pub outcome: Option<Result<String, Failure>>,
+}
+
+impl Call {
+    /// Sets its outcome.
+    pub fn end(&mut self, outcome: Result<String, Failure>) {
+        self.ended = Instant::now();
+        self.outcome = Some(outcome);
+    }
 }
 
 /// Calls in input order. The oldest of them is the next to be told, and whatever comes in earlier
@@ -83,6 +97,9 @@ mod tests {
     fn call(id: &str, deadline: Instant) -> Call {
         Call {
             argument: Vec::new(),
+            line: None,
+            started: deadline,
+            ended: deadline,
             deadline: Some(deadline),
             attempts: 1,
             correlation_id: id.into(),
@@ -100,14 +117,14 @@ mod tests {
         batch.push(call("b", later));
         assert!(!batch.has_room());
 
-        batch.find(Some("b")).unwrap().outcome = Some(Ok("2".into()));
+        batch.find(Some("b")).unwrap().end(Ok("2".into()));
         assert!(batch.find(Some("b")).is_none(), "a second reply is a duplicate");
         assert!(batch.find(Some("x")).is_none() && batch.find(None).is_none());
         assert!(batch.pop_done().is_none(), "a comes first");
         assert!(!batch.has_room(), "b waits behind a");
         assert_eq!(batch.deadline(), Some(now));
 
-        batch.find(Some("a")).unwrap().outcome = Some(Ok("1".into()));
+        batch.find(Some("a")).unwrap().end(Ok("1".into()));
         assert_eq!(batch.deadline(), None);
         let told: Vec<_> = std::iter::from_fn(|| batch.pop_done()?.1.ok()).collect();
         assert_eq!(told, ["1", "2"]);

@@ -118,6 +118,8 @@ pub enum Format {
     Transcript,
     /// Nothing but results, one a line
     Plain,
+    /// One object a call, failed ones too
+    Json,
 }
 
 /// Calls a remote procedure through a RabbitMQ queue and writes its result to standard output.
@@ -152,6 +154,15 @@ pub struct Client {
     #[arg(long, value_name = "N", default_value_t = 64)]
     #[arg(value_parser = clap::value_parser!(u16).range(1..))]
     pub in_flight: u16,
+
+    /// Make each call N times
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    pub repeat: u64,
+
+    /// Tell calls per second and latencies on stderr at the end
+    #[arg(long)]
+    pub stats: bool,
 
     /// How results are written
     #[arg(long, value_enum, default_value_t = Format::Auto)]

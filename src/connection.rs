@@ -322,12 +322,18 @@ fn refusal(endpoint: &Endpoint, error: Error) -> Failure {
         Error::ServerClosedConnection { message, .. } => {
             (Kind::BrokerUnreachable, format!("{endpoint} closed the connection: {message}"))
         }
-        // With TLS 1.3, a client learns only afterwards that its certificate is missing or refused
-        // (RFC 8446, section 4.4.2.4).
-        Error::IoErrorReadingSocket { source } if source.to_string().contains("alert") => {
-            debug!("{endpoint} ended the TLS connection: {source}");
-            let remedy = "see certfile and keyfile in its URI";
-            let message = format!("{endpoint} wants a client certificate that it trusts; {remedy}");
+        // With TLS 1.3, a client learns only after the handshake that its certificate is missing or
+        // refused (RFC 8446, section 4.4.2.4), by an alert that a reset can overtake.
+        Error::UnexpectedSocketClose
+        | Error::IoErrorReadingSocket { .. }
+        | Error::IoErrorWritingSocket { .. }
+            if endpoint.tls.is_some() && !speaks_otherwise(&error) =>
+        {
+            debug!("{endpoint} ended the TLS connection: {error}");
+            let message = format!(
+                "{endpoint} ended the connection after the TLS handshake; most likely it wants a \
+                 client certificate that it trusts: see certfile and keyfile in its URI"
+            );
             (Kind::Configuration, message)
         }
         Error::IoErrorReadingSocket { source } => (
@@ -344,4 +350,10 @@ fn refusal(endpoint: &Endpoint, error: Error) -> Failure {
         ),
     };
     Failure::new(kind, message)
+}
+
+/// Whether it was the first bytes that were wrong, as [`crate::transport`] has it.
+fn speaks_otherwise(error: &Error) -> bool {
+    let Error::IoErrorReadingSocket { source } = error else { return false };
+    source.kind() == std::io::ErrorKind::InvalidData
 }

@@ -4,6 +4,7 @@
 //! The codes are those of `sysexits.h`, which RabbitMQ's own command-line tools use too
 //! (RabbitMQ, "CLI tools"). This is the only place that has exit numbers.
 
+use crate::procedure::ErrorKind;
 use std::fmt;
 
 /// A way to fail. Each is one rung of the diagnosis ladder, or a fault of the command line.
@@ -11,8 +12,12 @@ use std::fmt;
 pub enum Kind {
     /// The command line is wrong.
     Usage,
-    /// The server rejected the input: unknown procedure, invalid or out of range argument.
-    Rejected,
+    /// The server rejected the input: there is no such procedure.
+    UnknownProcedure,
+    /// The server rejected the input: the argument has not the procedure's form.
+    InvalidArgument,
+    /// The server rejected the input: the argument asks for more than it gives.
+    OutOfRange,
     /// No broker answers, or what answers is not one.
     BrokerUnreachable,
     /// The request queue does not exist.
@@ -45,9 +50,11 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 16] = [
+    pub const ALL: [Kind; 18] = [
         Kind::Usage,
-        Kind::Rejected,
+        Kind::UnknownProcedure,
+        Kind::InvalidArgument,
+        Kind::OutOfRange,
         Kind::BrokerUnreachable,
         Kind::QueueMissing,
         Kind::NoConsumer,
@@ -67,8 +74,10 @@ impl Kind {
     /// The exit code. 124 is never used: it is `timeout(1)`'s.
     pub fn code(self) -> u8 {
         match self {
-            Kind::Usage => 64,                     // EX_USAGE
-            Kind::Rejected | Kind::TooLarge => 65, // EX_DATAERR
+            Kind::Usage => 64, // EX_USAGE
+            Kind::UnknownProcedure | Kind::InvalidArgument | Kind::OutOfRange | Kind::TooLarge => {
+                65
+            } // EX_DATAERR
             Kind::BrokerUnreachable
             | Kind::QueueMissing
             | Kind::NoConsumer
@@ -76,8 +85,46 @@ impl Kind {
             Kind::ProcedureFailed | Kind::Internal => 70, // EX_SOFTWARE
             Kind::TimedOut | Kind::ConnectionLost | Kind::Blocked => 75, // EX_TEMPFAIL
             Kind::BadReply | Kind::Unreadable => 76, // EX_PROTOCOL
-            Kind::AccessRefused => 77,             // EX_NOPERM
-            Kind::Configuration => 78,             // EX_CONFIG
+            Kind::AccessRefused => 77, // EX_NOPERM
+            Kind::Configuration => 78, // EX_CONFIG
+        }
+    }
+}
+
+impl Kind {
+    /// Its name, for programs that read JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Usage => "usage",
+            Kind::UnknownProcedure => ErrorKind::UnknownProcedure.name(),
+            Kind::InvalidArgument => ErrorKind::InvalidArgument.name(),
+            Kind::OutOfRange => ErrorKind::OutOfRange.name(),
+            Kind::ProcedureFailed => ErrorKind::Internal.name(),
+            Kind::BrokerUnreachable => "broker-unreachable",
+            Kind::QueueMissing => "queue-missing",
+            Kind::NoConsumer => "no-consumer",
+            Kind::QueueUnusable => "queue-unusable",
+            Kind::Internal => "client-failed",
+            Kind::TimedOut => "timed-out",
+            Kind::ConnectionLost => "connection-lost",
+            Kind::Unreadable => "unreadable",
+            Kind::TooLarge => "too-large",
+            Kind::Blocked => "blocked",
+            Kind::BadReply => "bad-reply",
+            Kind::AccessRefused => "access-refused",
+            Kind::Configuration => "configuration",
+        }
+    }
+}
+
+/// A procedure's error is a failure of the call.
+impl From<ErrorKind> for Kind {
+    fn from(kind: ErrorKind) -> Kind {
+        match kind {
+            ErrorKind::UnknownProcedure => Kind::UnknownProcedure,
+            ErrorKind::InvalidArgument => Kind::InvalidArgument,
+            ErrorKind::OutOfRange => Kind::OutOfRange,
+            ErrorKind::Internal => Kind::ProcedureFailed,
         }
     }
 }
@@ -121,6 +168,12 @@ mod tests {
         for kind in Kind::ALL {
             assert!((64..=78).contains(&kind.code()), "{kind:?}");
         }
+    }
+
+    #[test]
+    fn no_two_kinds_have_a_name_in_common() {
+        let names: std::collections::BTreeSet<_> = Kind::ALL.into_iter().map(Kind::name).collect();
+        assert_eq!(names.len(), Kind::ALL.len());
     }
 
     #[test]

@@ -18,7 +18,8 @@
 //! | [`procedure`] | name → function, and what can go wrong in it |
 //! | [`fib`] | Fibonacci numbers |
 //! | [`exit`] | what went wrong → exit code |
-//! | [`output`] | standard output: the transcript |
+//! | [`report`] | results, failures and statistics of the client's calls |
+//! | [`output`] | standard output, and the end of a program |
 //! | [`text`] | a stranger's bytes, fit for a terminal |
 //! | [`logging`], [`signals`] | diagnostics on stderr; SIGINT and SIGTERM |
 //! | [`stack`] | room for deeply nested headers |
@@ -40,6 +41,7 @@ pub mod message;
 pub mod output;
 pub mod procedure;
 pub mod queue;
+pub mod report;
 pub mod signals;
 pub mod stack;
 pub mod text;

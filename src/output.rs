@@ -39,14 +39,14 @@ pub fn conclude(program: &str, result: anyhow::Result<ExitCode>) -> ExitCode {
         Ok(code) => code,
         Err(error) if error.is::<Closed>() => ExitCode::SUCCESS,
         Err(error) => {
-            complain(program, &error);
+            complain(program, format_args!("{error:#}"));
             ExitCode::from(code_of(&error))
         }
     }
 }
 
-/// Tells an error on stderr.
-pub fn complain(program: &str, error: &anyhow::Error) {
+/// Tells something on stderr, the program's name in front.
+pub fn complain(program: &str, line: fmt::Arguments<'_>) {
     // If stderr is closed, there is nobody to tell.
-    let _ = writeln!(io::stderr(), "{program}: {error:#}");
+    let _ = writeln!(io::stderr(), "{program}: {line}");
 }

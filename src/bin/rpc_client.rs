@@ -12,14 +12,15 @@ use crossbeam_channel::{Receiver, at, never, select_biased};
 use fib_rpc::batch::{Batch, Call};
 use fib_rpc::connection::Session;
 use fib_rpc::exit::{Failure, Kind};
+use fib_rpc::input::{self, Argument};
 use fib_rpc::message::{MAX_BODY, Reply, Request};
-use fib_rpc::procedure::ErrorKind;
+use fib_rpc::report::Report;
 use fib_rpc::text::{excerpt, lines, short};
 use fib_rpc::uri::{self, Endpoint};
-use fib_rpc::{cli, diagnosis, input, output, stack};
+use fib_rpc::{cli, diagnosis, output, stack};
 use humantime::format_duration;
 use log::{info, warn};
-use std::io::{self, IsTerminal};
+use std::io;
 use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -185,8 +186,7 @@ impl Line<'_> {
                     let message = returned.map_err(|_| session.lost())?;
                     let id = message.properties.correlation_id().as_deref();
                     if let Some(call) = calls.batch.find(id) {
-                        let failure = diagnosis::no_queue(session, &calls.args.common.queue);
-                        call.outcome = Some(Err(failure));
+                        call.end(Err(diagnosis::no_queue(session, &calls.args.common.queue)));
                     }
                 }
                 recv(self.confirms) -> confirm => {
@@ -206,11 +206,10 @@ impl Line<'_> {
                 }
                 recv(input) -> argument => match argument {
                     Ok(argument) => {
+                        let args = calls.args;
                         let call = calls.begin(argument.context("cannot read standard input")?)?;
-                        // In the batch first: should the connection be lost now, it goes out again.
-                        let call = calls.batch.push(call);
                         if call.outcome.is_none() {
-                            self.publish(session, calls.args, call)?;
+                            self.publish(session, args, call)?;
                         }
                     }
                     Err(_) => calls.input_ended = true,
@@ -258,27 +257,21 @@ fn confirm_mode(channel: &Channel) -> amiquip::Result<Receiver<Confirm>> {
 /// The calls from input to output.
 struct Calls<'a> {
     args: &'a cli::Client,
-    input: Receiver<io::Result<Vec<u8>>>,
+    input: Receiver<io::Result<Argument>>,
     input_ended: bool,
     batch: Batch,
-    transcript: bool,
-    first_failure: Option<Kind>,
+    report: Report<'a>,
 }
 
 impl<'a> Calls<'a> {
     fn new(args: &'a cli::Client) -> Result<Calls<'a>> {
-        let transcript = match args.format {
-            cli::Format::Auto => io::stdout().is_terminal(),
-            cli::Format::Transcript => true,
-            cli::Format::Plain => false,
-        };
+        let input = input::arguments(&args.arguments, args.repeat);
         Ok(Calls {
             args,
-            input: input::arguments(&args.arguments).context("cannot read the arguments")?,
+            input: input.context("cannot read the arguments")?,
             input_ended: false,
             batch: Batch::new(args.in_flight.into()),
-            transcript: transcript && !args.common.quiet,
-            first_failure: None,
+            report: Report::new(PROGRAM, args),
         })
     }
 
@@ -287,27 +280,26 @@ impl<'a> Calls<'a> {
         self.input_ended && self.batch.is_empty()
     }
 
-    /// A call with this argument, to be published.
-    fn begin(&self, argument: Vec<u8>) -> Result<Call> {
-        let size = argument.len();
-        let call = Call {
-            argument,
+    /// Adds a call with this argument, to be published unless it has an outcome already.
+    fn begin(&mut self, argument: Argument) -> Result<&mut Call> {
+        let now = Instant::now();
+        let size = argument.bytes.len();
+        let mut call = Call {
+            argument: argument.bytes,
+            line: argument.line,
+            started: now,
+            ended: now,
             deadline: self.deadline_of_one_made_now(),
             attempts: 0,
             correlation_id: String::new(),
-            outcome: (size > MAX_BODY).then(|| {
-                let message = format!("the argument has {size} bytes; a broker takes {MAX_BODY}");
-                Err(Failure::new(Kind::TooLarge, message))
-            }),
+            outcome: None,
         };
-        if self.transcript {
-            output::line(format_args!(" [x] Requesting {}", self.name(&call)))?;
+        self.report.begins(&call)?;
+        if size > MAX_BODY {
+            let message = format!("the argument has {size} bytes; a broker takes {MAX_BODY}");
+            call.end(Err(Failure::new(Kind::TooLarge, message)));
         }
-        Ok(call)
-    }
-
-    fn name(&self, call: &Call) -> String {
-        format!("{}({})", excerpt(self.args.procedure.as_bytes()), excerpt(&call.argument))
+        Ok(self.batch.push(call))
     }
 
     fn deadline_of_one_made_now(&self) -> Option<Instant> {
@@ -328,15 +320,9 @@ impl<'a> Calls<'a> {
             return;
         };
         info!("reply, correlation_id {}", short(id.as_deref()));
-        call.outcome = Some(Reply::from_delivery(delivery).and_then(|reply| {
-            reply.outcome.map_err(|error| {
-                let kind = match error.kind {
-                    ErrorKind::Internal => Kind::ProcedureFailed,
-                    _ => Kind::Rejected,
-                };
-                // The sentence is a stranger's, like any message.
-                Failure::new(kind, lines(&error.to_string()))
-            })
+        call.end(Reply::from_delivery(delivery).and_then(|reply| {
+            // The sentence is a stranger's, like any message.
+            reply.outcome.map_err(|error| Failure::new(error.kind.into(), lines(&error.message)))
         }));
     }
 
@@ -344,31 +330,21 @@ impl<'a> Calls<'a> {
     fn give_up(&mut self, failure: &Failure) {
         let now = Instant::now();
         for call in self.batch.awaited().filter(|call| call.deadline.is_some_and(|d| d <= now)) {
-            call.outcome = Some(Err(failure.clone()));
+            call.end(Err(failure.clone()));
         }
     }
 
     /// Gives up all calls that await an answer.
     fn fail(&mut self, failure: &Failure) {
         for call in self.batch.awaited() {
-            call.outcome = Some(Err(failure.clone()));
+            call.end(Err(failure.clone()));
         }
     }
 
     /// Tells the outcomes whose turn it is.
     fn tell_done(&mut self) -> Result<()> {
         while let Some((call, outcome)) = self.batch.pop_done() {
-            match outcome {
-                Ok(result) if self.transcript => {
-                    output::line(format_args!(" [.] Got {}", lines(&result)))?;
-                }
-                Ok(result) => output::line(format_args!("{result}"))?,
-                Err(failure) => {
-                    self.first_failure.get_or_insert(failure.kind);
-                    let name = self.name(&call);
-                    output::complain(PROGRAM, &anyhow::Error::new(failure).context(name));
-                }
-            }
+            self.report.tell(&call, &outcome)?;
         }
         Ok(())
     }
@@ -378,10 +354,9 @@ impl<'a> Calls<'a> {
     fn end(mut self) -> Result<ExitCode> {
         self.tell_done()?;
         if !self.input_ended && self.input.recv().is_ok() {
-            let message = "the calls after these were not made";
-            output::complain(PROGRAM, &anyhow::anyhow!(message));
+            self.report.complain(format_args!("the calls after these were not made"));
         }
-        Ok(self.first_failure.map_or(ExitCode::SUCCESS, |kind| ExitCode::from(kind.code())))
+        Ok(self.report.end())
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::harness::*;
 use amiquip::AmqpProperties;
 use fib_rpc::fib::{Algorithm, fib};
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 #[test]
@@ -90,9 +91,102 @@ fn a_call_for_each_line_of_standard_input() {
     let mut command = client_command(&broker(), &["--queue", queue.name(), "fib", "1", "-", "3"]);
     let input = b"10\n\nx\xff\n20".to_vec();
     let ended = feed(&mut command, input).wait();
-    let stderr = "rpc_client: fib(): fib takes an integer in decimal digits, not \"\" (invalid-argument)\n\
-                  rpc_client: fib(x\u{fffd}): the argument of fib is not UTF-8 text (invalid-argument)\n";
+    let stderr = "rpc_client: line 2: fib(): fib takes an integer in decimal digits, not \"\" (invalid-argument)\n\
+                  rpc_client: line 3: fib(x\u{fffd}): the argument of fib is not UTF-8 text (invalid-argument)\n";
     ended.expect(65, "1\n55\n6765\n2\n", stderr);
+}
+
+#[test]
+fn results_come_in_input_order_whatever_order_the_replies_come_in() {
+    let queue = Queue::new();
+    let mut first = None;
+    let server = StubServer::start(&queue, 3, move |channel, request| match first.take() {
+        None if request.body == b"1" => first = Some(request.clone()),
+        Some(one) if request.body == b"3" => {
+            reply(channel, request, b"third", AmqpProperties::default());
+            reply(channel, &one, b"first", AmqpProperties::default());
+        }
+        kept => {
+            first = kept;
+            reply(channel, request, b"second", AmqpProperties::default());
+        }
+    });
+    queue.client(&["fib", "1", "2", "3"]).expect(0, "first\nsecond\nthird\n", "");
+    server.join();
+}
+
+#[test]
+fn each_call_is_repeated() {
+    let queue = Queue::new();
+    let _server = server(&queue, &[]);
+    queue.client(&["--repeat", "3", "fib", "10", "11"]).expect(0, "55\n55\n55\n89\n89\n89\n", "");
+}
+
+/// An answer is printed when its turn comes, not when the input ends.
+#[test]
+fn an_input_that_pauses_keeps_no_answer_waiting() {
+    let queue = Queue::new();
+    let _server = server(&queue, &[]);
+    let mut command = client_command(&broker(), &["--queue", queue.name(), "fib", "-"]);
+    let (client, mut stdin) = Process::spawn_with_stdin(&mut command);
+    for (line, result) in [("10\n", "55\n"), ("11\n", "55\n89\n")] {
+        stdin.write_all(line.as_bytes()).unwrap();
+        client.await_stdout(result);
+    }
+    drop(stdin);
+    client.wait().expect(0, "55\n89\n", "");
+}
+
+#[test]
+fn json_has_an_object_for_each_call() {
+    let queue = Queue::new();
+    let _server = server(&queue, &[]);
+    let ended = queue.client(&["--format", "json", "fib", "30", "x\"y"]);
+    assert_eq!((ended.code(), ended.stderr.as_str()), (65, ""));
+    let calls: Vec<serde_json::Value> =
+        ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(calls.len(), 2);
+    for call in &calls {
+        assert_eq!(call["procedure"], "fib");
+        assert_eq!(call["attempts"], 1);
+        assert!(call["elapsed_ms"].as_f64().unwrap() > 0.0);
+        assert_eq!(call["correlation_id"].as_str().unwrap().len(), 36);
+    }
+    let fields: Vec<&str> = ended
+        .stdout
+        .lines()
+        .next()
+        .unwrap()
+        .split('"')
+        .filter(|word| !word.contains([':', '{']))
+        .collect();
+    assert_eq!(&fields[..3], ["procedure", "fib", ","]);
+    assert_eq!((&calls[0]["ok"], &calls[0]["result"]), (&true.into(), &"832040".into()));
+    assert!(calls[0].get("error").is_none());
+    assert_eq!((&calls[1]["ok"], &calls[1]["argument"]), (&false.into(), &"x\"y".into()));
+    assert!(calls[1].get("result").is_none());
+    let error = serde_json::json!({
+        "kind": "invalid-argument",
+        "message": "fib takes an integer in decimal digits, not \"x\"y\"",
+    });
+    assert_eq!(calls[1]["error"], error);
+}
+
+#[test]
+fn statistics_are_told_at_the_end() {
+    let queue = Queue::new();
+    let _server = server(&queue, &[]);
+    let ended = queue.client(&["--stats", "--repeat", "100", "fib", "30", "x"]);
+    assert_eq!((ended.code(), ended.stdout.lines().count()), (65, 100));
+    let line = ended.stderr.lines().last().unwrap();
+    let numbers: Vec<f64> =
+        line.split([' ', ',']).filter_map(|word| word.trim_end_matches('/').parse().ok()).collect();
+    let [calls, failed, rate, p50, p90, p99, max] = numbers[..] else { panic!("{line}") };
+    assert_eq!((calls, failed), (200.0, 100.0));
+    assert!(rate > 0.0 && p50 > 0.0 && p50 <= p90 && p90 <= p99 && p99 <= max * 1.001, "{line}");
+    let shape: String = line.chars().filter(|c| !c.is_ascii_digit() && *c != '.').collect();
+    let expected = "rpc_client:  calls,  failed,  calls/s, p ms, p ms, p ms, max  ms";
+    assert_eq!(shape.replace("p  ms", "p ms"), expected);
 }
 
 #[test]

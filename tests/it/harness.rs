@@ -8,7 +8,7 @@ use fib_rpc::uri;
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -121,6 +121,12 @@ impl Process {
         let stdout = Captured::start(child.stdout.take().unwrap());
         let stderr = Captured::start(child.stderr.take().unwrap());
         Process { child, name, stdout, stderr }
+    }
+
+    pub fn spawn_with_stdin(command: &mut Command) -> (Process, ChildStdin) {
+        let mut process = Process::spawn(command.stdin(Stdio::piped()));
+        let stdin = process.child.stdin.take().unwrap();
+        (process, stdin)
     }
 
     #[track_caller]
@@ -481,8 +487,7 @@ impl Drop for Node {
 
 /// Feeds a process's standard input from a thread.
 pub fn feed(command: &mut Command, input: Vec<u8>) -> Process {
-    let mut process = Process::spawn(command.stdin(Stdio::piped()));
-    let mut stdin = process.child.stdin.take().unwrap();
+    let (process, mut stdin) = Process::spawn_with_stdin(command);
     thread::spawn(move || stdin.write_all(&input));
     process
 }

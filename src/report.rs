@@ -1,0 +1,202 @@
+//! What the client tells of its calls: results on standard output, failures on stderr, and how long
+//! it all took.
+
+use crate::batch::Call;
+use crate::cli::{self, Format};
+use crate::exit::{Failure, Kind};
+use crate::output;
+use crate::text::{excerpt, lines};
+use anyhow::Result;
+use hdrhistogram::Histogram;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+use std::fmt;
+use std::io::{self, IsTerminal};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// A batch that is over sooner shows no progress bar.
+const LONG: Duration = Duration::from_secs(1);
+
+/// Tells of calls as they are done, and counts them.
+pub struct Report<'a> {
+    program: &'static str,
+    args: &'a cli::Client,
+    format: Format,
+    started: Instant,
+    failed: u64,
+    first_failure: Option<Kind>,
+    /// Microseconds from publication to outcome. Its size does not grow with the number of calls.
+    latencies: Histogram<u64>,
+    progress: Option<ProgressBar>,
+}
+
+/// One call, as JSON.
+#[derive(Serialize)]
+struct Json<'a> {
+    procedure: &'a str,
+    argument: &'a str,
+    ok: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<JsonError<'a>>,
+    elapsed_ms: f64,
+    attempts: u32,
+    correlation_id: &'a str,
+}
+
+#[derive(Serialize)]
+struct JsonError<'a> {
+    kind: &'static str,
+    message: &'a str,
+}
+
+impl<'a> Report<'a> {
+    /// A report for `program` in the format that `args` ask for.
+    pub fn new(program: &'static str, args: &'a cli::Client) -> Report<'a> {
+        let terminal = io::stdout().is_terminal();
+        let format = match args.format {
+            Format::Auto | Format::Transcript if args.common.quiet => Format::Plain,
+            Format::Auto if terminal => Format::Transcript,
+            Format::Auto => Format::Plain,
+            given => given,
+        };
+        // On the same terminal the results themselves show how far it is.
+        let wanted = !args.common.quiet && !terminal && io::stderr().is_terminal();
+        let latencies = Histogram::new(3);
+        Report {
+            program,
+            args,
+            format,
+            started: Instant::now(),
+            failed: 0,
+            first_failure: None,
+            // Fails only for a precision that there is not.
+            latencies: latencies.unwrap_or_else(|_| unreachable!("3 digits are a precision")),
+            progress: wanted.then(progress_bar),
+        }
+    }
+
+    /// Tells that a call is about to be published for the first time.
+    ///
+    /// # Errors
+    ///
+    /// As of [`output::line`].
+    pub fn begins(&self, call: &Call) -> Result<()> {
+        match self.format {
+            Format::Transcript => output::line(format_args!(" [x] Requesting {}", self.name(call))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Tells a call's outcome.
+    ///
+    /// # Errors
+    ///
+    /// As of [`output::line`].
+    pub fn tell(&mut self, call: &Call, outcome: &Result<String, Failure>) -> Result<()> {
+        let elapsed = call.ended.duration_since(call.started);
+        self.latencies.saturating_record(elapsed.as_micros() as u64);
+        if let Some(bar) = &self.progress {
+            bar.inc(1);
+            if self.started.elapsed() > LONG && bar.is_hidden() {
+                bar.set_draw_target(ProgressDrawTarget::stderr());
+            }
+        }
+        if let Err(failure) = outcome {
+            self.failed += 1;
+            self.first_failure.get_or_insert(failure.kind);
+        }
+        match (self.format, outcome) {
+            (Format::Json, _) => {
+                output::line(format_args!("{}", self.json(call, outcome, elapsed)?))
+            }
+            (Format::Transcript, Ok(result)) => {
+                output::line(format_args!(" [.] Got {}", lines(result)))
+            }
+            (_, Ok(result)) => output::line(format_args!("{result}")),
+            (_, Err(failure)) => {
+                let line = call.line.map_or(String::new(), |number| format!("line {number}: "));
+                self.complain(format_args!("{line}{}: {}", self.name(call), explained(failure)));
+                Ok(())
+            }
+        }
+    }
+
+    /// Tells, if it was asked for, how the calls went; the exit code is the first failure's.
+    pub fn end(&self) -> ExitCode {
+        if let Some(bar) = &self.progress {
+            bar.finish_and_clear();
+        }
+        if self.args.stats {
+            let calls = self.latencies.len();
+            let rate = calls as f64 / self.started.elapsed().as_secs_f64();
+            let ms = |microseconds: u64| microseconds as f64 / 1e3;
+            let at = |quantile| ms(self.latencies.value_at_quantile(quantile));
+            self.complain(format_args!(
+                "{calls} calls, {} failed, {rate:.1} calls/s, p50 {:.3} ms, p90 {:.3} ms, p99 {:.3} ms, max {:.3} ms",
+                self.failed,
+                at(0.5),
+                at(0.9),
+                at(0.99),
+                ms(self.latencies.max()),
+            ));
+        }
+        self.first_failure.map_or(ExitCode::SUCCESS, |kind| ExitCode::from(kind.code()))
+    }
+
+    /// Tells something on stderr, past the progress bar.
+    pub fn complain(&self, line: fmt::Arguments<'_>) {
+        match &self.progress {
+            Some(bar) => bar.suspend(|| output::complain(self.program, line)),
+            None => output::complain(self.program, line),
+        }
+    }
+
+    /// The call, as a person knows it.
+    fn name(&self, call: &Call) -> String {
+        format!("{}({})", excerpt(self.args.procedure.as_bytes()), excerpt(&call.argument))
+    }
+
+    fn json(
+        &self,
+        call: &Call,
+        outcome: &Result<String, Failure>,
+        elapsed: Duration,
+    ) -> Result<String> {
+        let json = Json {
+            procedure: &self.args.procedure,
+            argument: &String::from_utf8_lossy(&call.argument),
+            ok: outcome.is_ok(),
+            result: outcome.as_ref().ok().map(String::as_str),
+            error: outcome
+                .as_ref()
+                .err()
+                .map(|failure| JsonError { kind: failure.kind.name(), message: &failure.message }),
+            elapsed_ms: elapsed.as_micros() as f64 / 1e3,
+            attempts: call.attempts,
+            correlation_id: &call.correlation_id,
+        };
+        Ok(serde_json::to_string(&json)?)
+    }
+}
+
+/// A procedure's own error is told with its kind.
+fn explained(failure: &Failure) -> String {
+    match failure.kind {
+        Kind::UnknownProcedure
+        | Kind::InvalidArgument
+        | Kind::OutOfRange
+        | Kind::ProcedureFailed => {
+            format!("{failure} ({})", failure.kind.name())
+        }
+        _ => failure.to_string(),
+    }
+}
+
+fn progress_bar() -> ProgressBar {
+    let style = ProgressStyle::with_template("{spinner} {pos} calls, {per_sec}, {elapsed}");
+    ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden())
+        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
+}
