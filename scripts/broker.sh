@@ -38,7 +38,7 @@ install  installs RabbitMQ if it is missing, without starting the system's own b
 for logging in as guest (auth_mechanism=external); for tests, expired.pem and expired.key, and other-ca.pem, which
 signed nothing. `run --tls` exports AMQPS_URL and TLS_DIR; it wants AMQPS_URL set to take the broker of AMQP_URL.
 BROKER_CONF has lines for the end of rabbitmq.conf, where they win; certificates are tls/NAME there.
-BROKER_JOIN names the folder of a running node; the node that starts joins its cluster (see cluster.sh).
+BROKER_JOIN names the folder of the first node of a cluster, which the node that starts joins (see cluster.sh).
 BROKER_DIR names the folder of the node that start makes and the other words use, so that there can be several;
 without it, it is a folder of the user in TMPDIR. `run` makes a folder of its own and exports BROKER_DIR.
 Exit codes: that of COMMAND; 64 wrong usage; 69 no broker; 129, 130, 143 after SIGHUP, SIGINT, SIGTERM.
@@ -73,7 +73,7 @@ locate_node() {
 
 # Sets what start_node wrote down; false if there is no node.
 load_node() {
-    port='' tls_port='' peer='' epmd_pid='' beam_pid=''
+    port='' tls_port='' cluster_epmd_port='' epmd_pid='' beam_pid=''
     [ -e "$node" ] || return 1
     [ -O "$node" ] || fail 69 "$node belongs to another user; set BROKER_DIR to a folder of your own"
     [ -f "$node/settings" ] || return 0
@@ -119,7 +119,7 @@ enter_node() {
     # The Erlang cookie is in HOME.
     # shellcheck disable=SC2031
     export HOME=$node PATH=$rabbitmq_path
-    export ERL_EPMD_PORT=$epmd_port ERL_EPMD_ADDRESS=127.0.0.1
+    export ERL_EPMD_PORT=${cluster_epmd_port:-$epmd_port} ERL_EPMD_ADDRESS=127.0.0.1
     # For rabbitmqctl and helpers too. Only our epmd, which we can end; another would outlive the node.
     # net_ticktime: a frozen node is down for its cluster after 10 seconds or so, not after a minute.
     export ERL_AFLAGS='-kernel inet_dist_use_interface {127,0,0,1} net_ticktime 10 -start_epmd false'
@@ -165,12 +165,12 @@ spawn() {
 # Starts the node of the settings and waits until it answers. On failure, why tells why.
 launch_node() {
     local deadline=$((SECONDS + 120))
-    if [ -z "$epmd_pid$peer" ]; then spawn epmd epmd -port "$epmd_port"; fi
+    if [ -z "$epmd_pid" ]; then spawn epmd epmd -port "$epmd_port"; fi
     # The last flag means nothing to Erlang; load_node recognizes the process by it.
     spawn beam rabbitmq-server -noinput -fib_rpc "$name"
     until answers_amqp 127.0.0.1 "$port" && { [ -z "$management_port" ] || listens "$management_port"; } &&
         { [ -z "$tls_port" ] || listens "$tls_port"; }; do
-        if [ -z "$peer" ] && ! alive "$epmd_pid"; then
+        if ! alive "$epmd_pid"; then
             why="epmd stopped; is port $epmd_port taken?"
         elif ! alive "$beam_pid"; then
             why='its process ended'
@@ -254,11 +254,11 @@ make_node() {
     (umask 077 && mkdir -p "$dir" && mkdir "$node") || fail 69 "could not make $node; name another folder in BROKER_DIR"
 }
 
-# Nodes of a cluster have one cookie and one epmd, those of the first. Sets peer, that node's name.
-# It is in the list with the new one because newer RabbitMQs join no cluster whose list does not name them.
+# Nodes of a cluster have one cookie and ask one epmd, those of the first. The others' own only hold their port groups.
+# Sets peer, the first one's name: it is in the list with the new one's because newer RabbitMQs join no cluster whose list does not name them.
 join_peer() {
     local first=$BROKER_JOIN/fib-rpc-node
-    if ! { peer=$(sed -n 's/^name=//p' "$first/settings") && epmd_port=$(sed -n 's/^epmd_port=//p' "$first/settings") &&
+    if ! { peer=$(sed -n 's/^name=//p' "$first/settings") && cluster_epmd_port=$(sed -n 's/^epmd_port=//p' "$first/settings") &&
         cp "$first/.erlang.cookie" "$node/.erlang.cookie"; } 2>/dev/null; then
         fail 69 "there is no running node in $BROKER_JOIN to join; start one: BROKER_DIR=$BROKER_JOIN $here/broker.sh start"
     fi
@@ -266,13 +266,13 @@ join_peer() {
 
 start_node() {
     local attempt plugins
-    peer='' epmd_pid=''
+    peer='' cluster_epmd_port='' epmd_pid=''
+    if [ -n "${BROKER_JOIN-}" ]; then join_peer; fi
     for attempt in 1 2 3 4 5; do
         choose_ports
-        if [ -n "${BROKER_JOIN-}" ]; then join_peer; fi
         name=fib-rpc-$port@localhost
         printf '%s=%s\n' name "$name" port "$port" dist_port "$dist_port" epmd_port "$epmd_port" \
-            management_port "$management_port" tls_port "$tls_port" peer "$peer" >"$node/settings"
+            management_port "$management_port" tls_port "$tls_port" cluster_epmd_port "$cluster_epmd_port" >"$node/settings"
         # A small disk is no reason to block publishers ("Free Disk Space Alarms").
         # pause_minority is what RabbitMQ advises for three nodes ("Clustering and Network Partitions"); a node alone does not care.
         printf '%s\n' 'disk_free_limit.absolute = 1MB' 'cluster_partition_handling = pause_minority' >"$node/rabbitmq.conf"
@@ -293,7 +293,7 @@ start_node() {
         # RabbitMQ takes the last of equal keys.
         printf '%s\n' "${BROKER_CONF-}" >>"$node/rabbitmq.conf"
         if launch_node; then return; fi
-        if { [ -n "$peer" ] || alive "$epmd_pid"; } && ! grep -qi 'eaddrinuse\|already in use' "$node/log"; then break; fi
+        if alive "$epmd_pid" && ! grep -qi 'eaddrinuse\|already in use\|not bind to distribution port' "$node/log"; then break; fi
         say "attempt $attempt: one of the ports $port to $((port + 4)) was taken meanwhile; trying others"
         end 0 "$epmd_pid" "$beam_pid"
         epmd_pid=''
@@ -346,6 +346,10 @@ clean_up() {
     stop_node "$grace"
     if [ -n "$run_dir" ]; then
         wait
+        # A folder that had other nodes' folders in it was not empty before.
+        if [ -f "$run_dir/started" ]; then
+            while IFS= read -r other; do rmdir "$other" 2>/dev/null; done <"$run_dir/started"
+        fi
         rm -rf "$run_dir"
     fi
     exit "$code"

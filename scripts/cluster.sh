@@ -37,13 +37,15 @@ wrong_usage() {
 locate_cluster() {
     dir=${CLUSTER_DIR:-${TMPDIR:-/tmp}/fib-rpc-cluster-$(id -u)}
     case $dir in /*) ;; *) dir=$PWD/$dir ;; esac
-    # Says that there is a cluster, or what a failure left of one.
-    mark=$dir/fib-rpc-cluster
 }
 
 need_cluster() {
     locate_cluster
-    [ -d "$mark" ] || fail 69 "there is no cluster in $dir; start one: $here/cluster.sh start (CLUSTER_DIR names its folder)"
+    [ -d "$dir/fib-rpc-node" ] || fail 69 "there is no cluster in $dir; start one: $here/cluster.sh start (CLUSTER_DIR names its folder)"
+}
+
+there_is_one() {
+    fail 69 "there is a cluster in $dir already, or it is no folder of yours; type: $here/cluster.sh stop (or name another folder in CLUSTER_DIR)"
 }
 
 check_nodes() {
@@ -79,11 +81,6 @@ at_once() {
     return "$code"
 }
 
-make_mark() {
-    (umask 077 && mkdir -p "$dir" && mkdir "$mark") 2>/dev/null ||
-        fail 69 "there is a cluster in $dir already, or it is no folder of yours; type: $here/cluster.sh stop (or name another folder in CLUSTER_DIR)"
-}
-
 # After the first, because two that start at once could each found a cluster.
 start_others() {
     BROKER_JOIN=$dir at_once start 2 3 >/dev/null
@@ -114,7 +111,7 @@ clean_up_at_exit() {
 
 stop_nodes() {
     at_once stop 1 2 3
-    rmdir "$mark" "$dir" 2>/dev/null || true
+    rmdir "$dir/starting" "$dir" 2>/dev/null || true
 }
 
 # ---- words ----
@@ -132,7 +129,6 @@ run() {
 with_first_node() {
     export AMQP_URL CLUSTER_DIR=$BROKER_DIR
     locate_cluster
-    make_mark
     clean_up_at_exit
     start_others
     AMQP_URL=$(url)
@@ -143,12 +139,18 @@ with_first_node() {
 start() {
     locate_cluster
     unset BROKER_JOIN
-    make_mark
+    # Of two that start at once, the one that fails must not end the nodes of the other.
+    (umask 077 && mkdir -p "$dir" && mkdir "$dir/starting") 2>/dev/null || there_is_one
+    if [ -e "$dir/fib-rpc-node" ]; then
+        rmdir "$dir/starting"
+        there_is_one
+    fi
     started_here=yes
     clean_up_at_exit
     at_once start 1 >/dev/null
     start_others
     trap - EXIT
+    rmdir "$dir/starting"
     url
 }
 

@@ -85,9 +85,14 @@ pub struct Server {
     #[arg(long, value_name = "TYPE", value_enum, default_value_t = QueueType::Classic)]
     pub queue_type: QueueType,
 
-    /// Unacknowledged requests that the broker pushes to this server; 0: no limit
+    /// Unacknowledged requests that the broker pushes to each worker; 0: no limit
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub prefetch: u16,
+
+    /// Threads that answer, each with a channel of its own on the one connection
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub workers: u16,
 
     /// How fib is computed
     #[arg(long, value_name = "NAME", value_enum, default_value_t = Algorithm::FastDoubling)]

@@ -196,6 +196,12 @@ impl Session {
         self.blocked.as_deref()
     }
 
+    /// The broker took too long: ends the connection, so that whatever still waits for it returns.
+    pub fn give_up(&mut self) -> Failure {
+        self.watchdog.fire();
+        self.lost()
+    }
+
     /// What an error of the client library means. Unless it is of one channel alone, this closes
     /// the connection, since closing is what brings out the cause: the library reports a lost
     /// connection as a dropped event loop.

@@ -18,6 +18,10 @@ use std::time::{Duration, Instant};
 /// A batch that is over sooner shows no progress bar.
 const LONG: Duration = Duration::from_secs(1);
 
+/// Latencies that are told apart, in microseconds: a day, to three digits. A longer one counts as
+/// that.
+const LONGEST_LATENCY: u64 = 86_400_000_000;
+
 /// Tells of calls as they are done, and counts them.
 pub struct Report<'a> {
     program: &'static str,
@@ -64,7 +68,7 @@ impl<'a> Report<'a> {
         };
         // On the same terminal the results themselves show how far it is.
         let wanted = !args.common.quiet && !terminal && io::stderr().is_terminal();
-        let latencies = Histogram::new(3);
+        let latencies = Histogram::new_with_bounds(1, LONGEST_LATENCY, 3);
         Report {
             program,
             args,
@@ -72,8 +76,7 @@ impl<'a> Report<'a> {
             started: Instant::now(),
             failed: 0,
             first_failure: None,
-            // Fails only for a precision that there is not.
-            latencies: latencies.unwrap_or_else(|_| unreachable!("3 digits are a precision")),
+            latencies: latencies.unwrap_or_else(|_| unreachable!("these bounds are sound")),
             progress: wanted.then(progress_bar),
         }
     }

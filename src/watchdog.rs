@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 /// Shuts a socket down when a deadline passes. One thread for each, which ends with it.
 #[derive(Debug)]
 pub struct Watchdog {
+    socket: Arc<TcpStream>,
     deadlines: Sender<Option<Instant>>,
     fired: Arc<AtomicBool>,
 }
@@ -29,7 +30,8 @@ impl Watchdog {
     pub fn new(socket: TcpStream) -> io::Result<Watchdog> {
         let (deadlines, changes) = unbounded();
         let fired = Arc::new(AtomicBool::new(false));
-        let tell = Arc::clone(&fired);
+        let socket = Arc::new(socket);
+        let (watched, tell) = (Arc::clone(&socket), Arc::clone(&fired));
         let watch = move || {
             let mut deadline: Option<Instant> = None;
             loop {
@@ -40,9 +42,7 @@ impl Watchdog {
                 match change {
                     Ok(change) => deadline = change,
                     Err(RecvTimeoutError::Timeout) => {
-                        tell.store(true, Ordering::SeqCst);
-                        // Fails only if the connection is gone already, which is as good.
-                        let _ = socket.shutdown(Shutdown::Both);
+                        bite(&watched, &tell);
                         deadline = None;
                     }
                     Err(RecvTimeoutError::Disconnected) => return,
@@ -50,7 +50,12 @@ impl Watchdog {
             }
         };
         thread::Builder::new().name("watchdog".into()).spawn(watch)?;
-        Ok(Watchdog { deadlines, fired })
+        Ok(Watchdog { socket, deadlines, fired })
+    }
+
+    /// Ends the connection now, as if a deadline had passed.
+    pub fn fire(&self) {
+        bite(&self.socket, &self.fired);
     }
 
     /// Runs `call`, which uses the connection, and ends the connection if it takes longer than
@@ -67,6 +72,12 @@ impl Watchdog {
     pub fn fired(&self) -> bool {
         self.fired.load(Ordering::SeqCst)
     }
+}
+
+fn bite(socket: &TcpStream, fired: &AtomicBool) {
+    fired.store(true, Ordering::SeqCst);
+    // Fails only if the connection is gone already, which is as good.
+    let _ = socket.shutdown(Shutdown::Both);
 }
 
 #[cfg(test)]

@@ -1,11 +1,13 @@
 //! The server of RabbitMQ's tutorial six: takes requests from a queue, computes, replies, acks.
 //!
-//! `Desk::serve` is the tutorial's loop. Around it, `run` opens a connection again whenever one is
-//! lost, until a signal asks to stop.
+//! `Desk::serve` is the tutorial's loop, on a thread for each worker. Around it, `run` opens a
+//! connection again whenever one is lost, until a signal asks to stop.
 
-use amiquip::{Channel, Confirm, Consumer, ConsumerMessage, ConsumerOptions, Delivery};
+use amiquip::{Channel, Confirm, ConsumerMessage, ConsumerOptions, Delivery, Error};
 use anyhow::Result;
-use crossbeam_channel::{Receiver, RecvError, never, select_biased};
+use crossbeam_channel::{
+    Receiver, RecvError, Sender, after, bounded, never, select_biased, unbounded,
+};
 use fib_rpc::backoff::Backoff;
 use fib_rpc::connection::Session;
 use fib_rpc::exit::{Failure, Kind};
@@ -17,9 +19,15 @@ use fib_rpc::{cli, output, queue, signals, stack};
 use log::{info, warn};
 use std::collections::VecDeque;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 const PROGRAM: &str = "rpc_server";
+
+/// How long the broker may take until all workers consume.
+const READY_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long a server that was asked to stop waits for the broker.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
@@ -98,143 +106,256 @@ fn connect(
     let queue = &args.common.queue;
     let mut session = Session::open(brokers, args.common.connect_timeout, PROGRAM)?;
     queue::ensure(&mut session, queue, args.queue_type)?;
-    let channel = session.channel()?;
-    let mut desk = Desk::new(args, &channel, memory.max_body);
-    if brokers.len() > 1 {
+    let (events, happened) = unbounded();
+    let desk = Arc::new(Desk {
+        queue: queue.clone(),
+        prefetch: args.prefetch,
+        settings: args.settings(),
+        quiet: args.common.quiet,
+        max_body: memory.max_body,
         // In a cluster, the node that took a reply can die before it has passed it on.
-        desk.confirms = Some(session.ask(|| confirms(&channel))?);
-    }
+        confirms: brokers.len() > 1,
+        largest: AtomicUsize::new(0),
+        events,
+    });
     if memory.unreadable {
-        desk.rescue(&mut session, memory)?;
+        rescue(&mut session, &desk, memory)?;
     }
-    // The fair dispatch of tutorial two: a server with a call in hand gets no other.
-    session.ask(|| channel.qos(0, args.prefetch, false))?;
-    let consumer = session.ask(|| channel.basic_consume(queue, ConsumerOptions::default()))?;
-    info!("consume from {queue} with prefetch {}", args.prefetch);
-    if memory.told.take().is_some() {
-        warn!("connected to {} again", session.endpoint());
-    }
-    memory.served = true;
-    memory.backoff.reset();
-
-    let served = desk.serve(&mut session, &consumer, stop);
-    // Before channel and consumer are dropped. What is unacknowledged, the prefetched requests
-    // among it, goes back to the queue.
+    let served = supervise(&mut session, &desk, &happened, args.workers, stop, memory);
+    // What is unacknowledged, the prefetched requests among it, goes back to the queue. A worker
+    // that is still computing finds its connection gone.
     session.close();
     match served.as_ref().err().and_then(|error| error.downcast_ref()) {
         Some(Failure { kind: Kind::Unreadable, .. }) => memory.unreadable = true,
         // The request will come again, to be answered with an error then.
         Some(Failure { kind: Kind::TooLarge, .. }) => {
-            memory.max_body = desk.largest.saturating_sub(1)
+            memory.max_body = desk.largest.load(Ordering::SeqCst).saturating_sub(1);
         }
         _ => {}
     }
     served
 }
 
-/// Puts the channel into confirm mode (RabbitMQ, "Consumer Acknowledgements and Publisher
-/// Confirms").
-fn confirms(channel: &Channel) -> amiquip::Result<Receiver<Confirm>> {
-    let confirms = channel.listen_for_publisher_confirms()?;
-    channel.enable_publisher_confirms()?;
-    Ok(confirms)
-}
-
-/// Where requests are answered: a channel, and what is under way on it.
-struct Desk<'a> {
-    args: &'a cli::Server,
-    settings: Settings,
-    channel: &'a Channel,
-    max_body: usize,
-    /// The size of the largest reply that was published.
-    largest: usize,
-    /// In confirm mode: where the broker says which replies it has.
-    confirms: Option<Receiver<Confirm>>,
-    /// How many replies were published.
-    published: u64,
-    /// Requests that are answered and not acked, each with the number of its reply.
-    unconfirmed: VecDeque<(u64, Delivery)>,
-}
-
-impl<'a> Desk<'a> {
-    fn new(args: &'a cli::Server, channel: &'a Channel, max_body: usize) -> Desk<'a> {
-        Desk {
-            args,
-            settings: args.settings(),
-            channel,
-            max_body,
-            largest: 0,
-            confirms: None,
-            published: 0,
-            unconfirmed: VecDeque::new(),
+/// Discards a message that cannot be read, which the client library tells only by giving up the
+/// connection: the broker forgets the head of the queue as it sends it. If another message is
+/// there by now, it is answered like any other.
+fn rescue(session: &mut Session, desk: &Desk, memory: &mut Memory) -> Result<()> {
+    let channel = session.channel()?;
+    match session.ask(|| channel.basic_get(desk.queue.as_str(), true)) {
+        Ok(got) => {
+            memory.unreadable = false;
+            if let Some(got) = got {
+                desk.answer(&channel, &got.delivery).map_err(|broken| broken.explain(session))?;
+            }
+            Ok(session.ask(|| channel.close())?)
+        }
+        Err(failure) => {
+            if failure.kind == Kind::Unreadable {
+                memory.unreadable = false;
+                warn!("discarded a message from {}: its properties are not UTF-8", desk.queue);
+            }
+            Err(failure.into())
         }
     }
+}
 
-    /// The tutorial's loop: deliver, compute, publish, ack; until a signal asks to stop.
+/// Starts the workers and watches over them and the connection, until a signal asks to stop.
+fn supervise(
+    session: &mut Session,
+    desk: &Arc<Desk>,
+    happened: &Receiver<Event>,
+    workers: u16,
+    stop: &Receiver<()>,
+    memory: &mut Memory,
+) -> Result<()> {
+    // Nothing is ever sent by these two: what counts is when they are dropped.
+    let (hold_begin, begin) = bounded(0);
+    let (hold_end, end) = bounded(0);
+    for _ in 0..workers {
+        let (desk, channel) = (Arc::clone(desk), session.channel()?);
+        let (begin, end) = (begin.clone(), end.clone());
+        let work = move || {
+            let ended = desk.serve(&channel, &begin, &end);
+            // Nobody listens any more if the connection was lost.
+            let _ = desk.events.send(Event::Ended(ended));
+        };
+        thread::Builder::new().name("worker".into()).spawn(work).map_err(|error| {
+            Failure::new(Kind::Internal, format!("cannot start {workers} workers: {error}"))
+        })?;
+    }
+    for _ in 0..workers {
+        match happened.recv_timeout(READY_LIMIT) {
+            Ok(Event::Ended(Err(broken))) => return Err(broken.explain(session)),
+            Ok(_) => {}
+            Err(_) => return Err(session.give_up().into()),
+        }
+    }
+    if memory.told.take().is_some() {
+        warn!("connected to {} again", session.endpoint());
+    }
+    memory.served = true;
+    memory.backoff.reset();
+    desk.transcript(format_args!(" [x] Awaiting RPC requests"))?;
+    drop(hold_begin);
+
+    loop {
+        select_biased! {
+            recv(stop) -> _ => break,
+            recv(session.notices()) -> notice => {
+                let notice = notice.map_err(|_| session.lost())?;
+                session.note(notice);
+            }
+            recv(happened) -> event => {
+                if let Ok(Event::Ended(Err(broken))) = event {
+                    return Err(broken.explain(session));
+                }
+            }
+        }
+    }
+    info!("asked to stop: finish the calls in hand");
+    drop(hold_end);
+    if let Err(failure) = stopped(session, happened, workers) {
+        // What is not acked goes to another server, connection or no connection.
+        warn!("while stopping: {failure}");
+    }
+    Ok(())
+}
+
+/// Waits until all workers have ended: for their calls in hand however long those take, then a
+/// bounded time for the broker's answers to their last words.
+fn stopped(session: &mut Session, happened: &Receiver<Event>, workers: u16) -> Result<()> {
+    let (mut finished, mut ended) = (0, 0);
+    let mut deadline = never();
+    while ended < workers {
+        select_biased! {
+            recv(happened) -> event => match event? {
+                Event::Ended(Ok(())) => ended += 1,
+                Event::Ended(Err(broken)) => return Err(broken.explain(session)),
+                Event::Finished => {
+                    finished += 1;
+                    if finished == workers {
+                        deadline = after(STOP_LIMIT);
+                    }
+                }
+                Event::Ready => {}
+            },
+            recv(deadline) -> _ => return Err(session.give_up().into()),
+        }
+        // A broker that blocks this connection reads nothing from it, and gives no answer.
+        if finished == workers && session.blocked().is_some() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// What a worker tells.
+enum Event {
+    /// Requests can come.
+    Ready,
+    /// Asked to stop, it has no call in hand any more.
+    Finished,
+    /// It has ended.
+    Ended(Result<(), Broken>),
+}
+
+/// Why a worker cannot go on.
+enum Broken {
+    /// The connection or the channel is gone.
+    Amqp(Error),
+    /// Anything else.
+    Other(anyhow::Error),
+}
+
+impl Broken {
+    fn explain(self, session: &mut Session) -> anyhow::Error {
+        match self {
+            Broken::Amqp(error) => session.explain(error).into(),
+            Broken::Other(error) => error,
+        }
+    }
+}
+
+impl From<Error> for Broken {
+    fn from(error: Error) -> Broken {
+        Broken::Amqp(error)
+    }
+}
+
+impl From<anyhow::Error> for Broken {
+    fn from(error: anyhow::Error) -> Broken {
+        Broken::Other(error)
+    }
+}
+
+/// A receiver disconnects when the connection is gone.
+impl From<RecvError> for Broken {
+    fn from(_: RecvError) -> Broken {
+        Broken::Amqp(Error::EventLoopDropped)
+    }
+}
+
+/// Where requests are answered. All workers of a connection share it.
+struct Desk {
+    queue: String,
+    prefetch: u16,
+    settings: Settings,
+    quiet: bool,
+    max_body: usize,
+    /// Whether requests are acked only when the broker has confirmed their replies.
+    confirms: bool,
+    /// The size of the largest reply that was published.
+    largest: AtomicUsize,
+    events: Sender<Event>,
+}
+
+impl Desk {
+    /// The tutorial's loop: deliver, compute, publish, ack; from `begin`'s end to `end`'s.
     fn serve(
-        &mut self,
-        session: &mut Session,
-        consumer: &Consumer<'_>,
-        stop: &Receiver<()>,
-    ) -> Result<()> {
-        let confirms = self.confirms.clone().unwrap_or_else(never);
-        self.transcript(format_args!(" [x] Awaiting RPC requests"))?;
+        &self,
+        channel: &Channel,
+        begin: &Receiver<()>,
+        end: &Receiver<()>,
+    ) -> Result<(), Broken> {
+        let mut unconfirmed = Unconfirmed::new(channel, self.confirms)?;
+        // The fair dispatch of tutorial two: a worker with a call in hand gets no other.
+        channel.qos(0, self.prefetch, false)?;
+        let consumer = channel.basic_consume(self.queue.as_str(), ConsumerOptions::default())?;
+        info!("consume from {} with prefetch {}", self.queue, self.prefetch);
+        let _ = self.events.send(Event::Ready);
+        let _ = begin.recv();
         loop {
             let delivery = select_biased! {
-                recv(stop) -> _ => break,
-                recv(confirms) -> confirm => {
-                    self.confirmed(session, confirm)?;
+                recv(end) -> _ => break,
+                recv(unconfirmed.confirms) -> confirm => {
+                    unconfirmed.settle(channel, confirm?)?;
                     continue;
                 }
-                recv(session.notices()) -> notice => {
-                    notice.map(|notice| session.note(notice)).map_err(|_| session.lost())?;
-                    continue;
-                }
-                recv(consumer.receiver()) -> message => match message {
-                    Ok(ConsumerMessage::Delivery(delivery)) => delivery,
-                    other => return Err(self.ended(session, other).into()),
+                recv(consumer.receiver()) -> message => match message? {
+                    ConsumerMessage::Delivery(delivery) => delivery,
+                    ConsumerMessage::ServerClosedChannel(error) => return Err(error.into()),
+                    ConsumerMessage::ServerCancelled => return Err(self.queue_is_gone()),
+                    _ => return Err(RecvError.into()),
                 },
             };
-            if self.answer(session, &delivery)? && self.confirms.is_some() {
-                self.unconfirmed.push_back((self.published, delivery));
+            let replied = self.answer(channel, &delivery)?;
+            if replied && self.confirms {
+                unconfirmed.push(delivery);
             } else {
                 // After the reply, on the same channel, so that the broker takes them in this
                 // order: a crash in between means a second reply, never a lost one.
-                self.ack(session, delivery)?;
+                ack(channel, delivery)?;
             }
         }
-        if let Err(failure) = self.finish(session, consumer, &confirms) {
-            // What is not acked goes to another server, connection or no connection.
-            warn!("while stopping: {failure}");
-        }
-        Ok(())
-    }
-
-    /// No more deliveries, and acks for the last replies.
-    fn finish(
-        &mut self,
-        session: &mut Session,
-        consumer: &Consumer<'_>,
-        confirms: &Receiver<Confirm>,
-    ) -> Result<(), Failure> {
-        // A broker that blocks this connection reads nothing from it.
-        if session.blocked().is_none() {
-            info!("asked to stop: cancel the consumer");
-            session.hurry(STOP_LIMIT);
-            session.ask(|| consumer.cancel())?;
-        }
-        let deadline = Instant::now() + STOP_LIMIT;
-        while !self.unconfirmed.is_empty() {
-            match confirms.recv_deadline(deadline) {
-                Ok(confirm) => self.confirmed(session, Ok(confirm))?,
-                Err(_) => break,
-            }
-        }
+        let _ = self.events.send(Event::Finished);
+        unconfirmed.settle_all(channel)?;
+        info!("cancel the consumer");
+        consumer.cancel()?;
         Ok(())
     }
 
     /// Computes and replies. False if there is nobody to reply to.
-    fn answer(&mut self, session: &mut Session, delivery: &Delivery) -> Result<bool> {
+    fn answer(&self, channel: &Channel, delivery: &Delivery) -> Result<bool, Broken> {
         let request = Request::from_delivery(delivery);
         let call =
             format!("{}({})", excerpt(request.procedure.as_bytes()), excerpt(request.argument));
@@ -252,42 +373,71 @@ impl<'a> Desk<'a> {
         }
         let reply = Reply::to_request(&request, outcome, self.max_body);
         let publish = reply.to_publish(reply_to);
-        self.published += 1;
-        self.largest = self.largest.max(publish.body.len());
+        self.largest.fetch_max(publish.body.len(), Ordering::SeqCst);
         info!("publish the reply to {}, correlation_id {id}", excerpt(reply_to.as_bytes()));
-        self.channel.basic_publish("", publish).map_err(|error| session.explain(error))?;
+        channel.basic_publish("", publish)?;
         Ok(true)
     }
 
-    fn ack(&self, session: &mut Session, delivery: Delivery) -> Result<(), Failure> {
-        info!("ack, correlation_id {}", short(delivery.properties.correlation_id().as_deref()));
-        delivery.ack(self.channel).map_err(|error| session.explain(error))
+    fn queue_is_gone(&self) -> Broken {
+        let message = format!("the queue \"{}\" is gone", self.queue);
+        Broken::Other(Failure::new(Kind::QueueMissing, message).into())
+    }
+
+    fn transcript(&self, line: std::fmt::Arguments<'_>) -> Result<()> {
+        if self.quiet { Ok(()) } else { output::line(line) }
+    }
+}
+
+fn ack(channel: &Channel, delivery: Delivery) -> Result<(), Broken> {
+    info!("ack, correlation_id {}", short(delivery.properties.correlation_id().as_deref()));
+    Ok(delivery.ack(channel)?)
+}
+
+/// Requests whose replies the broker has not confirmed yet: none, without confirm mode.
+struct Unconfirmed {
+    confirms: Receiver<Confirm>,
+    /// The number of the last reply, counted as the broker does.
+    published: u64,
+    requests: VecDeque<(u64, Delivery)>,
+}
+
+impl Unconfirmed {
+    /// Puts the channel into confirm mode, if it `is_wanted` (RabbitMQ, "Consumer
+    /// Acknowledgements and Publisher Confirms").
+    fn new(channel: &Channel, is_wanted: bool) -> Result<Unconfirmed, Error> {
+        let confirms = match is_wanted {
+            true => {
+                let confirms = channel.listen_for_publisher_confirms()?;
+                channel.enable_publisher_confirms()?;
+                confirms
+            }
+            false => never(),
+        };
+        Ok(Unconfirmed { confirms, published: 0, requests: VecDeque::new() })
+    }
+
+    fn push(&mut self, request: Delivery) {
+        self.published += 1;
+        self.requests.push_back((self.published, request));
     }
 
     /// Acks the requests whose replies the broker has.
-    fn confirmed(
-        &mut self,
-        session: &mut Session,
-        confirm: Result<Confirm, RecvError>,
-    ) -> Result<(), Failure> {
-        let payload = match confirm {
-            Ok(Confirm::Ack(payload)) => payload,
-            Ok(Confirm::Nack(_)) => {
-                let message = format!("{} refused a reply", session.endpoint());
-                return Err(Failure::new(Kind::ConnectionLost, message));
-            }
-            Err(_) => return Err(session.lost()),
+    fn settle(&mut self, channel: &Channel, confirm: Confirm) -> Result<(), Broken> {
+        let Confirm::Ack(confirmed) = confirm else {
+            let failure = Failure::new(Kind::ConnectionLost, "the broker refused a reply");
+            return Err(Broken::Other(failure.into()));
         };
-        let is_confirmed = |number: u64| match payload.multiple {
-            true => number <= payload.delivery_tag,
-            false => number == payload.delivery_tag,
+        let is_confirmed = |number: u64| match confirmed.multiple {
+            true => number <= confirmed.delivery_tag,
+            false => number == confirmed.delivery_tag,
         };
         let mut index = 0;
-        while let Some((number, _)) = self.unconfirmed.get(index) {
+        while let Some((number, _)) = self.requests.get(index) {
             if is_confirmed(*number)
-                && let Some((_, delivery)) = self.unconfirmed.remove(index)
+                && let Some((_, request)) = self.requests.remove(index)
             {
-                self.ack(session, delivery)?;
+                ack(channel, request)?;
             } else {
                 index += 1;
             }
@@ -295,40 +445,16 @@ impl<'a> Desk<'a> {
         Ok(())
     }
 
-    /// Discards a message that cannot be read, which the client library tells only by giving up
-    /// the connection: the broker forgets the head of the queue as it sends it. If another
-    /// message is there by now, it is answered like any other.
-    fn rescue(&mut self, session: &mut Session, memory: &mut Memory) -> Result<()> {
-        let queue = &self.args.common.queue;
-        match session.ask(|| self.channel.basic_get(queue, true)) {
-            Ok(got) => {
-                memory.unreadable = false;
-                got.map_or(Ok(()), |got| self.answer(session, &got.delivery).map(drop))
-            }
-            Err(failure) => {
-                if failure.kind == Kind::Unreadable {
-                    memory.unreadable = false;
-                    warn!("discarded a message from {queue}: its properties are not UTF-8 text");
-                }
-                Err(failure.into())
+    /// Waits until all are confirmed, for bounded time: what is not acked is answered a second
+    /// time, by another server.
+    fn settle_all(&mut self, channel: &Channel) -> Result<(), Broken> {
+        let deadline = Instant::now() + STOP_LIMIT;
+        while !self.requests.is_empty() {
+            match self.confirms.recv_deadline(deadline) {
+                Ok(confirm) => self.settle(channel, confirm)?,
+                Err(_) => break,
             }
         }
-    }
-
-    /// Why there are no more deliveries.
-    fn ended(&self, session: &mut Session, message: Result<ConsumerMessage, RecvError>) -> Failure {
-        let queue = &self.args.common.queue;
-        match message {
-            Ok(ConsumerMessage::ServerCancelled) => {
-                let message = format!("the queue \"{queue}\" on {} is gone", session.endpoint());
-                Failure::new(Kind::QueueMissing, message)
-            }
-            Ok(ConsumerMessage::ServerClosedChannel(error)) => session.explain(error),
-            _ => session.lost(),
-        }
-    }
-
-    fn transcript(&self, line: std::fmt::Arguments<'_>) -> Result<()> {
-        if self.args.common.quiet { Ok(()) } else { output::line(line) }
+        Ok(())
     }
 }

@@ -175,7 +175,7 @@ fn json_has_an_object_for_each_call() {
 #[test]
 fn statistics_are_told_at_the_end() {
     let queue = Queue::new();
-    let _server = server(&queue, &[]);
+    let server = server(&queue, &[]);
     let ended = queue.client(&["--stats", "--repeat", "100", "fib", "30", "x"]);
     assert_eq!((ended.code(), ended.stdout.lines().count()), (65, 100));
     let line = ended.stderr.lines().last().unwrap();
@@ -184,6 +184,12 @@ fn statistics_are_told_at_the_end() {
     let [calls, failed, rate, p50, p90, p99, max] = numbers[..] else { panic!("{line}") };
     assert_eq!((calls, failed), (200.0, 100.0));
     assert!(rate > 0.0 && p50 > 0.0 && p50 <= p90 && p90 <= p99 && p99 <= max * 1.001, "{line}");
+    // A call that takes 300 ms is in them too.
+    server.signal("STOP");
+    let ended = queue.client(&["-q", "--stats", "--timeout", "300ms", "fib", "30"]);
+    let last = ended.stderr.lines().last().unwrap();
+    let max: f64 = last.rsplit(' ').nth(1).unwrap().parse().unwrap();
+    assert!((300.0..2_000.0).contains(&max), "{last}");
     let shape: String = line.chars().filter(|c| !c.is_ascii_digit() && *c != '.').collect();
     let expected = "rpc_client:  calls,  failed,  calls/s, p ms, p ms, p ms, max  ms";
     assert_eq!(shape.replace("p  ms", "p ms"), expected);

@@ -277,6 +277,42 @@ fn a_second_signal_ends_it_at_once() {
     }
 }
 
+// Workers.
+
+/// With prefetch 1, as many calls are in hand as there are workers.
+#[test]
+fn each_worker_has_a_call_in_hand() {
+    let queue = Queue::new();
+    let server = server(&queue, &["--workers", "3", "--algorithm", "recursive", "--max-n", "93"]);
+    queue.await_state((0, 3));
+    let amqp = Amqp::new();
+    let properties = AmqpProperties::default().with_reply_to(amqp.exclusive());
+    for n in [93, 92, 91, 90] {
+        amqp.publish(queue.name(), n.to_string().as_bytes(), properties.clone());
+    }
+    for n in [93, 92, 91] {
+        server.await_stdout(&format!(" [.] fib({n})\n"));
+    }
+    queue.await_state((1, 3));
+}
+
+#[test]
+fn workers_stop_in_good_order() {
+    let queue = Queue::new();
+    let server = server(&queue, &["--workers", "2", "--algorithm", "recursive"]);
+    let args = ["--queue", queue.name(), "fib", "40", "41", "1"];
+    let waiting = Process::spawn(&mut client_command(&broker(), &args));
+    server.await_stdout(" [.] fib(40)\n");
+    server.await_stdout(" [.] fib(41)\n");
+    server.signal("TERM");
+    let ended = server.wait();
+    assert_eq!((ended.code(), ended.stderr.as_str()), (0, ""), "{ended:?}");
+    assert!(!ended.stdout.contains("fib(1)"), "{ended:?}");
+    // What it did not begin is for the next one.
+    let _next = server_at(&broker(), &queue, &[]);
+    waiting.wait().expect(0, "102334155\n165580141\n1\n", "");
+}
+
 // Queues that exist.
 
 #[test]
@@ -342,7 +378,7 @@ fn a_deleted_queue_is_declared_again() {
     server.signal("TERM");
     let (name, at) = (queue.name(), shown(&broker()));
     let stderr = format!(
-        "rpc_server: the queue \"{name}\" on {at} is gone; trying again\n\
+        "rpc_server: the queue \"{name}\" is gone; trying again\n\
          rpc_server: connected to {at} again\n"
     );
     let stdout = " [x] Awaiting RPC requests\n".repeat(2) + " [.] fib(30)\n";
