@@ -224,10 +224,12 @@ END
     : >index
     echo 1000 >serial
     for name in ca other-ca server expired client; do
-        openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -pkeyopt ec_param_enc:named_curve -out $name.key || return
+        openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -pkeyopt ec_param_enc:named_curve \
+            -out $name.key || return
     done
     for name in ca other-ca; do
-        openssl req -config openssl.cnf -x509 -new -key $name.key -subj "/CN=fib-rpc $name" -extensions authority -days 30 -out $name.pem || return
+        openssl req -config openssl.cnf -x509 -new -key $name.key -subj "/CN=fib-rpc $name" \
+            -extensions authority -days 30 -out $name.pem || return
     done
     sign server localhost -extensions server -days 30 &&
         sign expired localhost -extensions server -startdate 000101000000Z -enddate 000102000000Z &&
@@ -255,7 +257,7 @@ make_node() {
 }
 
 # Nodes of a cluster have one cookie and ask one epmd, those of the first. The others' own only hold their port groups.
-# Sets peer, the first one's name: it is in the list with the new one's because newer RabbitMQs join no cluster whose list does not name them.
+# Sets peer, the first one's name.
 join_peer() {
     local first=$BROKER_JOIN/fib-rpc-node
     if ! { peer=$(sed -n 's/^name=//p' "$first/settings") && cluster_epmd_port=$(sed -n 's/^epmd_port=//p' "$first/settings") &&
@@ -274,9 +276,10 @@ start_node() {
         printf '%s=%s\n' name "$name" port "$port" dist_port "$dist_port" epmd_port "$epmd_port" \
             management_port "$management_port" tls_port "$tls_port" cluster_epmd_port "$cluster_epmd_port" >"$node/settings"
         # A small disk is no reason to block publishers ("Free Disk Space Alarms").
-        # pause_minority is what RabbitMQ advises for three nodes ("Clustering and Network Partitions"); a node alone does not care.
+        # RabbitMQ's advice for three nodes ("Clustering and Network Partitions"); a node alone does not care.
         printf '%s\n' 'disk_free_limit.absolute = 1MB' 'cluster_partition_handling = pause_minority' >"$node/rabbitmq.conf"
         if [ -n "$peer" ]; then
+            # Newer RabbitMQs join nobody if they are not in the list themselves.
             printf 'cluster_formation.classic_config.nodes.%s\n' "1 = $peer" "2 = $name" >>"$node/rabbitmq.conf"
         fi
         plugins=${management:+rabbitmq_management}${tls:+${management:+,}rabbitmq_auth_mechanism_ssl}
@@ -391,7 +394,7 @@ run() {
         exec "$@"
     fi
     need_rabbitmq
-    need_openssl
+    if [ -n "$tls" ]; then need_openssl; fi
     node=''
     clean_up_at_exit
     run_dir=$(mktemp -d "${TMPDIR:-/tmp}/fib-rpc-broker.XXXXXX")
@@ -420,7 +423,7 @@ start() {
         stop_node 0
     fi
     need_rabbitmq
-    need_openssl
+    if [ -n "$tls" ]; then need_openssl; fi
     make_node
     clean_up_at_exit
     start_node

@@ -5,7 +5,7 @@ use crate::fib::{Algorithm, RECURSIVE_LIMIT};
 use crate::message::{MAX_EXPIRATION, MAX_NAME};
 use crate::procedure::Settings;
 use crate::queue::QueueType;
-use crate::{logging, uri};
+use crate::{logging, output, stack, uri};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgAction, Args, Parser, ValueEnum};
@@ -212,13 +212,28 @@ impl Program for Client {
     }
 }
 
+/// A whole program: parses the command line, runs `run` with it on a large stack, tells an error.
+pub fn main<T: Program>(
+    program: &'static str,
+    run: fn(&T) -> anyhow::Result<ExitCode>,
+) -> ExitCode {
+    let whole = || match start(program) {
+        Ok(arguments) => output::conclude(program, run(&arguments)),
+        Err(code) => code,
+    };
+    match stack::run_deep(whole) {
+        Ok(code) => code,
+        Err(error) => output::conclude(program, Err(error.into())),
+    }
+}
+
 /// The parsed command line, with logging started as it says; or the exit code if there is nothing
 /// more to do: help and version on standard output are a success, anything else is wrong usage.
 ///
 /// # Errors
 ///
 /// 0 or [`Kind::Usage`]'s code; what there was to tell has been told.
-pub fn start<T: Program>(program: &'static str) -> Result<T, ExitCode> {
+fn start<T: Program>(program: &'static str) -> Result<T, ExitCode> {
     let parsed = T::command().try_get_matches().and_then(|matches| {
         let from_command_line = matches.value_source("url") == Some(ValueSource::CommandLine);
         Ok((T::from_arg_matches(&matches)?, from_command_line))

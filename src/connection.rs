@@ -6,8 +6,8 @@ use crate::transport;
 use crate::uri::{Credentials, Endpoint};
 use crate::watchdog::Watchdog;
 use amiquip::{
-    Auth, Channel, Connection, ConnectionBlockedNotification, ConnectionOptions, ConnectionTuning,
-    Error,
+    Auth, Channel, Confirm, Connection, ConnectionBlockedNotification, ConnectionOptions,
+    ConnectionTuning, Error,
 };
 use crossbeam_channel::Receiver;
 use humantime::format_duration;
@@ -270,6 +270,18 @@ impl Drop for Session {
     fn drop(&mut self) {
         let _ = self.close_connection();
     }
+}
+
+/// Puts a channel into confirm mode: from now on the broker tells of each message that it has it
+/// (RabbitMQ, "Consumer Acknowledgements and Publisher Confirms").
+///
+/// # Errors
+///
+/// Those of the channel.
+pub fn confirm_mode(channel: &Channel) -> amiquip::Result<Receiver<Confirm>> {
+    let confirms = channel.listen_for_publisher_confirms()?;
+    channel.enable_publisher_confirms()?;
+    Ok(confirms)
 }
 
 fn options(endpoint: &Endpoint, program: &str) -> ConnectionOptions<Auth> {

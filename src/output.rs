@@ -21,14 +21,23 @@ impl std::error::Error for Closed {}
 ///
 /// # Errors
 ///
-/// [`Closed`] if nobody reads it any more, else [`Kind::Internal`] (say, a full disk).
+/// As of [`written`].
 pub fn line(line: fmt::Arguments<'_>) -> anyhow::Result<()> {
-    let mut out = io::stdout().lock();
-    let written = writeln!(out, "{line}").and_then(|()| out.flush());
-    written.map_err(|error| match error.kind() {
+    // Flushed at the end of each line.
+    written(writeln!(io::stdout(), "{line}"))
+}
+
+/// What an attempt to write to standard output came to.
+///
+/// # Errors
+///
+/// [`Closed`] if nobody reads it any more, else [`Kind::Internal`] (say, a full disk).
+pub fn written(result: io::Result<()>) -> anyhow::Result<()> {
+    result.map_err(|error| match error.kind() {
         io::ErrorKind::BrokenPipe => Closed.into(),
         _ => {
-            Failure::new(Kind::Internal, format!("cannot write to standard output: {error}")).into()
+            let message = format!("cannot write to standard output: {error}");
+            Failure::new(Kind::Internal, message).into()
         }
     })
 }

@@ -11,9 +11,12 @@ use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use std::fmt;
-use std::io::{self, IsTerminal};
+use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
+
+/// How many bytes of results are written together.
+const OUT_CAPACITY: usize = 64 << 10;
 
 /// A batch that is over sooner shows no progress bar.
 const LONG: Duration = Duration::from_secs(1);
@@ -25,6 +28,8 @@ const LONGEST_LATENCY: u64 = 86_400_000_000;
 /// Tells of calls as they are done, and counts them.
 pub struct Report<'a> {
     program: &'static str,
+    /// Results that came together are written together.
+    out: BufWriter<Stdout>,
     args: &'a cli::Client,
     format: Format,
     started: Instant,
@@ -71,6 +76,7 @@ impl<'a> Report<'a> {
         let latencies = Histogram::new_with_bounds(1, LONGEST_LATENCY, 3);
         Report {
             program,
+            out: BufWriter::with_capacity(OUT_CAPACITY, io::stdout()),
             args,
             format,
             started: Instant::now(),
@@ -85,19 +91,31 @@ impl<'a> Report<'a> {
     ///
     /// # Errors
     ///
-    /// As of [`output::line`].
-    pub fn begins(&self, call: &Call) -> Result<()> {
+    /// As of [`output::written`].
+    pub fn begins(&mut self, call: &Call) -> Result<()> {
         match self.format {
-            Format::Transcript => output::line(format_args!(" [x] Requesting {}", self.name(call))),
+            Format::Transcript => {
+                let name = self.name(call);
+                output::written(writeln!(self.out, " [x] Requesting {name}"))
+            }
             _ => Ok(()),
         }
+    }
+
+    /// Makes sure that what was told can be read: to be called before a wait.
+    ///
+    /// # Errors
+    ///
+    /// As of [`output::written`].
+    pub fn flush(&mut self) -> Result<()> {
+        output::written(self.out.flush())
     }
 
     /// Tells a call's outcome.
     ///
     /// # Errors
     ///
-    /// As of [`output::line`].
+    /// As of [`output::written`].
     pub fn tell(&mut self, call: &Call, outcome: &Result<String, Failure>) -> Result<()> {
         let elapsed = call.ended.duration_since(call.started);
         self.latencies.saturating_record(elapsed.as_micros() as u64);
@@ -113,13 +131,16 @@ impl<'a> Report<'a> {
         }
         match (self.format, outcome) {
             (Format::Json, _) => {
-                output::line(format_args!("{}", self.json(call, outcome, elapsed)?))
+                let json = self.json(call, outcome, elapsed)?;
+                output::written(writeln!(self.out, "{json}"))
             }
             (Format::Transcript, Ok(result)) => {
-                output::line(format_args!(" [.] Got {}", lines(result)))
+                output::written(writeln!(self.out, " [.] Got {}", lines(result)))
             }
-            (_, Ok(result)) => output::line(format_args!("{result}")),
+            (_, Ok(result)) => output::written(writeln!(self.out, "{result}")),
             (_, Err(failure)) => {
+                // In the order in which they were told, should both streams go to one terminal.
+                self.flush()?;
                 let line = call.line.map_or(String::new(), |number| format!("line {number}: "));
                 self.complain(format_args!("{line}{}: {}", self.name(call), explained(failure)));
                 Ok(())
@@ -128,7 +149,12 @@ impl<'a> Report<'a> {
     }
 
     /// Tells, if it was asked for, how the calls went; the exit code is the first failure's.
-    pub fn end(&self) -> ExitCode {
+    ///
+    /// # Errors
+    ///
+    /// As of [`output::written`].
+    pub fn end(&mut self) -> Result<ExitCode> {
+        self.flush()?;
         if let Some(bar) = &self.progress {
             bar.finish_and_clear();
         }
@@ -146,7 +172,7 @@ impl<'a> Report<'a> {
                 ms(self.latencies.max()),
             ));
         }
-        self.first_failure.map_or(ExitCode::SUCCESS, |kind| ExitCode::from(kind.code()))
+        Ok(self.first_failure.map_or(ExitCode::SUCCESS, |kind| ExitCode::from(kind.code())))
     }
 
     /// Tells something on stderr, past the progress bar.

@@ -10,14 +10,14 @@ use amiquip::{
 use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, at, never, select_biased};
 use fib_rpc::batch::{Batch, Call};
-use fib_rpc::connection::Session;
+use fib_rpc::connection::{Session, confirm_mode};
 use fib_rpc::exit::{Failure, Kind};
 use fib_rpc::input::{self, Argument};
 use fib_rpc::message::{MAX_BODY, Reply, Request};
 use fib_rpc::report::Report;
 use fib_rpc::text::{excerpt, lines, short};
 use fib_rpc::uri::{self, Endpoint};
-use fib_rpc::{cli, diagnosis, output, stack};
+use fib_rpc::{cli, diagnosis};
 use humantime::format_duration;
 use log::{info, warn};
 use std::io;
@@ -35,14 +35,7 @@ const INTERVAL: Duration = Duration::from_millis(100);
 const LARGE: usize = 64 << 10;
 
 fn main() -> ExitCode {
-    let program = || match cli::start::<cli::Client>(PROGRAM) {
-        Ok(args) => output::conclude(PROGRAM, run(&args)),
-        Err(code) => code,
-    };
-    match stack::run_deep(program) {
-        Ok(code) => code,
-        Err(error) => output::conclude(PROGRAM, Err(error.into())),
-    }
+    cli::main(PROGRAM, run)
 }
 
 fn run(args: &cli::Client) -> Result<ExitCode> {
@@ -164,6 +157,9 @@ impl Line<'_> {
             if calls.are_over() {
                 return Ok(());
             }
+            if self.replies.is_empty() {
+                calls.report.flush()?;
+            }
             // A blocked broker would only collect requests whose time runs out. (One at a time
             // still goes, for its time to run out.)
             let nothing = never();
@@ -235,8 +231,9 @@ impl Line<'_> {
             correlation_id: Some(&call.correlation_id),
             expiration: left,
         };
-        let (queue, id) = (&args.common.queue, short(request.correlation_id));
-        info!("publish to {queue}, reply_to {}, correlation_id {id}", self.reply_to);
+        let queue = &args.common.queue;
+        let id = request.correlation_id;
+        info!("publish to {queue}, reply_to {}, correlation_id {}", self.reply_to, short(id));
         let publish = || self.channel.basic_publish("", request.to_publish(queue));
         match left {
             // A large one can have to wait until the broker takes earlier ones.
@@ -244,14 +241,6 @@ impl Line<'_> {
             _ => publish().map_err(|error| session.explain(error)),
         }
     }
-}
-
-/// Puts the channel into confirm mode (RabbitMQ, "Consumer Acknowledgements and Publisher
-/// Confirms").
-fn confirm_mode(channel: &Channel) -> amiquip::Result<Receiver<Confirm>> {
-    let confirms = channel.listen_for_publisher_confirms()?;
-    channel.enable_publisher_confirms()?;
-    Ok(confirms)
 }
 
 /// The calls from input to output.
@@ -314,12 +303,12 @@ impl<'a> Calls<'a> {
 
     /// Takes a reply, if it is one that a call awaits.
     fn answered(&mut self, delivery: Delivery) {
-        let id = delivery.properties.correlation_id().clone();
-        let Some(call) = self.batch.find(id.as_deref()) else {
-            info!("discard a reply with correlation_id {}: not awaited", short(id.as_deref()));
+        let id = delivery.properties.correlation_id().as_deref();
+        let Some(call) = self.batch.find(id) else {
+            info!("discard a reply with correlation_id {}: not awaited", short(id));
             return;
         };
-        info!("reply, correlation_id {}", short(id.as_deref()));
+        info!("reply, correlation_id {}", short(id));
         call.end(Reply::from_delivery(delivery).and_then(|reply| {
             // The sentence is a stranger's, like any message.
             reply.outcome.map_err(|error| Failure::new(error.kind.into(), lines(&error.message)))
@@ -356,7 +345,7 @@ impl<'a> Calls<'a> {
         if !self.input_ended && self.input.recv().is_ok() {
             self.report.complain(format_args!("the calls after these were not made"));
         }
-        Ok(self.report.end())
+        self.report.end()
     }
 }
 

@@ -9,13 +9,13 @@ use crossbeam_channel::{
     Receiver, RecvError, Sender, after, bounded, never, select_biased, unbounded,
 };
 use fib_rpc::backoff::Backoff;
-use fib_rpc::connection::Session;
+use fib_rpc::connection::{Session, confirm_mode};
 use fib_rpc::exit::{Failure, Kind};
 use fib_rpc::message::{MAX_BODY, Reply, Request};
 use fib_rpc::procedure::{self, Settings};
 use fib_rpc::text::{excerpt, short};
 use fib_rpc::uri::{self, Endpoint};
-use fib_rpc::{cli, output, queue, signals, stack};
+use fib_rpc::{cli, output, queue, signals};
 use log::{info, warn};
 use std::collections::VecDeque;
 use std::process::ExitCode;
@@ -33,14 +33,7 @@ const READY_LIMIT: Duration = Duration::from_secs(10);
 const STOP_LIMIT: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
-    let program = || match cli::start::<cli::Server>(PROGRAM) {
-        Ok(args) => output::conclude(PROGRAM, run(&args)),
-        Err(code) => code,
-    };
-    match stack::run_deep(program) {
-        Ok(code) => code,
-        Err(error) => output::conclude(PROGRAM, Err(error.into())),
-    }
+    cli::main(PROGRAM, run)
 }
 
 /// What one connection leaves to the next.
@@ -195,7 +188,9 @@ fn supervise(
     }
     memory.served = true;
     memory.backoff.reset();
-    desk.transcript(format_args!(" [x] Awaiting RPC requests"))?;
+    if !desk.quiet {
+        output::line(format_args!(" [x] Awaiting RPC requests"))?;
+    }
     drop(hold_begin);
 
     loop {
@@ -357,16 +352,20 @@ impl Desk {
     /// Computes and replies. False if there is nobody to reply to.
     fn answer(&self, channel: &Channel, delivery: &Delivery) -> Result<bool, Broken> {
         let request = Request::from_delivery(delivery);
-        let call =
-            format!("{}({})", excerpt(request.procedure.as_bytes()), excerpt(request.argument));
-        let id = short(request.correlation_id);
+        let call = || {
+            let procedure = excerpt(request.procedure.as_bytes());
+            format!("{procedure}({})", excerpt(request.argument))
+        };
+        let id = || short(request.correlation_id);
         let again = if delivery.redelivered { ", redelivered" } else { "" };
-        info!("delivery {call}, correlation_id {id}{again}");
+        info!("delivery {}, correlation_id {}{again}", call(), id());
         let Some(reply_to) = request.reply_to else {
-            warn!("{call} came without a reply_to: nobody to answer; dropped");
+            warn!("{} came without a reply_to: nobody to answer; dropped", call());
             return Ok(false);
         };
-        self.transcript(format_args!(" [.] {call}"))?;
+        if !self.quiet {
+            output::line(format_args!(" [.] {}", call()))?;
+        }
         let outcome = procedure::call(request.procedure, request.argument, &self.settings);
         if let Err(error) = &outcome {
             info!("error: {error}");
@@ -374,7 +373,7 @@ impl Desk {
         let reply = Reply::to_request(&request, outcome, self.max_body);
         let publish = reply.to_publish(reply_to);
         self.largest.fetch_max(publish.body.len(), Ordering::SeqCst);
-        info!("publish the reply to {}, correlation_id {id}", excerpt(reply_to.as_bytes()));
+        info!("publish the reply to {}, correlation_id {}", excerpt(reply_to.as_bytes()), id());
         channel.basic_publish("", publish)?;
         Ok(true)
     }
@@ -382,10 +381,6 @@ impl Desk {
     fn queue_is_gone(&self) -> Broken {
         let message = format!("the queue \"{}\" is gone", self.queue);
         Broken::Other(Failure::new(Kind::QueueMissing, message).into())
-    }
-
-    fn transcript(&self, line: std::fmt::Arguments<'_>) -> Result<()> {
-        if self.quiet { Ok(()) } else { output::line(line) }
     }
 }
 
@@ -403,15 +398,10 @@ struct Unconfirmed {
 }
 
 impl Unconfirmed {
-    /// Puts the channel into confirm mode, if it `is_wanted` (RabbitMQ, "Consumer
-    /// Acknowledgements and Publisher Confirms").
+    /// Puts the channel into confirm mode, if it `is_wanted`.
     fn new(channel: &Channel, is_wanted: bool) -> Result<Unconfirmed, Error> {
         let confirms = match is_wanted {
-            true => {
-                let confirms = channel.listen_for_publisher_confirms()?;
-                channel.enable_publisher_confirms()?;
-                confirms
-            }
+            true => confirm_mode(channel)?,
             false => never(),
         };
         Ok(Unconfirmed { confirms, published: 0, requests: VecDeque::new() })
