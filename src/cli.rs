@@ -78,6 +78,7 @@ impl Common {
 #[derive(Debug, Parser)]
 #[command(name = "rpc_server", version, after_help = SERVER_EXAMPLES, max_term_width = 100)]
 pub struct Server {
+    /// What both programs have.
     #[command(flatten)]
     pub common: Common,
 
@@ -140,6 +141,7 @@ pub struct Client {
     #[arg(value_name = "ARGUMENT", allow_negative_numbers = true)]
     pub arguments: Vec<String>,
 
+    /// What both programs have.
     #[command(flatten)]
     pub common: Common,
 

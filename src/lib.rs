@@ -28,6 +28,8 @@
 //! publish → ack. Client: arguments → [`message::Request`] → publish → receive, skip other
 //! ids → [`message::Reply`] → standard output → [`exit`].
 
+#![warn(missing_docs)]
+
 pub mod backoff;
 pub mod batch;
 pub mod cli;

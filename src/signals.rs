@@ -3,19 +3,43 @@
 use crate::exit::{Failure, Kind};
 use crossbeam_channel::{Receiver, bounded};
 use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
 use signal_hook::iterator::Signals;
+use signal_hook::{flag, low_level};
+use std::fmt;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
 
-/// A channel that gets a message when the first SIGINT or SIGTERM comes. A second one ends the
-/// process at once by that signal, so that a shell sees 130 or 143.
+/// A request to stop: the signal's number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stop(i32);
+
+impl Stop {
+    /// Ends the process by the signal, as if there had been no handler: a shell sees 130 or 143,
+    /// and one that runs a loop ends the loop too, which an exit code would not make it do.
+    pub fn end_process(self) -> ExitCode {
+        let _ = low_level::emulate_default_handler(self.0);
+        // Not reached, for the two signals that there are.
+        ExitCode::from(128u8.saturating_add(self.0 as u8))
+    }
+}
+
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "stopped by signal {}", self.0)
+    }
+}
+
+impl std::error::Error for Stop {}
+
+/// A channel that gets the first SIGINT or SIGTERM that comes. A second one ends the process at
+/// once by that signal, so that a shell sees 130 or 143.
 ///
 /// # Errors
 ///
 /// [`Kind::Internal`], if the system takes no handler.
-pub fn stop_requests() -> Result<Receiver<()>, Failure> {
+pub fn stop_requests() -> Result<Receiver<Stop>, Failure> {
     let failure = |error: std::io::Error| {
         Failure::new(Kind::Internal, format!("cannot handle signals: {error}"))
     };
@@ -28,8 +52,9 @@ pub fn stop_requests() -> Result<Receiver<()>, Failure> {
     let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(failure)?;
     let (tell, stop) = bounded(1);
     let wait = move || {
-        signals.forever().next();
-        let _ = tell.send(());
+        if let Some(signal) = signals.forever().next() {
+            let _ = tell.send(Stop(signal));
+        }
     };
     thread::Builder::new().name("signals".into()).spawn(wait).map_err(failure)?;
     Ok(stop)

@@ -15,6 +15,7 @@ use fib_rpc::exit::{Failure, Kind};
 use fib_rpc::input::{self, Argument};
 use fib_rpc::message::{MAX_BODY, Reply, Request};
 use fib_rpc::report::Report;
+use fib_rpc::signals::{self, Stop};
 use fib_rpc::text::{excerpt, lines, short};
 use fib_rpc::uri::{self, Endpoint};
 use fib_rpc::{cli, diagnosis};
@@ -22,7 +23,6 @@ use humantime::format_duration;
 use log::{info, warn};
 use std::io;
 use std::process::ExitCode;
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
@@ -41,7 +41,7 @@ fn main() -> ExitCode {
 fn run(args: &cli::Client) -> Result<ExitCode> {
     let brokers = uri::parse_list(args.common.url())?;
     let mut calls = Calls::new(args)?;
-    let patience = Patience::new(args.wait, calls.deadline_of_one_made_now());
+    let patience = Patience::new(args.wait, calls.deadline_of_one_made_now(), never());
     let mut reached = reach(args, &brokers, &patience).map_err(|failure| {
         let procedure = excerpt(args.procedure.as_bytes());
         let waited = match args.wait && may_pass(failure.kind) {
@@ -53,6 +53,10 @@ fn run(args: &cli::Client) -> Result<ExitCode> {
     while let Err(error) = converse(reached, &mut calls, brokers.len() > 1) {
         // Other errors, and internal ones, are those of standard input or output: no more calls
         // can be made.
+        if let Some(stop) = error.downcast_ref::<Stop>() {
+            calls.report.end()?;
+            return Ok(stop.end_process());
+        }
         let failure = error.downcast::<Failure>()?;
         if failure.kind == Kind::Internal {
             return Err(failure.into());
@@ -69,7 +73,9 @@ fn run(args: &cli::Client) -> Result<ExitCode> {
         }
         // A broker takes its time to come back, and so does a server; the calls' own time limit
         // is what counts.
-        reached = match reach(args, &brokers, &Patience::new(true, calls.last_deadline())) {
+        calls.report.flush()?;
+        let patience = Patience::new(true, calls.last_deadline(), calls.stop()?);
+        reached = match reach(args, &brokers, &patience) {
             Ok(reached) => reached,
             Err(failure) if may_pass(failure.kind) => {
                 let timeout = format_duration(args.timeout);
@@ -131,7 +137,8 @@ fn converse(
         returns,
         confirms,
     };
-    let ended = line.exchange(&mut session, calls);
+    let stop = calls.stop()?;
+    let ended = line.exchange(&mut session, calls, &stop);
     // Before channel and consumer are dropped: each would wait for an answer of its own.
     session.close();
     ended
@@ -147,7 +154,12 @@ struct Line<'a> {
 }
 
 impl Line<'_> {
-    fn exchange(&self, session: &mut Session, calls: &mut Calls<'_>) -> Result<()> {
+    fn exchange(
+        &self,
+        session: &mut Session,
+        calls: &mut Calls<'_>,
+        stop: &Receiver<Stop>,
+    ) -> Result<()> {
         // What an earlier connection left unanswered.
         for call in calls.batch.awaited() {
             self.publish(session, calls.args, call)?;
@@ -171,6 +183,7 @@ impl Line<'_> {
             let timeout = calls.batch.deadline().map_or_else(never, at);
             // Replies first: one that has come counts, whatever came after it.
             select_biased! {
+                recv(stop) -> stop => return Err(stop?.into()),
                 recv(self.replies) -> message => match message {
                     Ok(ConsumerMessage::Delivery(delivery)) => calls.answered(delivery),
                     Ok(ConsumerMessage::ServerClosedChannel(error)) => {
@@ -250,6 +263,7 @@ struct Calls<'a> {
     input_ended: bool,
     batch: Batch,
     report: Report<'a>,
+    stop: Option<Receiver<Stop>>,
 }
 
 impl<'a> Calls<'a> {
@@ -261,7 +275,17 @@ impl<'a> Calls<'a> {
             input_ended: false,
             batch: Batch::new(args.in_flight.into()),
             report: Report::new(PROGRAM, args),
+            stop: None,
         })
+    }
+
+    /// Signals. Until calls are made there is nothing to bring to an end: the first one ends the
+    /// process then.
+    fn stop(&mut self) -> Result<Receiver<Stop>, Failure> {
+        match &self.stop {
+            Some(stop) => Ok(stop.clone()),
+            None => Ok(self.stop.insert(signals::stop_requests()?).clone()),
+        }
     }
 
     /// Whether every call was made, and its outcome told.
@@ -353,11 +377,13 @@ impl<'a> Calls<'a> {
 struct Patience {
     wait: bool,
     deadline: Option<Instant>,
+    /// Cuts the wait short.
+    stop: Receiver<Stop>,
 }
 
 impl Patience {
-    fn new(wait: bool, deadline: Option<Instant>) -> Patience {
-        Patience { wait, deadline }
+    fn new(wait: bool, deadline: Option<Instant>, stop: Receiver<Stop>) -> Patience {
+        Patience { wait, deadline, stop }
     }
 
     fn left(&self) -> Duration {
@@ -382,7 +408,10 @@ impl Patience {
             if told.replace(failure.kind) != Some(failure.kind) {
                 warn!("waiting: {failure}");
             }
-            sleep(INTERVAL.min(self.left()));
+            if let Ok(stop) = self.stop.recv_timeout(INTERVAL.min(self.left())) {
+                // What is done was told before this wait.
+                stop.end_process();
+            }
         }
     }
 }

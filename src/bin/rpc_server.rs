@@ -13,6 +13,7 @@ use fib_rpc::connection::{Session, confirm_mode};
 use fib_rpc::exit::{Failure, Kind};
 use fib_rpc::message::{MAX_BODY, Reply, Request};
 use fib_rpc::procedure::{self, Settings};
+use fib_rpc::signals::Stop;
 use fib_rpc::text::{excerpt, short};
 use fib_rpc::uri::{self, Endpoint};
 use fib_rpc::{cli, output, queue, signals};
@@ -93,7 +94,7 @@ fn run(args: &cli::Server) -> Result<ExitCode> {
 fn connect(
     args: &cli::Server,
     brokers: &[Endpoint],
-    stop: &Receiver<()>,
+    stop: &Receiver<Stop>,
     memory: &mut Memory,
 ) -> Result<()> {
     let queue = &args.common.queue;
@@ -158,7 +159,7 @@ fn supervise(
     desk: &Arc<Desk>,
     happened: &Receiver<Event>,
     workers: u16,
-    stop: &Receiver<()>,
+    stop: &Receiver<Stop>,
     memory: &mut Memory,
 ) -> Result<()> {
     // Nothing is ever sent by these two: what counts is when they are dropped.

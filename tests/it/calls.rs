@@ -138,6 +138,23 @@ fn an_input_that_pauses_keeps_no_answer_waiting() {
 }
 
 #[test]
+fn a_signal_in_a_batch_loses_no_answer_that_was_told() {
+    let queue = Queue::new();
+    let _server = server(&queue, &[]);
+    for (signal, code) in [("INT", 130), ("TERM", 143)] {
+        let mut command =
+            client_command(&broker(), &["--queue", queue.name(), "--stats", "fib", "-"]);
+        let (client, mut stdin) = Process::spawn_with_stdin(&mut command);
+        stdin.write_all(b"10\n11\n").unwrap();
+        client.await_stdout("55\n89\n");
+        client.signal(signal);
+        let ended = client.wait();
+        assert_eq!((ended.code(), ended.stdout.as_str()), (code, "55\n89\n"));
+        assert!(ended.stderr.starts_with("rpc_client: 2 calls, 0 failed, "), "{ended:?}");
+    }
+}
+
+#[test]
 fn json_has_an_object_for_each_call() {
     let queue = Queue::new();
     let _server = server(&queue, &[]);

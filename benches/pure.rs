@@ -1,0 +1,51 @@
+//! What a call costs apart from the broker: computing, and making and reading messages.
+//! `cargo bench` runs it.
+
+use amiquip::AmqpProperties;
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use fib_rpc::fib::{Algorithm, fib};
+use fib_rpc::message::{Reply, Request};
+use std::hint::black_box;
+use std::time::Duration;
+
+fn fibonacci(c: &mut Criterion) {
+    let mut group = c.benchmark_group("fib");
+    group.sample_size(10);
+    for (algorithm, arguments) in [
+        (Algorithm::FastDoubling, &[30, 1_000, 10_000, 100_000, 1_000_000][..]),
+        (Algorithm::Iterative, &[30, 1_000, 10_000, 100_000]),
+        (Algorithm::Recursive, &[30]),
+    ] {
+        for n in arguments {
+            let id = BenchmarkId::new(format!("{algorithm:?}"), n);
+            group.bench_with_input(id, n, |b, n| b.iter(|| fib(black_box(*n), algorithm)));
+        }
+    }
+    let million = fib(1_000_000, Algorithm::FastDoubling);
+    group.bench_function("million to decimal", |b| b.iter(|| black_box(&million).to_string()));
+    group.finish();
+}
+
+fn messages(c: &mut Criterion) {
+    let request = Request {
+        procedure: "fib",
+        argument: b"30",
+        reply_to: Some("amq.gen-tCFeLOkB8Dvmp7vpKkzqHA"),
+        correlation_id: Some("67e55044-10b1-426f-9247-bb680e5fe0c8"),
+        expiration: Some(Duration::from_secs(30)),
+    };
+    c.bench_function("request to message", |b| b.iter(|| black_box(&request).to_publish("queue")));
+    let published = request.to_publish("queue").properties;
+    c.bench_function("message to request", |b| {
+        b.iter(|| Request::decode(black_box(&published), b"30"));
+    });
+    let reply = Reply::to_request(&request, Ok("832040".into()), 100);
+    c.bench_function("reply to message", |b| b.iter(|| black_box(&reply).to_publish("queue")));
+    let properties: AmqpProperties = reply.to_publish("queue").properties;
+    c.bench_function("message to reply", |b| {
+        b.iter(|| Reply::decode(black_box(&properties), b"832040".to_vec()));
+    });
+}
+
+criterion_group!(benches, fibonacci, messages);
+criterion_main!(benches);
