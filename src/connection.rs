@@ -21,6 +21,10 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// Bound on closing a connection in good order.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
+/// RabbitMQ lets 3 s pass before it closes a connection whose credentials it refuses. What the
+/// client library reports as refused credentials sooner was a broker that went away meanwhile.
+const SHORTEST_REFUSAL: Duration = Duration::from_secs(2);
+
 // Reply codes, AMQP 0-9-1 section 1.5.
 const ACCESS_REFUSED: u16 = 403;
 const NOT_FOUND: u16 = 404;
@@ -80,15 +84,19 @@ impl Session {
             Failure::new(Kind::Internal, format!("no thread to watch the connection: {error}"))
         })?;
         let left = deadline.saturating_duration_since(Instant::now());
+        let (began, mut in_login) = (Instant::now(), false);
         let opened: Result<_, Failure> = watchdog.bounded(left, || {
             let transport = transport::establish(endpoint, socket)?;
             let tuning = ConnectionTuning::default();
             let mut connection =
                 Connection::insecure_open_stream(transport, options(endpoint, program), tuning)
-                    .map_err(|error| refusal(endpoint, error))?;
+                    .map_err(|error| {
+                        in_login = matches!(error, Error::InvalidCredentials);
+                        refusal(endpoint, error, began.elapsed())
+                    })?;
             let notices = connection
                 .listen_for_connection_blocked()
-                .map_err(|error| refusal(endpoint, error))?;
+                .map_err(|error| refusal(endpoint, error, began.elapsed()))?;
             Ok((connection, notices))
         });
         if watchdog.fired() {
@@ -97,7 +105,7 @@ impl Session {
                 "{endpoint} took the connection, but did not finish the handshake within {limit}; \
                  is RabbitMQ listening there? (--connect-timeout allows more)"
             );
-            if matches!(&opened, Err(failure) if failure.kind == Kind::AccessRefused) {
+            if in_login {
                 message += "; RabbitMQ takes its time to refuse credentials: check them too";
             }
             return Err(Failure::new(Kind::BrokerUnreachable, message));
@@ -299,9 +307,15 @@ fn options(endpoint: &Endpoint, program: &str) -> ConnectionOptions<Auth> {
         .information(Some(format!("{program} {}", env!("CARGO_PKG_VERSION"))))
 }
 
-/// Why a broker that was reached did not open the connection.
-fn refusal(endpoint: &Endpoint, error: Error) -> Failure {
+/// Why a broker that was reached did not open the connection, `after` a time.
+fn refusal(endpoint: &Endpoint, error: Error, after: Duration) -> Failure {
     let (kind, message) = match &error {
+        Error::InvalidCredentials if after < SHORTEST_REFUSAL => (
+            Kind::BrokerUnreachable,
+            format!(
+                "{endpoint} closed the connection during the login; if it goes on to, check user and password"
+            ),
+        ),
         Error::InvalidCredentials => {
             let remedy = match endpoint.credentials {
                 Credentials::Plain { .. } => {

@@ -127,7 +127,7 @@ impl<'a> Report<'a> {
         }
         if let Err(failure) = outcome {
             self.failed += 1;
-            self.first_failure.get_or_insert(failure.kind);
+            self.count(failure.kind);
         }
         match (self.format, outcome) {
             (Format::Json, _) => {
@@ -146,6 +146,11 @@ impl<'a> Report<'a> {
                 Ok(())
             }
         }
+    }
+
+    /// Takes a failure into account: the first one gives the exit code.
+    pub fn count(&mut self, kind: Kind) {
+        self.first_failure.get_or_insert(kind);
     }
 
     /// Tells, if it was asked for, how the calls went; the exit code is the first failure's.

@@ -8,7 +8,7 @@ use amiquip::{
     Channel, Confirm, ConsumerMessage, ConsumerOptions, Delivery, QueueDeclareOptions, Return,
 };
 use anyhow::{Context, Result};
-use crossbeam_channel::{Receiver, at, never, select_biased};
+use crossbeam_channel::{Receiver, TryRecvError, at, never, select_biased};
 use fib_rpc::batch::{Batch, Call};
 use fib_rpc::connection::{Session, confirm_mode};
 use fib_rpc::exit::{Failure, Kind};
@@ -51,24 +51,23 @@ fn run(args: &cli::Client) -> Result<ExitCode> {
         Failure::new(failure.kind, format!("{procedure}: {failure}{waited}"))
     })?;
     while let Err(error) = converse(reached, &mut calls, brokers.len() > 1) {
-        // Other errors, and internal ones, are those of standard input or output: no more calls
-        // can be made.
         if let Some(stop) = error.downcast_ref::<Stop>() {
             calls.report.end()?;
             return Ok(stop.end_process());
         }
+        // Other errors, and internal ones, are those of standard input or output: no more calls
+        // can be made.
         let failure = error.downcast::<Failure>()?;
-        if failure.kind == Kind::Internal {
-            return Err(failure.into());
-        }
-        let lost = matches!(failure.kind, Kind::ConnectionLost | Kind::Unreadable);
-        if !lost || args.no_retry {
-            calls.fail(&failure);
-        } else {
-            warn!("{failure}; trying again");
+        match failure.kind {
+            Kind::Internal => return Err(failure.into()),
+            // A new connection would be refused in the same way.
+            Kind::AccessRefused | Kind::Configuration => return calls.end_by(&failure),
+            Kind::TooLarge => calls.fail(&failure),
+            _ if args.no_retry => calls.fail(&failure),
+            _ => warn!("{failure}; trying again"),
         }
         calls.tell_done()?;
-        if !lost || calls.are_over() {
+        if calls.are_over() {
             break;
         }
         // A broker takes its time to come back, and so does a server; the calls' own time limit
@@ -80,16 +79,12 @@ fn run(args: &cli::Client) -> Result<ExitCode> {
             Err(failure) if may_pass(failure.kind) => {
                 let timeout = format_duration(args.timeout);
                 let message = format!("no answer within {timeout}: {failure}");
-                calls.fail(&Failure::new(Kind::TimedOut, message));
-                break;
+                return calls.end_by(&Failure::new(Kind::TimedOut, message));
             }
-            Err(failure) => {
-                calls.fail(&failure);
-                break;
-            }
+            Err(failure) => return calls.end_by(&failure),
         };
     }
-    calls.end()
+    calls.report.end()
 }
 
 /// A connection to a broker, and a channel on it, once the request queue has a consumer.
@@ -362,12 +357,14 @@ impl<'a> Calls<'a> {
         Ok(())
     }
 
-    /// Tells what is left to tell. A failed call does not stop the rest; the first failure gives
-    /// the exit code.
-    fn end(mut self) -> Result<ExitCode> {
+    /// No more calls can be made, because of `failure`: it is the outcome of those that await
+    /// one, and of the program if there are more to come.
+    fn end_by(mut self, failure: &Failure) -> Result<ExitCode> {
+        self.fail(failure);
         self.tell_done()?;
-        if !self.input_ended && self.input.recv().is_ok() {
-            self.report.complain(format_args!("the calls after these were not made"));
+        if !matches!(self.input.try_recv(), Err(TryRecvError::Disconnected)) {
+            self.report.complain(format_args!("no more calls are made: {failure}"));
+            self.report.count(failure.kind);
         }
         self.report.end()
     }

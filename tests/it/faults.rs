@@ -1,6 +1,7 @@
 //! Brokers that freeze, block and refuse while the programs are at work.
 
 use crate::harness::*;
+use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -91,6 +92,51 @@ fn a_long_call_does_not_cost_the_connection() {
     queue.client(&["fib", "42"]).expect(0, "267914296\n", "");
     server.signal("TERM");
     server.wait().expect(0, " [x] Awaiting RPC requests\n [.] fib(42)\n", "");
+}
+
+/// Calls that were not made are no success.
+#[test]
+fn a_client_that_may_not_publish() {
+    let node = Node::start();
+    let queue = Queue::at(&node.url);
+    let _server = server_at(&node.url, &queue, &[]);
+    node.ctl(&["add_user", "mute", "s3cret"]);
+    node.ctl(&["set_permissions", "mute", "^amq.gen", "^$", "^amq.gen"]);
+    let url = node.url.replace("amqp://", "amqp://mute:s3cret@");
+    let args = ["--queue", queue.name(), "--in-flight", "1", "fun", "1", "2", "3"];
+    let ended = client_at(&url, &args);
+    assert_eq!((ended.code(), ended.stdout.as_str()), (77, ""), "{ended:?}");
+    let lines: Vec<&str> = ended.stderr.lines().collect();
+    assert_eq!(lines.len(), 2, "{ended:?}");
+    assert!(lines[0].starts_with("rpc_client: fun(1): ") && lines[0].contains("ACCESS_REFUSED"));
+    assert!(lines[1].starts_with("rpc_client: no more calls are made: "), "{ended:?}");
+}
+
+/// A broker that goes away during the login has refused nothing.
+#[test]
+fn a_peer_that_hangs_up_during_the_login() {
+    let queue = Queue::new();
+    let real = broker();
+    let address = real.rsplit(['@', '/']).next().unwrap().to_owned();
+    // Passes on what a real broker says up to the login, and hangs up.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("amqp://{}", listener.local_addr().unwrap());
+    let between = std::thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        let mut broker = std::net::TcpStream::connect(address).unwrap();
+        let mut buffer = [0; 4096];
+        let header = client.read(&mut buffer).unwrap();
+        broker.write_all(&buffer[..header]).unwrap();
+        let start = broker.read(&mut buffer).unwrap();
+        client.write_all(&buffer[..start]).unwrap();
+        client.read(&mut buffer).unwrap()
+    });
+    let ended = client_at(&url, &["--queue", queue.name(), "fib", "30"]);
+    assert!(between.join().unwrap() > 0, "it never logged in");
+    let told = format!(
+        "rpc_client: fib: {url} closed the connection during the login; if it goes on to, check user and password\n"
+    );
+    ended.expect(69, "", &told);
 }
 
 /// The lines that SECURITY.md gives.
