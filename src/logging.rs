@@ -17,7 +17,8 @@ pub fn init(program: &'static str, quiet: bool, verbose: u8) {
     };
     let theirs = if !quiet && verbose > 2 { LevelFilter::Trace } else { LevelFilter::Off };
     Builder::new()
-        .filter_level(theirs)
+        .filter_level(LevelFilter::Off)
+        .filter_module("amiquip", theirs)
         .filter_module("fib_rpc", ours)
         .filter_module(program, ours)
         .parse_env(Env::default())

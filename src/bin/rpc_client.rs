@@ -95,7 +95,8 @@ fn reach(
 ) -> Result<(Session, Channel), Failure> {
     loop {
         let mut session = patience.retry(|| {
-            let limit = args.common.connect_timeout.min(patience.left());
+            // Enough for a last attempt that tells what is wrong.
+            let limit = args.common.connect_timeout.min(patience.left().max(5 * INTERVAL));
             Session::open(brokers, limit, PROGRAM)
         })?;
         match patience.retry(|| diagnosis::served(&mut session, &args.common.queue)) {
@@ -399,15 +400,15 @@ impl Patience {
                 Err(failure) if self.wait && may_pass(failure.kind) => failure,
                 result => return result,
             };
-            if self.left().is_zero() {
-                return Err(failure);
-            }
             if told.replace(failure.kind) != Some(failure.kind) {
                 warn!("waiting: {failure}");
             }
             if let Ok(stop) = self.stop.recv_timeout(INTERVAL.min(self.left())) {
                 // What is done was told before this wait.
                 stop.end_process();
+            }
+            if self.left().is_zero() {
+                return Err(failure);
             }
         }
     }
