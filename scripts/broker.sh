@@ -282,6 +282,9 @@ start_node() {
             # Newer RabbitMQs join nobody if they are not in the list themselves.
             printf 'cluster_formation.classic_config.nodes.%s\n' "1 = $peer" "2 = $name" >>"$node/rabbitmq.conf"
         fi
+        # Since RabbitMQ 4.3, a quorum queue keeps for a minute what a consumer at a dead node has. Older ones know no such
+        # line in rabbitmq.conf, and refuse it.
+        echo '[{rabbit, [{consumer_disconnected_timeout, 5000}]}].' >"$node/advanced.config"
         plugins=${management:+rabbitmq_management}${tls:+${management:+,}rabbitmq_auth_mechanism_ssl}
         echo "[$plugins]." >"$node/enabled_plugins"
         if [ -n "$management" ]; then

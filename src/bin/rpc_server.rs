@@ -19,6 +19,7 @@ use fib_rpc::uri::{self, Endpoint};
 use fib_rpc::{cli, output, queue, signals};
 use log::{info, warn};
 use std::collections::VecDeque;
+use std::mem::take;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -413,24 +414,29 @@ impl Unconfirmed {
         self.requests.push_back((self.published, request));
     }
 
-    /// Acks the requests whose replies the broker has.
+    /// Acks the requests whose replies the broker has. It refuses a reply when the node with the reply
+    /// queue died: newer RabbitMQs still know such a queue. The request is tried once more, then
+    /// dropped, like one whose reply queue is gone: its client lost its connection as well.
     fn settle(&mut self, channel: &Channel, confirm: Confirm) -> Result<(), Broken> {
-        let Confirm::Ack(confirmed) = confirm else {
-            let failure = Failure::new(Kind::ConnectionLost, "the broker refused a reply");
-            return Err(Broken::Other(failure.into()));
+        let (confirmed, is_taken) = match confirm {
+            Confirm::Ack(confirmed) => (confirmed, true),
+            Confirm::Nack(refused) => (refused, false),
         };
-        let is_confirmed = |number: u64| match confirmed.multiple {
+        let is_settled = |number: u64| match confirmed.multiple {
             true => number <= confirmed.delivery_tag,
             false => number == confirmed.delivery_tag,
         };
-        let mut index = 0;
-        while let Some((number, _)) = self.requests.get(index) {
-            if is_confirmed(*number)
-                && let Some((_, request)) = self.requests.remove(index)
-            {
+        let (settled, left) = take(&mut self.requests)
+            .into_iter()
+            .partition::<VecDeque<_>, _>(|(number, _)| is_settled(*number));
+        self.requests = left;
+        for (_, request) in settled {
+            if is_taken || request.redelivered {
                 ack(channel, request)?;
             } else {
-                index += 1;
+                let id = short(request.properties.correlation_id().as_deref());
+                info!("the broker refused the reply: requeue, correlation_id {id}");
+                request.nack(channel, true)?;
             }
         }
         Ok(())

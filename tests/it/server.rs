@@ -193,6 +193,33 @@ fn a_reply_queue_name_of_255_bytes() {
     assert_eq!(amqp.next(&name).body, b"514229");
 }
 
+/// In confirm mode, that is with several brokers: tried once more, then dropped.
+#[test]
+fn a_reply_that_the_broker_refuses() {
+    let queue = Queue::new();
+    let url = format!("{0},{0}", broker());
+    let server = server_at(&url, &queue, &["-v"]);
+    // A reply queue that is full, and says so.
+    let full = Queue::new();
+    let amqp = Amqp::new();
+    let mut arguments = FieldTable::new();
+    arguments.insert("x-max-length".into(), AmqpValue::LongInt(1));
+    arguments.insert("x-overflow".into(), AmqpValue::LongString("reject-publish".into()));
+    let options = QueueDeclareOptions { durable: true, arguments, ..Default::default() };
+    amqp.channel.queue_declare(full.name(), options).unwrap();
+    amqp.publish(full.name(), b"here already", AmqpProperties::default());
+    full.await_state((1, 0));
+    let properties = AmqpProperties::default().with_reply_to(full.name().into());
+    amqp.publish(queue.name(), b"29", properties);
+    server.await_stderr(", redelivered\n");
+    still_serves(&queue);
+    server.signal("TERM");
+    let ended = server.wait();
+    assert_eq!(ended.code(), 0, "{ended:?}");
+    assert_eq!(ended.stdout.matches(" [.] fib(29)\n").count(), 2, "{ended:?}");
+    assert_eq!(ended.stderr.matches("the broker refused the reply").count(), 1, "{ended:?}");
+}
+
 /// AMQP cannot carry such a name: it is cut to a length modulo 256, and what follows is read as
 /// other properties. The broker ends the connection that sends it, and nothing reaches the queue.
 #[test]
