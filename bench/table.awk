@@ -1,0 +1,156 @@
+# Tables, as Markdown, from the raw numbers of scripts/bench.sh.
+BEGIN { FS = "," }
+FNR == 1 { next }
+$1 == "about" { about = about (about ? ", " : "") ($2 == "machine" ? $5 " " $3 : $5); next }
+{
+    key = $1 SUBSEP $2 SUBSEP $3
+    value[key, $4] = $5
+    count[key]++
+    rounds[key, count[key]] = $4
+    seen[$2] = 1
+}
+
+function median(list, n,    i, j, x) {
+    for (i = 2; i <= n; i++) {
+        x = list[i]
+        for (j = i - 1; j >= 1 && list[j] > x; j--) list[j + 1] = list[j]
+        list[j + 1] = x
+    }
+    return n % 2 ? list[(n + 1) / 2] : (list[n / 2] + list[n / 2 + 1]) / 2
+}
+
+function typical(row, peer, metric,    key, list, i) {
+    key = row SUBSEP peer SUBSEP metric
+    for (i = 1; i <= count[key]; i++) list[i] = value[key, rounds[key, i]] + 0
+    return median(list, count[key])
+}
+
+function best(row, peer, metric,    key, i, x) {
+    key = row SUBSEP peer SUBSEP metric
+    for (i = 1; i <= count[key]; i++) if (value[key, rounds[key, i]] + 0 > x) x = value[key, rounds[key, i]] + 0
+    return x
+}
+
+# Of the pairs that ran side by side.
+function ratio(row, peer, other, metric,    key, base, list, i, n, round) {
+    key = row SUBSEP peer SUBSEP metric
+    base = row SUBSEP other SUBSEP metric
+    for (i = 1; i <= count[key]; i++) {
+        round = rounds[key, i]
+        if (value[base, round] + 0 > 0) list[++n] = value[key, round] / value[base, round]
+    }
+    return n ? median(list, n) : 0
+}
+
+function number(x) {
+    return sprintf(x < 10 ? "%.2f" : x < 100 ? "%.1f" : "%.0f", x)
+}
+
+# In characters: LC_ALL=C counts the bytes of UTF-8, of which some continue a character.
+function size(text) {
+    gsub(/[\200-\277]/, "", text)
+    return length(text)
+}
+
+function cell(i, text) {
+    table[lines, i] = text
+    if (size(text) > width[i]) width[i] = size(text)
+    if (i > columns) columns = i
+}
+
+# What was measured, as a line with a column for each peer.
+function line(text, row, metric, scale,    i, times) {
+    if (!((row, "ours", metric) in count)) return
+    lines++
+    cell(1, text)
+    for (i = 1; i <= peers; i++) {
+        if (!((row, peer[i], metric) in count)) { cell(i + 1, "–"); continue }
+        times = ratio(row, peer[i], "ours", metric)
+        cell(i + 1, number(typical(row, peer[i], metric) / scale) (i > 1 && times ? " (" number(times) ")" : ""))
+    }
+}
+
+function print_table(    i, j, text) {
+    if (lines < 2) { forget(); return }
+    for (j = 1; j <= lines; j++) {
+        text = ""
+        for (i = 1; i <= columns; i++) text = text "| " table[j, i] substr(spaces, 1, width[i] - size(table[j, i]) + 1)
+        print text "|"
+        if (j == 1) {
+            text = ""
+            for (i = 1; i <= columns; i++) text = text "|" (i > 1 ? substr(dashes, 1, width[i] + 1) ":" : substr(dashes, 1, width[i] + 2))
+            print text "|"
+        }
+    }
+    print ""
+    forget()
+}
+
+function forget() {
+    lines = columns = 0
+    split("", table)
+    split("", width)
+}
+
+END {
+    dashes = spaces = sprintf("%80s", "")
+    gsub(/ /, "-", dashes)
+    split("ours c lapin go pika", order, " ")
+    split("this pair,C,Rust with lapin,Go,Python", name, ",")
+    lines = 1
+    cell(1, "medians (ratio to this pair)")
+    for (i = 1; i <= 5; i++) if (order[i] in seen) { peer[++peers] = order[i]; cell(peers + 1, name[i]) }
+    line("one call as a whole process, ms", "process", "wall_ms", 1)
+    line("one after another: p50, µs", "sequential", "p50_us", 1)
+    line("one after another: p99, µs", "sequential", "p99_us", 1)
+    line("256 in flight, prefetch 64: calls/s", "pipelined", "per_s", 1)
+    line("– processor time a call: client, µs", "pipelined", "client_cpu_us", 1)
+    line("– processor time a call: server, µs", "pipelined", "server_cpu_us", 1)
+    line("– processor time a call: broker, µs", "pipelined", "broker_cpu_us", 1)
+    line("– peak memory: client, MiB", "pipelined", "client_kib", 1024)
+    line("– peak memory: server, MiB", "pipelined", "server_kib", 1024)
+    line("1 MB there and back: p50, ms", "large", "p50_us", 1000)
+    line("– peak memory: client, MiB", "large", "client_kib", 1024)
+    line("– peak memory: server, MiB", "large", "server_kib", 1024)
+    print_table()
+
+    if (("pipelined", "broker", "per_s") in count) {
+        per_s = typical("pipelined", "broker", "per_s")
+        printf "The broker alone, publish and consume on one connection: %s messages/s with 256 in flight; a call is two messages, so this pair's %s calls/s are %.0f %% of it.\n", number(per_s), number(typical("pipelined", "ours", "per_s")), 200 * ratio("pipelined", "ours", "broker", "per_s")
+    }
+    if (("sequential", "broker", "p50_us") in count)
+        printf "One after another: a message takes %s µs there and back; a call takes this pair as long as %s of them.\n", number(typical("sequential", "broker", "p50_us")), number(ratio("sequential", "ours", "broker", "p50_us"))
+    if ("broker" in seen) print ""
+
+    if (("cpu", "2", "per_s") in count) {
+        lines = 1
+        cell(1, "recursive fib")
+        cell(2, "1 worker")
+        cell(3, "2 workers (ratio)")
+        lines = 2
+        cell(1, "calls/s, median")
+        cell(2, number(typical("cpu", "1", "per_s")))
+        cell(3, number(typical("cpu", "2", "per_s")) " (" number(ratio("cpu", "2", "1", "per_s")) ")")
+        # What else the machine does takes from two workers more than from one.
+        lines = 3
+        cell(1, "calls/s, best round")
+        cell(2, number(x = best("cpu", "1", "per_s")))
+        cell(3, number(best("cpu", "2", "per_s")) " (" number(best("cpu", "2", "per_s") / x) ")")
+        print_table()
+    }
+
+    lines = 1
+    cell(1, "fib(n) by algorithm, a call, ms")
+    split("fast-doubling iterative recursive", algorithm, " ")
+    for (i = 1; i <= 3; i++) cell(i + 1, algorithm[i])
+    split("40 1000 10000 100000 1000000 10000000", n, " ")
+    for (j = 1; j <= 6; j++) {
+        if (!(("fib-" n[j], "fast-doubling", "p50_us") in count)) continue
+        lines++
+        cell(1, "n = " n[j])
+        for (i = 1; i <= 3; i++)
+            cell(i + 1, (("fib-" n[j], algorithm[i], "p50_us") in count) ? number(typical("fib-" n[j], algorithm[i], "p50_us") / 1000) : "–")
+    }
+    print_table()
+    print about "."
+}

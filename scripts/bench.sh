@@ -1,0 +1,389 @@
+#!/usr/bin/env bash
+# Measures this pair of programs against the same pair written as the tutorials of other libraries would (bench/peers):
+# C with librabbitmq, Go with amqp091-go, Python with pika, Rust with lapin. Builds them or installs them from package
+# registries, skips those that it cannot, starts one private broker (see broker.sh), and runs all of them in turn, many times.
+# Prints tables: medians, and in parentheses the ratio to ours, which is the median of the rounds' ratios.
+#
+# usage: bench.sh [--quick] [ROW...]      (without words: all rows)
+#   process      one call as a whole process
+#   sequential   calls one after another
+#   pipelined    256 calls in flight, prefetch 64; also the memory and the processor time of each side
+#   large        a request and a reply of 1 MB; also the memory of each side
+#   cpu          recursive fib with 1 and 2 workers, ours only
+#   fib          fib by algorithm, ours only
+# sequential and pipelined also measure the broker alone: publish and consume on one connection.
+# --quick makes few rounds, for a look. The raw numbers go to target/bench/results.csv; those of all rows and all peers,
+# if not quick, to bench/results.csv, from which bench/plot.py makes a picture.
+# Exit code: 0; 64 wrong usage; 69 if something is missing; 70 if the build or a measurement fails.
+set -euo pipefail
+here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
+# shellcheck source=scripts/common.sh
+. "$here/common.sh"
+
+all_rows='process sequential pipelined large cpu fib'
+all_peers='ours c lapin go pika'
+
+# ---- the programs ----
+
+# from_debian WHAT PACKAGE…
+from_debian() {
+    if [ "$(package_manager)" != apt-get ]; then
+        say "missing: $1, which this script installs on Debian and Ubuntu only"
+        return 1
+    fi
+    (install_packages "$@")
+}
+
+build_ours() {
+    cargo build --quiet --release --locked || fail 70 'the build failed, see above'
+    # A build meanwhile does not change what is measured.
+    mkdir -p "$built/ours" && cp -f "$target/release/rpc_server" "$target/release/rpc_client" "$built/ours/"
+    cc -O2 -o "$built/measure" bench/measure.c || fail 70 'could not build bench/measure.c, see above'
+}
+
+build_c() {
+    local program
+    pkg-config --exists librabbitmq 2>/dev/null || from_debian librabbitmq librabbitmq-dev || return
+    mkdir -p "$built/c"
+    for program in rpc_server rpc_client broker; do
+        # shellcheck disable=SC2046  # a list of words
+        cc -O2 -o "$built/c/$program" "bench/peers/c/$program.c" $(pkg-config --cflags --libs librabbitmq) || return
+    done
+}
+
+build_go() {
+    local program library=/usr/share/gocode/src/github.com/rabbitmq/amqp091-go
+    if ! have go || ! [ -d "$library" ]; then
+        from_debian 'Go with amqp091-go' golang-go golang-github-rabbitmq-amqp091-go-dev || return
+    fi
+    mkdir -p "$built/go"
+    for program in rpc_server rpc_client; do
+        GO111MODULE=off GOPROXY=off GOFLAGS='' GOPATH=/usr/share/gocode GOCACHE=$built/go/cache \
+            go build -o "$built/go/$program" "bench/peers/go/$program.go" || return
+    done
+}
+
+build_lapin() {
+    CARGO_TARGET_DIR=$built/lapin cargo build --quiet --release --locked --manifest-path bench/peers/lapin/Cargo.toml
+}
+
+build_pika() {
+    local wanted=bench/peers/pika/requirements.txt
+    if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
+        from_debian "Python with its module venv" python3 python3-venv || return
+    fi
+    if cmp -s "$wanted" "$built/pika/installed"; then return; fi
+    rm -rf "$built/pika" && python3 -m venv "$built/pika" &&
+        "$built/pika/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r "$wanted" &&
+        cp "$wanted" "$built/pika/installed"
+}
+
+# Sets peers, those which can be measured.
+build() {
+    local peer
+    say "[${SECONDS}s] building the programs"
+    build_ours
+    peers=ours
+    for peer in ${all_peers#ours}; do
+        if "build_$peer" >&2; then peers="$peers $peer"; else say "skipping the peer $peer, see above"; fi
+    done
+}
+
+# Sets command.
+server_command() {
+    local peer=$1 queue=$2 prefetch=$3
+    case $peer in
+        ours) command=("$built/ours/rpc_server" -q --queue "$queue" --prefetch "$prefetch") ;;
+        c | go) command=("$built/$peer/rpc_server" "$AMQP_URL" "$queue" "$prefetch") ;;
+        lapin) command=("$built/lapin/release/rpc_server" "$AMQP_URL" "$queue" "$prefetch") ;;
+        pika) command=("$built/pika/bin/python" bench/peers/pika/rpc_server.py "$AMQP_URL" "$queue" "$prefetch") ;;
+    esac
+}
+
+# Sets command.
+client_command() {
+    local peer=$1 queue=$2 procedure=$3 argument=$4 calls=$5 in_flight=$6
+    case $peer in
+        ours)
+            command=("$built/ours/rpc_client" -q --queue "$queue")
+            if [ "$calls" != 1 ]; then command+=(--in-flight "$in_flight" --repeat "$calls" --stats); fi
+            command+=("$procedure" ${argument:+"$argument"})
+            ;;
+        c | go) command=("$built/$peer/rpc_client") ;;
+        lapin) command=("$built/lapin/release/rpc_client") ;;
+        pika) command=("$built/pika/bin/python" bench/peers/pika/rpc_client.py) ;;
+        broker) command=("$built/c/broker" "$AMQP_URL" "$calls" "$in_flight") ;;
+    esac
+    case $peer in
+        ours | broker) ;;
+        *) command+=("$AMQP_URL" "$queue" "$procedure" "$argument" "$calls" "$in_flight") ;;
+    esac
+}
+
+# What "about" says of them in the raw numbers.
+versions() {
+    local peer
+    note about machine processors "$(getconf _NPROCESSORS_ONLN)"
+    if [ -n "${BROKER_DIR-}" ]; then note about broker version "RabbitMQ $("$here/broker.sh" ctl version 2>/dev/null)"; fi
+    for peer in $peers; do
+        case $peer in
+            ours) note about ours version "$("$built/ours/rpc_client" --version)" ;;
+            c) note about c version "librabbitmq $(pkg-config --modversion librabbitmq)" ;;
+            lapin) note about lapin version "lapin $(awk '/^name = "lapin"/ { getline; gsub(/.* "|"/, ""); print }' bench/peers/lapin/Cargo.lock)" ;;
+            go) note about go version "amqp091-go $(dpkg-query -W -f '${Version}' golang-github-rabbitmq-amqp091-go-dev)" ;;
+            pika) note about pika version "$(sed 's/==/ /; s/ --.*//' bench/peers/pika/requirements.txt)" ;;
+        esac
+    done
+}
+
+# ---- measuring ----
+
+# note ROW PEER METRIC VALUE: a line of the raw numbers, of this round.
+note() {
+    [ -z "$4" ] || printf '%s,%s,%s,%s,%s\n' "$1" "$2" "$3" "${round:-0}" "$4" >>"$csv"
+}
+
+# calculate EXPRESSION
+calculate() {
+    awk "BEGIN { printf \"%.3f\", $1 }"
+}
+
+# Sets pid. Waits until a call is answered, and as it should be.
+start_server() {
+    local peer=$1 queue=$2 got
+    shift 2
+    "${command[@]}" "$@" >"$folder/server" 2>&1 </dev/null &
+    pid=$!
+    servers="$servers $pid"
+    got=$("$built/ours/rpc_client" -q --wait --timeout 20s --queue "$queue" fun 7) || true
+    if [ "$got" != 700 ]; then
+        cat "$folder/server" >&2
+        fail 70 "the server of $peer answered fun(7) with '$got', not with 700"
+    fi
+}
+
+stop_servers() {
+    # shellcheck disable=SC2086  # a list of numbers
+    if [ -n "$servers" ]; then end 5 $servers; fi
+    servers=''
+}
+
+# measure ROW PEER PROCEDURE ARGUMENT CALLS IN_FLIGHT: sets rate (calls/s), p50 and p99 (µs), and of the client's whole process wall (ms),
+# cpu (µs a call) and memory (KiB).
+measure() {
+    local row=$1 peer=$2 calls=$5 wall_s cpu_s seconds _
+    client_command "$peer" "$prefix-$row-$peer" "$3" "$4" "$calls" "$6"
+    : >"$folder/measured"
+    # In the background, so that a signal to this script does not wait for it.
+    "$built/measure" "$folder/measured" "${command[@]}" <"$folder/input" >"$folder/out" 2>"$folder/err" &
+    client=$!
+    if ! wait "$client"; then
+        tail -n 5 "$folder/err" >&2
+        fail 70 "the client of $peer failed in $row: ${command[*]}"
+    fi
+    client=''
+    read -r wall_s cpu_s memory <"$folder/measured"
+    wall=$(calculate "$wall_s * 1e3") cpu=$(calculate "$cpu_s / $calls * 1e6")
+    if [ "$peer" != ours ]; then
+        read -r _ seconds p50 p99 <"$folder/out"
+        rate=$(calculate "$calls / $seconds")
+    elif [ "$calls" != 1 ]; then
+        read -r rate p50 p99 <<<"$(sed -n 's|^rpc_client: '"$calls"' calls, 0 failed, \(.*\) calls/s, p50 \(.*\) ms, p90 .* ms, p99 \(.*\) ms, .*|\1 \2 \3|p' "$folder/err")"
+        [ -n "${rate-}" ] || { cat "$folder/err" >&2 && fail 70 'rpc_client --stats did not print what this script reads'; }
+        p50=$(calculate "$p50 * 1e3") p99=$(calculate "$p99 * 1e3")
+    fi
+}
+
+# cpu_ms PID: how long it has had a processor. Only Linux tells.
+cpu_ms() {
+    [ -n "$1" ] || return 0
+    awk -v ticks="$(getconf CLK_TCK)" '{ sub(/.*\) /, ""); print ($12 + $13) * 1000 / ticks }' "/proc/$1/stat" 2>/dev/null || true
+}
+
+# peak_memory PID, in KiB; where only Linux tells the peak, the present.
+peak_memory() {
+    awk '/^VmHWM:/ { print $2 }' "/proc/$1/status" 2>/dev/null || ps -o rss= -p "$1" | tr -d ' '
+}
+
+# cost_since BEFORE PID: µs a call
+cost_since() {
+    local after
+    after=$(cpu_ms "$2")
+    if [ -n "$1" ] && [ -n "$after" ]; then calculate "($after - $1) * 1e3 / $calls"; fi
+}
+
+# Every round begins with another peer.
+rotate() {
+    local first=$1
+    shift
+    echo "$@" "$first"
+}
+
+# against_peers ROW ROUNDS PREFETCH PROCEDURE ARGUMENT CALLS IN_FLIGHT
+against_peers() {
+    local row=$1 rounds=$2 prefetch=$3 calls=$6 peer order=$peers round server_before broker_before
+    say "[${SECONDS}s] $row: $rounds rounds of $calls calls; in turn: $peers"
+    for peer in $peers; do
+        server_command "$peer" "$prefix-$row-$peer" "$prefetch"
+        start_server "$peer" "$prefix-$row-$peer"
+        eval "server_$peer=\$pid"
+    done
+    case $row:"$peers " in sequential:*' c '* | pipelined:*' c '*) order="$order broker" ;; esac
+    for ((round = 1; round <= rounds; round++)); do
+        for peer in $order; do
+            eval "pid=\${server_$peer-}"
+            server_before=$(cpu_ms "$pid") broker_before=$(cpu_ms "$broker_pid")
+            measure "$row" "$peer" "$4" "$5" "$calls" "$7"
+            case $row in
+                process) note "$row" "$peer" wall_ms "$wall" ;;
+                sequential) note "$row" "$peer" p50_us "$p50" && note "$row" "$peer" p99_us "$p99" ;;
+                large) note "$row" "$peer" p50_us "$p50" && note "$row" "$peer" client_kib "$memory" ;;
+                pipelined)
+                    note "$row" "$peer" per_s "$rate"
+                    note "$row" "$peer" client_kib "$memory"
+                    note "$row" "$peer" client_cpu_us "$cpu"
+                    note "$row" "$peer" server_cpu_us "$(cost_since "$server_before" "$pid")"
+                    note "$row" "$peer" broker_cpu_us "$(cost_since "$broker_before" "$broker_pid")"
+                    ;;
+            esac
+        done
+        # shellcheck disable=SC2086  # a list of words
+        order=$(rotate $order)
+    done
+    round=$rounds
+    for peer in $peers; do
+        eval "pid=\$server_$peer"
+        note "$row" "$peer" server_kib "$(peak_memory "$pid")"
+    done
+    stop_servers
+}
+
+with_workers() {
+    local rounds=$1 n=$2 calls=$3 workers round
+    say "[${SECONDS}s] cpu: $rounds rounds of $calls calls of fib($n), recursive, with 1 and 2 workers"
+    for workers in 1 2; do
+        server_command ours "$prefix-cpu$workers-ours" 1
+        start_server ours "$prefix-cpu$workers-ours" --algorithm recursive --workers "$workers"
+    done
+    for ((round = 1; round <= rounds; round++)); do
+        for workers in 1 2; do
+            measure "cpu$workers" ours fib "$n" "$calls" 8
+            note cpu "$workers" per_s "$rate"
+        done
+    done
+    stop_servers
+}
+
+by_algorithm() {
+    local rounds=$1 largest=$2 algorithm n calls round
+    say "[${SECONDS}s] fib: $rounds rounds, n from 40 to $largest"
+    for algorithm in fast-doubling iterative recursive; do
+        server_command ours "$prefix-$algorithm-ours" 1
+        if [ "$algorithm" != recursive ]; then command+=(--max-n "$largest"); fi
+        start_server ours "$prefix-$algorithm-ours" --algorithm "$algorithm"
+    done
+    for ((round = 1; round <= rounds; round++)); do
+        for n in 40 1000 10000 100000 1000000 10000000; do
+            for algorithm in fast-doubling iterative recursive; do
+                # What takes longer than seconds is left out.
+                case $algorithm:$n in
+                    *:40 | fast-doubling:* | iterative:1000 | iterative:10000 | iterative:100000 | iterative:1000000) ;;
+                    *) continue ;;
+                esac
+                if [ "$n" -gt "$largest" ]; then continue; fi
+                if [ "$n" -ge 100000 ] || [ "$algorithm" = recursive ]; then calls=2; else calls=100; fi
+                measure "$algorithm" ours fib "$n" "$calls" 1
+                note "fib-$n" "$algorithm" p50_us "$p50"
+            done
+        done
+    done
+    stop_servers
+}
+
+clean_up() {
+    local code=$?
+    trap - EXIT
+    trap '' HUP INT TERM
+    if [ -n "$client" ]; then
+        # shellcheck disable=SC2046  # a list of numbers
+        end 2 $(tree "$client")
+    fi
+    stop_servers
+    rm -rf "$folder"
+    exit "$code"
+}
+
+bench() {
+    local row
+    client='' servers='' round='' broker_pid='' folder=$(mktemp -d "${TMPDIR:-/tmp}/fib-rpc-bench.XXXXXX")
+    trap clean_up EXIT
+    trap 'exit 129' HUP
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    prefix=fib-rpc-bench-$$-$RANDOM
+    csv=$folder/results.csv
+    echo row,peer,metric,round,value >"$csv"
+    : >"$folder/none"
+    awk 'BEGIN { for (i = 0; i < 100000; i++) printf "7777777777"; print "" }' >"$folder/number"
+    # A private node is named by BROKER_DIR.
+    if [ -n "${BROKER_DIR-}" ]; then
+        broker_pid=$("$here/broker.sh" pid)
+    else
+        say "the queues $prefix-... stay on the broker; delete them there"
+    fi
+    versions
+    for row in ${rows:-$all_rows}; do
+        case $row in large) ln -sf number "$folder/input" ;; *) ln -sf none "$folder/input" ;; esac
+        case $quick:$row in
+            :process) against_peers process 80 1 ping '' 1 1 ;;
+            :sequential) against_peers sequential 21 1 ping '' 1000 1 ;;
+            :pipelined) against_peers pipelined 15 64 ping '' 10000 256 ;;
+            :large) against_peers large 21 1 fun - 10 1 ;;
+            :cpu) with_workers 9 34 100 ;;
+            :fib) by_algorithm 3 10000000 ;;
+            yes:process) against_peers process 8 1 ping '' 1 1 ;;
+            yes:sequential) against_peers sequential 3 1 ping '' 500 1 ;;
+            yes:pipelined) against_peers pipelined 3 64 ping '' 5000 256 ;;
+            yes:large) against_peers large 3 1 fun - 5 1 ;;
+            yes:cpu) with_workers 3 32 80 ;;
+            yes:fib) by_algorithm 1 1000000 ;;
+        esac
+    done
+    results=$built/results.csv
+    if [ -z "$quick$rows" ] && [ "$peers" = "$all_peers" ]; then results=bench/results.csv; fi
+    cp "$csv" "$results"
+    say "[${SECONDS}s] done; raw numbers: $results"
+    LC_ALL=C awk -f bench/table.awk "$csv"
+}
+
+quick='' rows='' peers=''
+case ${1-} in
+    --with-broker)
+        peers=$2
+        shift 2
+        ;;
+esac
+for word; do
+    case $word in
+        -h | --help)
+            show_help "$here/bench.sh"
+            exit
+            ;;
+        --quick) quick=yes ;;
+        *)
+            case " $all_rows " in *" $word "*) ;; *) fail 64 "unknown word: $word; usage: bench.sh [--quick] [ROW...], where a ROW is one of $all_rows" ;; esac
+            rows="$rows $word"
+            ;;
+    esac
+done
+enter_root "$here"
+built=$target/bench
+if [ -n "$peers" ]; then
+    bench
+    exit
+fi
+need_build
+build
+unset BROKER_DIR
+# shellcheck disable=SC2086  # a list of words
+exec "$here/broker.sh" run -- "$here/bench.sh" --with-broker "$peers" ${quick:+--quick} $rows
