@@ -339,7 +339,7 @@ bench() {
             :sequential) against_peers sequential 21 1 ping '' 1000 1 ;;
             :pipelined) against_peers pipelined 15 64 ping '' 10000 256 ;;
             :large) against_peers large 21 1 fun - 10 1 ;;
-            :cpu) with_workers 9 34 100 ;;
+            :cpu) with_workers 9 34 200 ;;
             :fib) by_algorithm 3 10000000 ;;
             yes:process) against_peers process 8 1 ping '' 1 1 ;;
             yes:sequential) against_peers sequential 3 1 ping '' 500 1 ;;
