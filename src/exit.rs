@@ -89,9 +89,7 @@ impl Kind {
             Kind::Configuration => 78, // EX_CONFIG
         }
     }
-}
 
-impl Kind {
     /// Its name, for programs that read JSON.
     pub fn name(self) -> &'static str {
         match self {

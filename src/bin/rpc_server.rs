@@ -348,6 +348,9 @@ impl Desk {
         unconfirmed.settle_all(channel)?;
         info!("cancel the consumer");
         consumer.cancel()?;
+        // The library's thread has a last word for the receiver, and gives up the connection, other
+        // workers' calls and all, if that is gone by then.
+        while consumer.receiver().recv().is_ok() {}
         Ok(())
     }
 
