@@ -162,14 +162,17 @@ spawn() {
     disown
 }
 
-# Starts the node of the settings and waits until it answers. On failure, why tells why.
+# Starts the node of the settings and waits until it answers, and has said that it is complete: it listens before that, and
+# rabbitmqctl would find the application not running. On failure, why tells why.
 launch_node() {
-    local deadline=$((SECONDS + 120))
+    local deadline=$((SECONDS + 120)) logged
+    touch "$node/log"
+    logged=$(wc -c <"$node/log")
     if [ -z "$epmd_pid" ]; then spawn epmd epmd -port "$epmd_port"; fi
     # The last flag means nothing to Erlang; load_node recognizes the process by it.
     spawn beam rabbitmq-server -noinput -fib_rpc "$name"
-    until answers_amqp 127.0.0.1 "$port" && { [ -z "$management_port" ] || listens "$management_port"; } &&
-        { [ -z "$tls_port" ] || listens "$tls_port"; }; do
+    until grep -q '^ completed with .* plugins' < <(tail -c +$((logged + 1)) "$node/log") && answers_amqp 127.0.0.1 "$port" &&
+        { [ -z "$management_port" ] || listens "$management_port"; } && { [ -z "$tls_port" ] || listens "$tls_port"; }; do
         if ! alive "$epmd_pid"; then
             why="epmd stopped; is port $epmd_port taken?"
         elif ! alive "$beam_pid"; then
