@@ -171,7 +171,7 @@ launch_node() {
     if [ -z "$epmd_pid" ]; then spawn epmd epmd -port "$epmd_port"; fi
     # The last flag means nothing to Erlang; load_node recognizes the process by it.
     spawn beam rabbitmq-server -noinput -fib_rpc "$name"
-    until grep -q '^ completed with .* plugins' < <(tail -c +$((logged + 1)) "$node/log") && answers_amqp 127.0.0.1 "$port" &&
+    until grep -q -e '^ completed with ' -e 'Server startup complete' < <(tail -c +$((logged + 1)) "$node/log") && answers_amqp 127.0.0.1 "$port" &&
         { [ -z "$management_port" ] || listens "$management_port"; } && { [ -z "$tls_port" ] || listens "$tls_port"; }; do
         if ! alive "$epmd_pid"; then
             why="epmd stopped; is port $epmd_port taken?"
