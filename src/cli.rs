@@ -1,5 +1,6 @@
 //! Both programs' arguments.
 
+use crate::drill::Drill;
 use crate::exit::Kind;
 use crate::fib::{Algorithm, RECURSIVE_LIMIT};
 use crate::message::{MAX_EXPIRATION, MAX_NAME};
@@ -102,6 +103,11 @@ pub struct Server {
     /// Largest n that fib accepts [default: 1000000; 45 when recursive]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=MAX_MAX_N))]
     pub max_n: Option<u64>,
+
+    /// Misbehave on purpose, for teaching and tests: crash-before-reply, crash-before-ack,
+    /// duplicate-reply, wrong-correlation-id, slow=DURATION, fail
+    #[arg(long, value_name = "FAULT", value_parser = drill)]
+    pub drill: Option<Drill>,
 }
 
 impl Server {
@@ -302,6 +308,20 @@ fn positive_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+fn drill(text: &str) -> Result<Drill, String> {
+    Ok(match text {
+        "crash-before-reply" => Drill::CrashBeforeReply,
+        "crash-before-ack" => Drill::CrashBeforeAck,
+        "duplicate-reply" => Drill::DuplicateReply,
+        "wrong-correlation-id" => Drill::WrongCorrelationId,
+        "fail" => Drill::Fail,
+        _ => match text.split_once('=') {
+            Some(("slow", delay)) => Drill::Slow(duration(delay)?),
+            _ => return Err(format!("there are {}", Drill::FORMS)),
+        },
+    })
+}
+
 fn call_timeout(text: &str) -> Result<Duration, String> {
     match duration(text)? {
         long if long > MAX_EXPIRATION => {
@@ -354,6 +374,17 @@ mod tests {
         assert!(call_timeout("50d").is_err());
         assert!(call_timeout("0.0001").is_err());
         assert_eq!(call_timeout("0"), Ok(ms(0)));
+    }
+
+    #[test]
+    fn drills() {
+        for form in Drill::FORMS.split(", ") {
+            let form = form.replace("DURATION", "2s");
+            assert_eq!(drill(&form).map(|drill| drill.to_string()), Ok(form));
+        }
+        for text in ["", "crash", "slow", "slow=", "slow=-1", "fail=1"] {
+            assert!(drill(text).is_err(), "{text}");
+        }
     }
 
     #[test]

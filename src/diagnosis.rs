@@ -4,6 +4,7 @@
 use crate::connection::Session;
 use crate::exit::{Failure, Kind};
 use crate::queue::{self, State};
+use crate::text::count;
 use amiquip::Channel;
 use humantime::format_duration;
 use log::info;
@@ -23,7 +24,7 @@ pub fn served(session: &mut Session, queue: &str) -> Result<Channel, Failure> {
         Kind::QueueMissing => no_queue(session, queue),
         _ => failure,
     })?;
-    info!("queue {queue}: {} messages, {} consumers", state.messages, state.consumers);
+    info!("queue {queue} is there: {state}");
     if state.consumers > 0 {
         return Ok(channel);
     }
@@ -78,8 +79,4 @@ pub fn timed_out(session: &mut Session, queue: &str, timeout: Duration) -> Failu
 
 fn waiting(state: State) -> String {
     count(state.messages, "request waits", "requests wait")
-}
-
-fn count(n: u32, one: &str, more: &str) -> String {
-    format!("{n} {}", if n == 1 { one } else { more })
 }

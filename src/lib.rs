@@ -17,6 +17,7 @@
 //! | [`message`] | requests and replies ↔ AMQP messages |
 //! | [`procedure`] | name → function, and what can go wrong in it |
 //! | [`fib`] | Fibonacci numbers |
+//! | [`drill`] | what the server does wrong on purpose |
 //! | [`exit`] | what went wrong → exit code |
 //! | [`report`] | results, failures and statistics of the client's calls |
 //! | [`output`] | standard output, and the end of a program |
@@ -35,6 +36,7 @@ pub mod batch;
 pub mod cli;
 pub mod connection;
 pub mod diagnosis;
+pub mod drill;
 pub mod exit;
 pub mod fib;
 pub mod input;

@@ -9,7 +9,9 @@
 
 use crate::exit::{Failure, Kind};
 use crate::procedure::{Error, ErrorKind};
+use crate::text::excerpt;
 use amiquip::{AmqpProperties, AmqpValue, Delivery, FieldTable, Publish};
+use std::fmt;
 use std::time::Duration;
 
 /// Longest name that AMQP can carry, in bytes: queue names, `app_id` and the like are short
@@ -88,6 +90,13 @@ impl<'a> Request<'a> {
     }
 }
 
+/// The call as a person knows it, `fib(30)`, fit for a terminal.
+impl fmt::Display for Request<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}({})", excerpt(self.procedure.as_bytes()), excerpt(self.argument))
+    }
+}
+
 /// An answer: a result, or an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reply {
@@ -111,6 +120,14 @@ impl Reply {
         Reply { correlation_id: request.correlation_id.map(str::to_owned), outcome }
     }
 
+    /// What it is, for a log: `result`, or the kind of error.
+    pub fn kind(&self) -> &'static str {
+        match &self.outcome {
+            Ok(_) => TYPE_RESULT,
+            Err(error) => error.kind.name(),
+        }
+    }
+
     /// The message to publish to the queue `reply_to`, by way of the default exchange.
     pub fn to_publish(&self, reply_to: &str) -> Publish<'_> {
         let mut properties = AmqpProperties::default().with_content_type(TEXT.into());
@@ -129,20 +146,12 @@ impl Reply {
         Publish::with_properties(body.as_bytes(), reply_to, properties)
     }
 
-    /// The reply in a delivery. An error of no known kind is [`ErrorKind::Internal`].
+    /// The reply in a message with these properties and this body. An error of no known kind is
+    /// [`ErrorKind::Internal`].
     ///
     /// # Errors
     ///
     /// [`Kind::BadReply`] if the body is empty or not UTF-8 text: no procedure answers so.
-    pub fn from_delivery(delivery: Delivery) -> Result<Reply, Failure> {
-        Reply::decode(&delivery.properties, delivery.body)
-    }
-
-    /// The reply in a message with these properties and this body.
-    ///
-    /// # Errors
-    ///
-    /// As of [`Reply::from_delivery`].
     pub fn decode(properties: &AmqpProperties, body: Vec<u8>) -> Result<Reply, Failure> {
         let bad = |what| {
             let message = format!("the reply is {what}: what answered is not an RPC server");

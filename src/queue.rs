@@ -2,9 +2,11 @@
 
 use crate::connection::Session;
 use crate::exit::{Failure, Kind};
+use crate::text::count;
 use amiquip::{AmqpValue, Channel, FieldTable, QueueDeclareOptions};
 use clap::ValueEnum;
 use log::info;
+use std::fmt;
 
 /// The type of a queue that the server creates (RabbitMQ, "Queues", "Queue Types").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -31,6 +33,13 @@ pub struct State {
     pub messages: u32,
     /// Consumers.
     pub consumers: u32,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let messages = count(self.messages, "message", "messages");
+        write!(f, "{messages} ready, {}", count(self.consumers, "consumer", "consumers"))
+    }
 }
 
 /// The state of `queue`, which is neither created nor changed (AMQP 0-9-1, queue.declare with
@@ -71,8 +80,7 @@ pub fn inspect_apart(session: &mut Session, queue: &str) -> Result<State, Failur
 pub fn ensure(session: &mut Session, queue: &str, queue_type: QueueType) -> Result<(), Failure> {
     match inspect_apart(session, queue) {
         Ok(state) => {
-            let State { messages, consumers } = state;
-            info!("queue {queue} exists: {messages} messages, {consumers} consumers");
+            info!("queue {queue} is there: {state}");
             return Ok(());
         }
         Err(failure) if failure.kind == Kind::QueueMissing => {}
@@ -85,7 +93,7 @@ pub fn ensure(session: &mut Session, queue: &str, queue_type: QueueType) -> Resu
     let options = QueueDeclareOptions { durable: true, arguments, ..Default::default() };
     match session.ask(|| channel.queue_declare(queue, options).map(drop)) {
         Ok(()) => {
-            info!("queue {queue} created: durable, {}", queue_type.name());
+            info!("queue {queue} declared: {}, durable", queue_type.name());
             session.ask(|| channel.close())
         }
         // Another server created it in the meantime, in another way (406).

@@ -19,7 +19,25 @@ pub fn excerpt(bytes: &[u8]) -> String {
 
 /// The beginning of an id, enough for a person to follow one call in two programs' logs.
 pub fn short(id: Option<&str>) -> String {
-    id.map_or("none".into(), |id| excerpt(id.split('-').next().unwrap_or_default().as_bytes()))
+    id.map_or("none".into(), |id| excerpt(head(id, 8).as_bytes()))
+}
+
+/// A queue's name; of one that the broker made up only the beginning, for the same purpose.
+pub fn short_queue(name: &str) -> String {
+    match head(name, 12) {
+        head if name.starts_with("amq.") && head != name => excerpt(head.as_bytes()) + "…",
+        _ => excerpt(name.as_bytes()),
+    }
+}
+
+/// The first characters, `most` of them.
+fn head(text: &str, most: usize) -> &str {
+    text.char_indices().nth(most).map_or(text, |(end, _)| &text[..end])
+}
+
+/// `n` of something.
+pub fn count(n: u32, one: &str, more: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { more })
 }
 
 /// `text` with its control characters escaped, but for those that lay out lines.
@@ -61,7 +79,15 @@ mod tests {
     fn an_id_is_told_by_its_first_part() {
         assert_eq!(short(Some("67e55044-10b1-426f-9247-bb680e5fe0c8")), "67e55044");
         assert_eq!(short(Some("7")), "7");
+        assert_eq!(short(Some("naïve-counter")), "naïve-co");
         assert_eq!(short(None), "none");
+    }
+
+    #[test]
+    fn a_queue_is_told_by_its_name_unless_the_broker_made_it_up() {
+        assert_eq!(short_queue("rpc_queue_of_mine"), "rpc_queue_of_mine");
+        assert_eq!(short_queue("amq.gen-pHxooL2Bp598REfC3isrvA"), "amq.gen-pHxo…");
+        assert_eq!(short_queue("amq.\nx"), "amq.\\nx");
     }
 
     #[test]

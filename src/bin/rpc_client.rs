@@ -16,7 +16,7 @@ use fib_rpc::input::{self, Argument};
 use fib_rpc::message::{MAX_BODY, Reply, Request};
 use fib_rpc::report::Report;
 use fib_rpc::signals::{self, Stop};
-use fib_rpc::text::{excerpt, lines, short};
+use fib_rpc::text::{count, excerpt, lines, short, short_queue};
 use fib_rpc::uri::{self, Endpoint};
 use fib_rpc::{cli, diagnosis};
 use humantime::format_duration;
@@ -122,10 +122,11 @@ fn converse(
     };
     let exclusive = QueueDeclareOptions { exclusive: true, ..Default::default() };
     let reply_queue = session.ask(|| channel.queue_declare("", exclusive))?;
+    info!("queue {} declared: exclusive", short_queue(reply_queue.name()));
     // A reply is of no use to anybody else, so there is nothing to acknowledge.
     let no_ack = ConsumerOptions { no_ack: true, ..Default::default() };
     let consumer = session.ask(|| reply_queue.consume(no_ack))?;
-    info!("consume replies from {}", reply_queue.name());
+    info!("consume from {}: replies, without ack", short_queue(reply_queue.name()));
     let line = Line {
         channel: &channel,
         reply_to: reply_queue.name(),
@@ -190,6 +191,8 @@ impl Line<'_> {
                 recv(self.returns) -> returned => {
                     let message = returned.map_err(|_| session.lost())?;
                     let id = message.properties.correlation_id().as_deref();
+                    let (code, text) = (message.reply_code, &message.reply_text);
+                    info!("return: {code} {text}, correlation_id {}", short(id));
                     if let Some(call) = calls.batch.find(id) {
                         call.end(Err(diagnosis::no_queue(session, &calls.args.common.queue)));
                     }
@@ -206,7 +209,12 @@ impl Line<'_> {
                 }
                 recv(timeout) -> _ => {
                     let args = calls.args;
-                    let failure = diagnosis::timed_out(session, &args.common.queue, args.timeout);
+                    let mut failure =
+                        diagnosis::timed_out(session, &args.common.queue, args.timeout);
+                    if calls.discarded > 0 {
+                        let replies = count(calls.discarded, "reply", "replies");
+                        failure.message += &format!("; {replies} came that no call awaits");
+                    }
                     calls.give_up(&failure);
                 }
                 recv(input) -> argument => match argument {
@@ -241,8 +249,11 @@ impl Line<'_> {
             expiration: left,
         };
         let queue = &args.common.queue;
-        let id = request.correlation_id;
-        info!("publish to {queue}, reply_to {}, correlation_id {}", self.reply_to, short(id));
+        info!(
+            "publish to {queue}: {request}, reply_to {}, correlation_id {}",
+            short_queue(self.reply_to),
+            short(request.correlation_id)
+        );
         let publish = || self.channel.basic_publish("", request.to_publish(queue));
         match left {
             // A large one can have to wait until the broker takes earlier ones.
@@ -258,6 +269,8 @@ struct Calls<'a> {
     input: Receiver<io::Result<Argument>>,
     input_ended: bool,
     batch: Batch,
+    /// Replies that no call awaited.
+    discarded: u32,
     report: Report<'a>,
     stop: Option<Receiver<Stop>>,
 }
@@ -270,6 +283,7 @@ impl<'a> Calls<'a> {
             input: input.context("cannot read the arguments")?,
             input_ended: false,
             batch: Batch::new(args.in_flight.into()),
+            discarded: 0,
             report: Report::new(PROGRAM, args),
             stop: None,
         })
@@ -325,11 +339,12 @@ impl<'a> Calls<'a> {
     fn answered(&mut self, delivery: Delivery) {
         let id = delivery.properties.correlation_id().as_deref();
         let Some(call) = self.batch.find(id) else {
-            info!("discard a reply with correlation_id {}: not awaited", short(id));
+            info!("discard a reply: correlation_id {} is not awaited", short(id));
+            self.discarded = self.discarded.saturating_add(1);
             return;
         };
-        info!("reply, correlation_id {}", short(id));
-        call.end(Reply::from_delivery(delivery).and_then(|reply| {
+        call.end(Reply::decode(&delivery.properties, delivery.body).and_then(|reply| {
+            info!("reply: {}, correlation_id {}", reply.kind(), short(id));
             // The sentence is a stranger's, like any message.
             reply.outcome.map_err(|error| Failure::new(error.kind.into(), lines(&error.message)))
         }));

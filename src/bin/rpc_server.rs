@@ -10,21 +10,24 @@ use crossbeam_channel::{
 };
 use fib_rpc::backoff::Backoff;
 use fib_rpc::connection::{Session, confirm_mode};
+use fib_rpc::drill::{self, Drill};
 use fib_rpc::exit::{Failure, Kind};
 use fib_rpc::message::{MAX_BODY, Reply, Request};
-use fib_rpc::procedure::{self, Settings};
+use fib_rpc::procedure::{self, ErrorKind, Settings};
 use fib_rpc::signals::Stop;
-use fib_rpc::text::{excerpt, short};
+use fib_rpc::text::{short, short_queue};
 use fib_rpc::uri::{self, Endpoint};
 use fib_rpc::{cli, output, queue, signals};
 use log::{info, warn};
 use std::collections::VecDeque;
+use std::fmt;
 use std::mem::take;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+use uuid::Uuid;
 
 const PROGRAM: &str = "rpc_server";
 
@@ -106,6 +109,7 @@ fn connect(
         queue: queue.clone(),
         prefetch: args.prefetch,
         settings: args.settings(),
+        drill: args.drill,
         quiet: args.common.quiet,
         max_body: memory.max_body,
         // In a cluster, the node that took a reply can die before it has passed it on.
@@ -297,6 +301,7 @@ struct Desk {
     queue: String,
     prefetch: u16,
     settings: Settings,
+    drill: Option<Drill>,
     quiet: bool,
     max_body: usize,
     /// Whether requests are acked only when the broker has confirmed their replies.
@@ -317,8 +322,9 @@ impl Desk {
         let mut unconfirmed = Unconfirmed::new(channel, self.confirms)?;
         // The fair dispatch of tutorial two: a worker with a call in hand gets no other.
         channel.qos(0, self.prefetch, false)?;
+        info!("qos: prefetch {}", self.prefetch);
         let consumer = channel.basic_consume(self.queue.as_str(), ConsumerOptions::default())?;
-        info!("consume from {} with prefetch {}", self.queue, self.prefetch);
+        info!("consume from {}", self.queue);
         let _ = self.events.send(Event::Ready);
         let _ = begin.recv();
         loop {
@@ -335,9 +341,14 @@ impl Desk {
                     _ => return Err(RecvError.into()),
                 },
             };
-            let replied = self.answer(channel, &delivery)?;
-            if replied && self.confirms {
-                unconfirmed.push(delivery);
+            let replies = self.answer(channel, &delivery)?;
+            if self.strikes(Drill::CrashBeforeAck, format_args!("the reply is out: dies now")) {
+                // The answer to any synchronous method says that the broker has the reply by then.
+                channel.qos(0, self.prefetch, false)?;
+                drill::crash();
+            }
+            if replies > 0 && self.confirms {
+                unconfirmed.push(delivery, replies);
             } else {
                 // After the reply, on the same channel, so that the broker takes them in this
                 // order: a crash in between means a second reply, never a lost one.
@@ -346,7 +357,7 @@ impl Desk {
         }
         let _ = self.events.send(Event::Finished);
         unconfirmed.settle_all(channel)?;
-        info!("cancel the consumer");
+        info!("cancel the consumer of {}", self.queue);
         consumer.cancel()?;
         // The library's thread has a last word for the receiver, and gives up the connection, other
         // workers' calls and all, if that is gone by then.
@@ -354,33 +365,62 @@ impl Desk {
         Ok(())
     }
 
-    /// Computes and replies. False if there is nobody to reply to.
-    fn answer(&self, channel: &Channel, delivery: &Delivery) -> Result<bool, Broken> {
+    /// Computes and replies. Returns how many replies were published: 0 if there is nobody to
+    /// reply to, and more than 1 only for a drill.
+    fn answer(&self, channel: &Channel, delivery: &Delivery) -> Result<u64, Broken> {
         let request = Request::from_delivery(delivery);
-        let call = || {
-            let procedure = excerpt(request.procedure.as_bytes());
-            format!("{procedure}({})", excerpt(request.argument))
-        };
-        let id = || short(request.correlation_id);
-        let again = if delivery.redelivered { ", redelivered" } else { "" };
-        info!("delivery {}, correlation_id {}{again}", call(), id());
+        let again = if delivery.redelivered { "redelivered" } else { "not redelivered" };
+        info!("delivery: {request}, correlation_id {}, {again}", short(request.correlation_id));
         let Some(reply_to) = request.reply_to else {
-            warn!("{} came without a reply_to: nobody to answer; dropped", call());
-            return Ok(false);
+            warn!("{request} came without a reply_to: nobody to answer; dropped");
+            return Ok(0);
         };
         if !self.quiet {
-            output::line(format_args!(" [.] {}", call()))?;
+            output::line(format_args!(" [.] {request}"))?;
         }
-        let outcome = procedure::call(request.procedure, request.argument, &self.settings);
-        if let Err(error) = &outcome {
-            info!("error: {error}");
+        if let Some(slow @ Drill::Slow(delay)) = self.drill {
+            drill::announce(slow, format_args!("{request} waits"));
+            thread::sleep(delay);
         }
-        let reply = Reply::to_request(&request, outcome, self.max_body);
+        let outcome = if self.strikes(Drill::Fail, format_args!("{request} fails")) {
+            Err(procedure::Error::new(ErrorKind::Internal, "failed on purpose: --drill fail"))
+        } else {
+            procedure::call(request.procedure, request.argument, &self.settings)
+        };
+        if self.strikes(Drill::CrashBeforeReply, format_args!("{request} is computed: dies now")) {
+            drill::crash();
+        }
+        let mut reply = Reply::to_request(&request, outcome, self.max_body);
+        if self.strikes(Drill::WrongCorrelationId, format_args!("{request} gets another's id")) {
+            reply.correlation_id = Some(Uuid::new_v4().to_string());
+        }
+        self.publish(channel, reply_to, &reply)?;
+        if self.strikes(Drill::DuplicateReply, format_args!("{request} gets a second reply")) {
+            self.publish(channel, reply_to, &reply)?;
+            return Ok(2);
+        }
+        Ok(1)
+    }
+
+    fn publish(&self, channel: &Channel, reply_to: &str, reply: &Reply) -> Result<(), Error> {
         let publish = reply.to_publish(reply_to);
         self.largest.fetch_max(publish.body.len(), Ordering::SeqCst);
-        info!("publish the reply to {}, correlation_id {}", excerpt(reply_to.as_bytes()), id());
-        channel.basic_publish("", publish)?;
-        Ok(true)
+        let id = reply.correlation_id.as_deref();
+        info!(
+            "publish to {}: {}, correlation_id {}",
+            short_queue(reply_to),
+            reply.kind(),
+            short(id)
+        );
+        channel.basic_publish("", publish)
+    }
+
+    fn strikes(&self, drill: Drill, what: fmt::Arguments<'_>) -> bool {
+        let strikes = self.drill == Some(drill);
+        if strikes {
+            drill::announce(drill, what);
+        }
+        strikes
     }
 
     fn queue_is_gone(&self) -> Broken {
@@ -390,7 +430,7 @@ impl Desk {
 }
 
 fn ack(channel: &Channel, delivery: Delivery) -> Result<(), Broken> {
-    info!("ack, correlation_id {}", short(delivery.properties.correlation_id().as_deref()));
+    info!("ack: correlation_id {}", short(delivery.properties.correlation_id().as_deref()));
     Ok(delivery.ack(channel)?)
 }
 
@@ -412,8 +452,9 @@ impl Unconfirmed {
         Ok(Unconfirmed { confirms, published: 0, requests: VecDeque::new() })
     }
 
-    fn push(&mut self, request: Delivery) {
-        self.published += 1;
+    /// Adds a request to which the last `replies` messages were the reply.
+    fn push(&mut self, request: Delivery, replies: u64) {
+        self.published += replies;
         self.requests.push_back((self.published, request));
     }
 
@@ -438,7 +479,7 @@ impl Unconfirmed {
                 ack(channel, request)?;
             } else {
                 let id = short(request.properties.correlation_id().as_deref());
-                info!("the broker refused the reply: requeue, correlation_id {id}");
+                info!("requeue: the broker refused the reply, correlation_id {id}");
                 request.nack(channel, true)?;
             }
         }

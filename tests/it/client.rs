@@ -418,7 +418,7 @@ fn a_strangers_reply_is_discarded() {
     server.join();
     assert_eq!((ended.code(), ended.stdout.as_str()), (0, "832040\n"), "{ended:?}");
     for id in ["stranger", "none"] {
-        let line = format!("rpc_client: discard a reply with correlation_id {id}: not awaited\n");
+        let line = format!("rpc_client: discard a reply: correlation_id {id} is not awaited\n");
         assert!(ended.stderr.contains(&line), "{ended:?}");
     }
 }

@@ -6,6 +6,7 @@ mod calls;
 mod client;
 mod cluster;
 mod connecting;
+mod drills;
 mod faults;
 mod harness;
 mod hostile;

@@ -1,0 +1,57 @@
+//! What a server does wrong on purpose, for teaching and for tests: `rpc_server --drill`.
+//!
+//! A drill is a fault that other systems have by accident. The server's loop asks at the place
+//! where each would strike; whatever strikes is announced.
+
+use log::warn;
+use signal_hook::consts::SIGKILL;
+use signal_hook::low_level;
+use std::fmt;
+use std::time::Duration;
+
+/// A fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drill {
+    /// Dies at the first request, once it is computed, before the reply.
+    CrashBeforeReply,
+    /// Dies at the first request, when the broker has the reply, before the ack.
+    CrashBeforeAck,
+    /// Publishes every reply twice.
+    DuplicateReply,
+    /// Publishes every reply with an id that no client awaits.
+    WrongCorrelationId,
+    /// Waits that long before it computes.
+    Slow(Duration),
+    /// Every procedure fails.
+    Fail,
+}
+
+impl Drill {
+    /// How each is written.
+    pub const FORMS: &str = "crash-before-reply, crash-before-ack, duplicate-reply, \
+                             wrong-correlation-id, slow=DURATION, fail";
+}
+
+impl fmt::Display for Drill {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Drill::CrashBeforeReply => f.write_str("crash-before-reply"),
+            Drill::CrashBeforeAck => f.write_str("crash-before-ack"),
+            Drill::DuplicateReply => f.write_str("duplicate-reply"),
+            Drill::WrongCorrelationId => f.write_str("wrong-correlation-id"),
+            Drill::Slow(delay) => write!(f, "slow={}", humantime::format_duration(*delay)),
+            Drill::Fail => f.write_str("fail"),
+        }
+    }
+}
+
+/// Tells that `drill` strikes, and how.
+pub fn announce(drill: Drill, what: fmt::Arguments<'_>) {
+    warn!("drill {drill}: {what}");
+}
+
+/// Ends the process as `kill -9` does: nothing is finished, nothing given back, nobody told.
+pub fn crash() {
+    // Cannot fail: the signal exists, and a process may kill itself.
+    let _ = low_level::raise(SIGKILL);
+}
