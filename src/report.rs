@@ -96,7 +96,9 @@ impl<'a> Report<'a> {
         match self.format {
             Format::Transcript => {
                 let name = self.name(call);
-                output::written(writeln!(self.out, " [x] Requesting {name}"))
+                output::written(writeln!(self.out, " [x] Requesting {name}"))?;
+                // Before what -v tells of its publication.
+                self.flush()
             }
             _ => Ok(()),
         }
