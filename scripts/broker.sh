@@ -135,7 +135,7 @@ enter_node() {
     # Several nodes on a machine must not bind themselves to the same cores.
     export RABBITMQ_SCHEDULER_BIND_TYPE=u
     # Erlang's default. With RabbitMQ's, none, threads sleep between the many small reads of a start: it takes twice as long.
-    export RABBITMQ_SCHEDULER_BUSY_WAIT_THRESHOLD=medium
+    export RABBITMQ_SCHEDULER_BUSY_WAIT_THRESHOLD=${RABBITMQ_SCHEDULER_BUSY_WAIT_THRESHOLD-medium}
     # rabbitmqctl has eleven ports for itself otherwise: too few for tests that run at once.
     export RABBITMQ_CTL_DIST_PORT_MIN=35672 RABBITMQ_CTL_DIST_PORT_MAX=36671
     # Without a UTF-8 locale, rabbitmqctl warns and garbles names.
