@@ -262,22 +262,28 @@ fn start<T: Program>(program: &'static str) -> Result<T, ExitCode> {
         },
         Err(error) => error,
     };
+    // clap's own rule for this takes AMQP_URL for an argument.
+    if error.kind() == ErrorKind::MissingRequiredArgument && std::env::args_os().len() <= 1 {
+        let _ = write!(std::io::stderr(), "{}", T::command().render_long_help());
+        return Err(ExitCode::from(Kind::Usage.code()));
+    }
+    Err(tell(program, &error))
+}
+
+/// Tells what the parser of `program`'s command line has to say instead of arguments. The exit
+/// code is 0 for help and version, else [`Kind::Usage`]'s.
+pub fn tell(program: &str, error: &clap::Error) -> ExitCode {
     // What cannot be written because nobody reads it any more needs no further word.
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             let _ = error.print();
-            Err(ExitCode::SUCCESS)
-        }
-        // clap's own rule for this takes AMQP_URL for an argument.
-        ErrorKind::MissingRequiredArgument if std::env::args_os().len() <= 1 => {
-            let _ = write!(std::io::stderr(), "{}", T::command().render_long_help());
-            Err(ExitCode::from(Kind::Usage.code()))
+            ExitCode::SUCCESS
         }
         _ => {
             let text = error.render().to_string();
             let text = text.strip_prefix("error: ").unwrap_or(&text);
             let _ = write!(std::io::stderr(), "{program}: {text}");
-            Err(ExitCode::from(Kind::Usage.code()))
+            ExitCode::from(Kind::Usage.code())
         }
     }
 }
@@ -300,7 +306,12 @@ fn duration(text: &str) -> Result<Duration, String> {
         .map_err(|error| format!("{error} (30s, 500ms and 1m30s are durations)"))
 }
 
-fn positive_duration(text: &str) -> Result<Duration, String> {
+/// A bound on a wait: a duration over 0, in seconds or with units.
+///
+/// # Errors
+///
+/// What is wrong with it.
+pub fn positive_duration(text: &str) -> Result<Duration, String> {
     match duration(text)? {
         Duration::ZERO => Err("no wait here is without end: give a duration over 0".into()),
         // A deadline must be a time that the system's clock has.

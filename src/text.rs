@@ -17,6 +17,11 @@ pub fn excerpt(bytes: &[u8]) -> String {
     printable(&shown, |_| false)
 }
 
+/// All of `bytes`, on one line, escaped like an [`excerpt`].
+pub fn line(bytes: &[u8]) -> String {
+    printable(&String::from_utf8_lossy(bytes), |_| false)
+}
+
 /// The beginning of an id, enough for a person to follow one call in two programs' logs.
 pub fn short(id: Option<&str>) -> String {
     id.map_or("none".into(), |id| excerpt(head(id, 8).as_bytes()))
@@ -73,6 +78,12 @@ mod tests {
         assert_eq!(excerpt(&[b'9'; 64]), "9".repeat(64));
         assert_eq!(excerpt(&[b'9'; 1_000_000]), "9".repeat(64) + "…");
         assert_eq!(excerpt("é".repeat(65).as_bytes()), "é".repeat(64) + "…");
+    }
+
+    #[test]
+    fn a_line_is_whole_and_one() {
+        assert_eq!(line(b"a\x1b[2Jb\nc\xe9"), "a\\u{1b}[2Jb\\nc\u{fffd}");
+        assert_eq!(line(&[b'9'; 65]), "9".repeat(65));
     }
 
     #[test]
