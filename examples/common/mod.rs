@@ -1,0 +1,242 @@
+//! What the examples have in common, so that each of them is left with its pattern: the frame of
+//! a program, the wait for the broker's word on a published message, the wait for deliveries.
+//!
+//! What they print, and the arguments they take, are those of RabbitMQ's tutorials in their Python
+//! form, with names and messages in single quotes as in the tutorials' text.
+
+#![allow(dead_code, reason = "no example uses all of it")]
+
+use amiquip::{Channel, Confirm, Consumer, ConsumerMessage, ConsumerOptions, Delivery, Return};
+use anyhow::Result;
+use clap::{Args, Parser};
+use crossbeam_channel::{Receiver, after, select, select_biased};
+use fib_rpc::connection::{Session, confirm_mode};
+use fib_rpc::exit::{Failure, Kind};
+use fib_rpc::message::MAX_NAME;
+use fib_rpc::signals::{Stop, stop_requests};
+use fib_rpc::text::line;
+use fib_rpc::{cli, logging, output, stack, uri};
+use log::warn;
+use std::process::ExitCode;
+use std::time::Duration;
+
+const PROGRAM: &str = env!("CARGO_CRATE_NAME");
+
+/// How long the broker may take to confirm a message.
+const CONFIRM_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a program that was asked to stop waits for the broker.
+const STOP_LIMIT: Duration = Duration::from_secs(2);
+
+/// A whole program: parses the command line, runs `run` with it, tells an error.
+pub fn main<T: Parser>(run: fn(&T) -> Result<()>) -> ExitCode {
+    let whole = || {
+        let parsed = T::command().name(PROGRAM).max_term_width(100).try_get_matches();
+        let arguments = match parsed.and_then(|matches| T::from_arg_matches(&matches)) {
+            Ok(arguments) => arguments,
+            Err(error) => return cli::tell(PROGRAM, &error),
+        };
+        logging::init(PROGRAM, false, 0);
+        let ended = run(&arguments).map(|()| ExitCode::SUCCESS);
+        output::conclude(PROGRAM, ended.map_err(with_remedy))
+    };
+    match stack::run_deep(whole) {
+        Ok(code) => code,
+        Err(error) => output::conclude(PROGRAM, Err(error.into())),
+    }
+}
+
+/// Adds what can be done when a queue or an exchange was declared otherwise (406).
+fn with_remedy(error: anyhow::Error) -> anyhow::Error {
+    match error.downcast::<Failure>() {
+        Ok(Failure { kind, message }) if message.contains("inequivalent arg") => {
+            let remedy = "it exists already, declared in another way: delete it, or name another \
+                          vhost in the URI";
+            Failure::new(kind, format!("{message}; {remedy}")).into()
+        }
+        Ok(failure) => failure.into(),
+        Err(error) => error,
+    }
+}
+
+/// Where the broker is.
+#[derive(Args)]
+pub struct Broker {
+    /// Brokers, tried in order; a password is better kept in the environment
+    #[arg(long, value_name = "URI[,URI…]", env = "AMQP_URL", hide_env_values = true)]
+    #[arg(default_value = "amqp://localhost")]
+    url: String,
+
+    /// Bound on opening a connection, handshake included
+    #[arg(long, value_name = "DURATION", default_value = "5s")]
+    #[arg(value_parser = cli::positive_duration)]
+    connect_timeout: Duration,
+}
+
+impl Broker {
+    pub fn connect(&self) -> Result<Session, Failure> {
+        // An empty AMQP_URL is none.
+        let url = if self.url.is_empty() { "amqp://localhost" } else { &self.url };
+        Session::open(&uri::parse_list(url)?, self.connect_timeout, PROGRAM)
+    }
+
+    /// Discards the message at the head of `queue`, to which a connection was lost because it
+    /// cannot be read: it would come back, and end the next connection too. The broker forgets a
+    /// message without acks as it sends it. Should another one be there by now, that is returned.
+    pub fn discard_unreadable(&self, queue: &str) -> Result<Option<Delivery>, Failure> {
+        let mut session = self.connect()?;
+        let channel = session.channel()?;
+        match session.ask(|| channel.basic_get(queue, true)) {
+            Ok(got) => Ok(got.map(|got| got.delivery)),
+            Err(failure) if failure.kind == Kind::Unreadable => {
+                warn!("discarded a message from {queue}: its properties are not UTF-8");
+                Ok(None)
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+}
+
+/// A routing or binding key that AMQP can carry; a longer one would cost the connection.
+pub fn key(text: &str) -> Result<String, String> {
+    match text.len() {
+        0..=MAX_NAME => Ok(text.into()),
+        length => Err(format!("a key has at most {MAX_NAME} bytes, and this one has {length}")),
+    }
+}
+
+/// What the broker tells of a published message: that it has it (RabbitMQ, "Consumer
+/// Acknowledgements and Publisher Confirms"), or that no queue took it (basic.return, if the message
+/// was published as `mandatory`).
+pub struct Receipts<'a> {
+    channel: &'a Channel,
+    confirms: Receiver<Confirm>,
+    returns: Receiver<Return>,
+}
+
+impl Receipts<'_> {
+    /// To be asked for before the message is published.
+    pub fn ask<'a>(session: &mut Session, channel: &'a Channel) -> Result<Receipts<'a>, Failure> {
+        let returns = session.ask(|| channel.listen_for_returns())?;
+        let confirms = session.ask(|| confirm_mode(channel))?;
+        Ok(Receipts { channel, confirms, returns })
+    }
+
+    /// Waits until the broker has the message that was published: on its disk, if the message is
+    /// persistent and its queue durable.
+    pub fn wait(&self, session: &mut Session) -> Result<(), Failure> {
+        let too_late = after(CONFIRM_LIMIT);
+        loop {
+            select! {
+                recv(self.confirms) -> confirm => match confirm {
+                    Ok(Confirm::Ack(_)) => break,
+                    Ok(Confirm::Nack(_)) => {
+                        let message = format!("{} refused the message", session.endpoint());
+                        return Err(Failure::new(Kind::ConnectionLost, message));
+                    }
+                    // Of a channel that was closed, the next method tells why.
+                    Err(_) => {
+                        session.ask(|| self.channel.enable_publisher_confirms())?;
+                        return Err(session.lost());
+                    }
+                },
+                recv(session.notices()) -> notice => {
+                    let notice = notice.map_err(|_| session.lost())?;
+                    session.note(notice);
+                }
+                recv(too_late) -> _ => return Err(unconfirmed(session)),
+            }
+        }
+        // Of a message that comes back, the broker tells so before it confirms it.
+        match self.returns.try_recv() {
+            Ok(returned) => Err(unroutable(&returned)),
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+fn unconfirmed(session: &mut Session) -> Failure {
+    let kind = if session.blocked().is_some() { Kind::Blocked } else { Kind::TimedOut };
+    let endpoint = session.endpoint().to_owned();
+    session.give_up();
+    let limit = CONFIRM_LIMIT.as_secs();
+    let message = format!(
+        "{endpoint} did not confirm the message within {limit} s; whether it took it is not known"
+    );
+    Failure::new(kind, message)
+}
+
+/// The tutorials let such a message vanish. Here it is a failure, of the kind that a call without a
+/// server is: nobody got what was sent, and only the exit code can tell a script so.
+fn unroutable(returned: &Return) -> Failure {
+    let Return { exchange, routing_key, .. } = returned;
+    let routing_key = line(routing_key.as_bytes());
+    let message = match (exchange.as_str(), routing_key.as_str()) {
+        ("", queue) => format!("the queue \"{queue}\" is gone, and the message with it"),
+        (exchange, "") => format!(
+            "nobody got the message: no queue is bound to the exchange \"{exchange}\"; start a \
+             receiver first"
+        ),
+        (exchange, key) => format!(
+            "nobody got the message: no queue is bound to the exchange \"{exchange}\" for the \
+             routing key \"{key}\"; start a receiver with that key first"
+        ),
+    };
+    Failure::new(Kind::NoConsumer, message)
+}
+
+/// What comes from a queue.
+pub struct Deliveries<'a> {
+    queue: String,
+    no_ack: bool,
+    consumer: Consumer<'a>,
+    stop: Receiver<Stop>,
+    cancelled: bool,
+}
+
+impl Deliveries<'_> {
+    /// Begins to consume (basic.consume), until SIGINT or SIGTERM comes.
+    pub fn consume<'a>(
+        session: &mut Session,
+        channel: &'a Channel,
+        queue: &str,
+        options: ConsumerOptions,
+    ) -> Result<Deliveries<'a>, Failure> {
+        let stop = stop_requests()?;
+        let no_ack = options.no_ack;
+        let consumer = session.ask(|| channel.basic_consume(queue, options))?;
+        Ok(Deliveries { queue: queue.into(), no_ack, consumer, stop, cancelled: false })
+    }
+
+    /// Waits for the next one. None: a signal asked to stop. What the broker forgot as it sent it
+    /// still comes then; what it awaits an ack for does not, and goes back to the queue.
+    pub fn next(&mut self, session: &mut Session) -> Result<Option<Delivery>, Failure> {
+        let incoming = self.consumer.receiver();
+        while !self.cancelled {
+            select_biased! {
+                recv(self.stop) -> _ => {
+                    self.cancelled = true;
+                    session.hurry(STOP_LIMIT);
+                    if let Err(failure) = session.ask(|| self.consumer.cancel()) {
+                        warn!("while stopping: {failure}");
+                    }
+                }
+                recv(incoming) -> message => return match message {
+                    Ok(ConsumerMessage::Delivery(delivery)) => Ok(Some(delivery)),
+                    Ok(ConsumerMessage::ServerClosedChannel(error)) => Err(session.explain(error)),
+                    Ok(ConsumerMessage::ServerCancelled) => {
+                        let message = format!("the queue \"{}\" is gone", self.queue);
+                        Err(Failure::new(Kind::QueueMissing, message))
+                    }
+                    _ => Err(session.lost()),
+                },
+            }
+        }
+        // To the library's last word for the receiver: it gives up the connection if that is gone.
+        let mut rest = incoming.iter();
+        Ok(rest.find_map(|message| match message {
+            ConsumerMessage::Delivery(delivery) if self.no_ack => Some(delivery),
+            _ => None,
+        }))
+    }
+}

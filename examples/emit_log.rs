@@ -1,0 +1,48 @@
+//! Tutorial three, "Publish/Subscribe": sends a log message to all receivers, by the fanout
+//! exchange `logs`.
+
+mod common;
+
+use amiquip::{ExchangeDeclareOptions, ExchangeType, Publish};
+use anyhow::Result;
+use clap::Parser;
+use common::{Broker, Receipts};
+use fib_rpc::{output, text};
+use std::process::ExitCode;
+
+const EXCHANGE: &str = "logs";
+
+/// Sends a message to every running example receive_logs.
+#[derive(Parser)]
+#[command(after_help = "Examples:\n  emit_log\n  emit_log info: This is the log message")]
+struct Args {
+    /// Its words [default: info: Hello World!]
+    #[arg(value_name = "MESSAGE")]
+    message: Vec<String>,
+
+    #[command(flatten)]
+    broker: Broker,
+}
+
+fn main() -> ExitCode {
+    common::main(run)
+}
+
+fn run(args: &Args) -> Result<()> {
+    let words = args.message.join(" ");
+    let message = if words.is_empty() { "info: Hello World!" } else { &words };
+
+    let mut session = args.broker.connect()?;
+    let channel = session.channel()?;
+    let options = ExchangeDeclareOptions::default();
+    session.ask(|| channel.exchange_declare(ExchangeType::Fanout, EXCHANGE, options))?;
+
+    let receipts = Receipts::ask(&mut session, &channel)?;
+    // A fanout exchange takes no notice of the routing key.
+    let publish = Publish { mandatory: true, ..Publish::new(message.as_bytes(), "") };
+    session.ask(|| channel.basic_publish(EXCHANGE, publish))?;
+    receipts.wait(&mut session)?;
+    output::line(format_args!(" [x] Sent '{}'", text::line(message.as_bytes())))?;
+    session.close();
+    Ok(())
+}

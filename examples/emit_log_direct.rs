@@ -1,0 +1,56 @@
+//! Tutorial four, "Routing": sends a log message to the receivers of its severity, by the direct
+//! exchange `direct_logs`.
+
+mod common;
+
+use amiquip::{ExchangeDeclareOptions, ExchangeType, Publish};
+use anyhow::Result;
+use clap::Parser;
+use common::{Broker, Receipts};
+use fib_rpc::output;
+use fib_rpc::text::line;
+use std::process::ExitCode;
+
+const EXCHANGE: &str = "direct_logs";
+
+/// Sends a message to every example receive_logs_direct that wants its severity.
+#[derive(Parser)]
+#[command(after_help = "Examples:
+  emit_log_direct error \"Run. Run. Or it will explode.\"
+  emit_log_direct warning")]
+struct Args {
+    /// Routing key: by convention info, warning or error
+    #[arg(default_value = "info", value_parser = common::key)]
+    severity: String,
+
+    /// Its words [default: Hello World!]
+    #[arg(value_name = "MESSAGE")]
+    message: Vec<String>,
+
+    #[command(flatten)]
+    broker: Broker,
+}
+
+fn main() -> ExitCode {
+    common::main(run)
+}
+
+fn run(args: &Args) -> Result<()> {
+    let severity = args.severity.as_str();
+    let words = args.message.join(" ");
+    let message = if words.is_empty() { "Hello World!" } else { &words };
+
+    let mut session = args.broker.connect()?;
+    let channel = session.channel()?;
+    let options = ExchangeDeclareOptions::default();
+    session.ask(|| channel.exchange_declare(ExchangeType::Direct, EXCHANGE, options))?;
+
+    let receipts = Receipts::ask(&mut session, &channel)?;
+    let publish = Publish { mandatory: true, ..Publish::new(message.as_bytes(), severity) };
+    session.ask(|| channel.basic_publish(EXCHANGE, publish))?;
+    receipts.wait(&mut session)?;
+    let (severity, message) = (line(severity.as_bytes()), line(message.as_bytes()));
+    output::line(format_args!(" [x] Sent '{severity}':'{message}'"))?;
+    session.close();
+    Ok(())
+}

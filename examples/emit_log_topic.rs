@@ -1,0 +1,56 @@
+//! Tutorial five, "Topics": sends a log message to the receivers whose patterns match its routing
+//! key, by the topic exchange `topic_logs`.
+
+mod common;
+
+use amiquip::{ExchangeDeclareOptions, ExchangeType, Publish};
+use anyhow::Result;
+use clap::Parser;
+use common::{Broker, Receipts};
+use fib_rpc::output;
+use fib_rpc::text::line;
+use std::process::ExitCode;
+
+const EXCHANGE: &str = "topic_logs";
+
+/// Sends a message to every example receive_logs_topic with a pattern that matches its key.
+#[derive(Parser)]
+#[command(after_help = "Examples:
+  emit_log_topic kern.critical \"A critical kernel error\"
+  emit_log_topic quick.orange.rabbit")]
+struct Args {
+    /// Words with dots between them: by convention FACILITY.SEVERITY
+    #[arg(default_value = "anonymous.info", value_parser = common::key)]
+    routing_key: String,
+
+    /// Its words [default: Hello World!]
+    #[arg(value_name = "MESSAGE")]
+    message: Vec<String>,
+
+    #[command(flatten)]
+    broker: Broker,
+}
+
+fn main() -> ExitCode {
+    common::main(run)
+}
+
+fn run(args: &Args) -> Result<()> {
+    let key = args.routing_key.as_str();
+    let words = args.message.join(" ");
+    let message = if words.is_empty() { "Hello World!" } else { &words };
+
+    let mut session = args.broker.connect()?;
+    let channel = session.channel()?;
+    let options = ExchangeDeclareOptions::default();
+    session.ask(|| channel.exchange_declare(ExchangeType::Topic, EXCHANGE, options))?;
+
+    let receipts = Receipts::ask(&mut session, &channel)?;
+    let publish = Publish { mandatory: true, ..Publish::new(message.as_bytes(), key) };
+    session.ask(|| channel.basic_publish(EXCHANGE, publish))?;
+    receipts.wait(&mut session)?;
+    let (key, message) = (line(key.as_bytes()), line(message.as_bytes()));
+    output::line(format_args!(" [x] Sent '{key}':'{message}'"))?;
+    session.close();
+    Ok(())
+}

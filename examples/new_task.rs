@@ -1,0 +1,57 @@
+//! Tutorial two, "Work Queues": puts a task into the queue `task_queue`, where it stays until a
+//! worker has done it, whatever happens to the broker and the workers meanwhile.
+
+mod common;
+
+use amiquip::{AmqpProperties, Publish, QueueDeclareOptions};
+use anyhow::Result;
+use clap::Parser;
+use common::{Broker, Receipts};
+use fib_rpc::{output, text};
+use std::process::ExitCode;
+
+const QUEUE: &str = "task_queue";
+
+/// The property delivery_mode of a persistent message (AMQP 0-9-1, basic class).
+const PERSISTENT: u8 = 2;
+
+/// Sends a task to the queue task_queue, for the example worker.
+#[derive(Parser)]
+#[command(
+    after_help = "Examples:\n  new_task A very hard task which takes two seconds..\n  new_task"
+)]
+struct Args {
+    /// Its words; each dot in them is a second of work [default: Hello World!]
+    #[arg(value_name = "MESSAGE")]
+    message: Vec<String>,
+
+    #[command(flatten)]
+    broker: Broker,
+}
+
+fn main() -> ExitCode {
+    common::main(run)
+}
+
+fn run(args: &Args) -> Result<()> {
+    let words = args.message.join(" ");
+    let message = if words.is_empty() { "Hello World!" } else { &words };
+
+    let mut session = args.broker.connect()?;
+    let channel = session.channel()?;
+    // A durable queue is there again after a restart of the broker; what is in it, if the messages
+    // are persistent as well.
+    let durable = QueueDeclareOptions { durable: true, ..Default::default() };
+    session.ask(|| channel.queue_declare(QUEUE, durable))?;
+
+    let receipts = Receipts::ask(&mut session, &channel)?;
+    let persistent = AmqpProperties::default().with_delivery_mode(PERSISTENT);
+    let publish = Publish::with_properties(message.as_bytes(), QUEUE, persistent);
+    let publish = Publish { mandatory: true, ..publish };
+    session.ask(|| channel.basic_publish("", publish))?;
+    // The tutorial closes the connection, after which the message may not be on the disk yet.
+    receipts.wait(&mut session)?;
+    output::line(format_args!(" [x] Sent '{}'", text::line(message.as_bytes())))?;
+    session.close();
+    Ok(())
+}

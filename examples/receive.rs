@@ -1,0 +1,42 @@
+//! Tutorial one, "Hello World!": prints the messages that come to the queue `hello`.
+
+mod common;
+
+use amiquip::{ConsumerOptions, QueueDeclareOptions};
+use anyhow::Result;
+use clap::Parser;
+use common::{Broker, Deliveries};
+use fib_rpc::{output, text};
+use std::process::ExitCode;
+
+const QUEUE: &str = "hello";
+
+/// Prints what the example send sends, until Ctrl-C.
+#[derive(Parser)]
+#[command(after_help = "Examples:\n  receive\n  receive > messages.txt")]
+struct Args {
+    #[command(flatten)]
+    broker: Broker,
+}
+
+fn main() -> ExitCode {
+    common::main(run)
+}
+
+fn run(args: &Args) -> Result<()> {
+    let mut session = args.broker.connect()?;
+    let channel = session.channel()?;
+    // As in send: to declare a queue that exists changes nothing.
+    let durable = QueueDeclareOptions { durable: true, ..Default::default() };
+    session.ask(|| channel.queue_declare(QUEUE, durable))?;
+
+    // The broker forgets each message as it sends it; tutorial two does otherwise.
+    let no_ack = ConsumerOptions { no_ack: true, ..Default::default() };
+    let mut deliveries = Deliveries::consume(&mut session, &channel, QUEUE, no_ack)?;
+    output::line(format_args!(" [*] Waiting for messages. To exit press CTRL+C"))?;
+    while let Some(delivery) = deliveries.next(&mut session)? {
+        output::line(format_args!(" [x] Received '{}'", text::line(&delivery.body)))?;
+    }
+    session.close();
+    Ok(())
+}

@@ -1,0 +1,47 @@
+//! Tutorial three, "Publish/Subscribe": prints every log message that is sent to the fanout
+//! exchange `logs` while it runs.
+
+mod common;
+
+use amiquip::QueueDeclareOptions;
+use amiquip::{ConsumerOptions, ExchangeDeclareOptions, ExchangeType, FieldTable};
+use anyhow::Result;
+use clap::Parser;
+use common::{Broker, Deliveries};
+use fib_rpc::{output, text};
+use std::process::ExitCode;
+
+const EXCHANGE: &str = "logs";
+
+/// Prints what the example emit_log sends, until Ctrl-C.
+#[derive(Parser)]
+#[command(after_help = "Examples:\n  receive_logs\n  receive_logs > logs_from_rabbit.log")]
+struct Args {
+    #[command(flatten)]
+    broker: Broker,
+}
+
+fn main() -> ExitCode {
+    common::main(run)
+}
+
+fn run(args: &Args) -> Result<()> {
+    let mut session = args.broker.connect()?;
+    let channel = session.channel()?;
+    let options = ExchangeDeclareOptions::default();
+    session.ask(|| channel.exchange_declare(ExchangeType::Fanout, EXCHANGE, options))?;
+
+    // A queue of this program's own: the broker names it, and deletes it with the connection.
+    let exclusive = QueueDeclareOptions { exclusive: true, ..Default::default() };
+    let queue = session.ask(|| channel.queue_declare("", exclusive))?;
+    session.ask(|| channel.queue_bind(queue.name(), EXCHANGE, "", FieldTable::new()))?;
+
+    let no_ack = ConsumerOptions { no_ack: true, ..Default::default() };
+    let mut deliveries = Deliveries::consume(&mut session, &channel, queue.name(), no_ack)?;
+    output::line(format_args!(" [*] Waiting for logs. To exit press CTRL+C"))?;
+    while let Some(delivery) = deliveries.next(&mut session)? {
+        output::line(format_args!(" [x] '{}'", text::line(&delivery.body)))?;
+    }
+    session.close();
+    Ok(())
+}

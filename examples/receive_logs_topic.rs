@@ -1,0 +1,58 @@
+//! Tutorial five, "Topics": prints the log messages whose routing keys match some patterns, from
+//! the topic exchange `topic_logs`.
+
+mod common;
+
+use amiquip::QueueDeclareOptions;
+use amiquip::{ConsumerOptions, ExchangeDeclareOptions, ExchangeType, FieldTable};
+use anyhow::Result;
+use clap::Parser;
+use common::{Broker, Deliveries};
+use fib_rpc::output;
+use fib_rpc::text::line;
+use std::process::ExitCode;
+
+const EXCHANGE: &str = "topic_logs";
+
+/// Prints what the example emit_log_topic sends with keys that match these, until Ctrl-C.
+#[derive(Parser)]
+#[command(override_usage = "receive_logs_topic [OPTIONS] BINDING_KEY...")]
+#[command(after_help = "Examples:
+  receive_logs_topic \"#\"                     everything
+  receive_logs_topic \"kern.*\" \"*.critical\"   all of kern, and what is critical anywhere")]
+struct Args {
+    /// Words with dots between them; * stands for one word, # for any number of words
+    #[arg(value_name = "BINDING_KEY", required = true, value_parser = common::key)]
+    binding_keys: Vec<String>,
+
+    #[command(flatten)]
+    broker: Broker,
+}
+
+fn main() -> ExitCode {
+    common::main(run)
+}
+
+fn run(args: &Args) -> Result<()> {
+    let mut session = args.broker.connect()?;
+    let channel = session.channel()?;
+    let options = ExchangeDeclareOptions::default();
+    session.ask(|| channel.exchange_declare(ExchangeType::Topic, EXCHANGE, options))?;
+
+    let exclusive = QueueDeclareOptions { exclusive: true, ..Default::default() };
+    let queue = session.ask(|| channel.queue_declare("", exclusive))?;
+    // A queue gets a message once, however many of its binding keys match.
+    for key in &args.binding_keys {
+        session.ask(|| channel.queue_bind(queue.name(), EXCHANGE, key, FieldTable::new()))?;
+    }
+
+    let no_ack = ConsumerOptions { no_ack: true, ..Default::default() };
+    let mut deliveries = Deliveries::consume(&mut session, &channel, queue.name(), no_ack)?;
+    output::line(format_args!(" [*] Waiting for logs. To exit press CTRL+C"))?;
+    while let Some(delivery) = deliveries.next(&mut session)? {
+        let key = line(delivery.routing_key.as_bytes());
+        output::line(format_args!(" [x] '{key}':'{}'", line(&delivery.body)))?;
+    }
+    session.close();
+    Ok(())
+}
