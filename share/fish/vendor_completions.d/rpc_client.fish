@@ -1,0 +1,17 @@
+complete -c rpc_client -l url -d 'Brokers, tried in order; a password is better kept in the environment' -r
+complete -c rpc_client -l queue -d 'Request queue' -r
+complete -c rpc_client -l connect-timeout -d 'Bound on opening a connection, handshake included' -r
+complete -c rpc_client -l timeout -d 'Bound on each call from its publication; 0: none' -r
+complete -c rpc_client -l in-flight -d 'Calls that await their replies at any time' -r
+complete -c rpc_client -l repeat -d 'Make each call N times' -r
+complete -c rpc_client -l format -d 'How results are written' -r -f -a "auto\t'The transcript on a terminal, plain elsewhere'
+transcript\t'The tutorial\'s transcript'
+plain\t'Nothing but results, one a line'
+json\t'One object a call, failed ones too'"
+complete -c rpc_client -s q -l quiet -d 'Nothing but results and errors: no transcript, no warnings'
+complete -c rpc_client -s v -l verbose -d 'Tell each AMQP step on stderr (-vv, -vvv: more); RUST_LOG overrides'
+complete -c rpc_client -l wait -d 'Wait, up to the timeout, for a broker, a queue and a server instead of failing at once'
+complete -c rpc_client -l no-retry -d 'Do not send unanswered calls again after a lost connection'
+complete -c rpc_client -l stats -d 'Tell calls per second and latencies on stderr at the end'
+complete -c rpc_client -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c rpc_client -s V -l version -d 'Print version'
