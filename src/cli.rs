@@ -9,7 +9,7 @@ use crate::queue::QueueType;
 use crate::{logging, output, stack, uri};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{ArgAction, Args, Parser, ValueEnum};
+use clap::{ArgAction, Args, Parser, ValueEnum, ValueHint};
 use log::warn;
 use std::io::Write;
 use std::process::ExitCode;
@@ -20,24 +20,28 @@ const MAX_MAX_N: u64 = 80_000_000;
 
 const SERVER_EXAMPLES: &str = "\
 Examples:
-  rpc_server                             serve rpc_queue on localhost
-  rpc_server --prefetch 1 --queue fast   another queue
-  rpc_server --algorithm recursive -v    slow on purpose, and every AMQP step told
+  rpc_server                            serve rpc_queue on localhost
+  rpc_server --prefetch 1 --queue fast  another queue
+  rpc_server --algorithm recursive -v   slow on purpose, every AMQP step told
+  rpc_server --drill crash-before-ack   what a crash comes to
   AMQP_URL=amqp://user:password@host/vhost rpc_server
 
-SIGINT and SIGTERM: the call in hand is finished and answered, then the server exits with 0; a
-second signal ends it at once. Exit codes: see the README.";
+SIGINT and SIGTERM: the call in hand is finished and answered, then the server exits with 0; a \
+second signal ends it at once.
+
+Exit codes: 0 stopped in good order, 64 usage, 69 queue unusable, 70 failed, 77 access refused, \
+78 configuration.";
 
 const CLIENT_EXAMPLES: &str = "\
 Examples:
-  rpc_client fib 30                      832040
-  rpc_client fib 10 20 30                three calls on one connection, three lines
-  seq 0 100 | rpc_client fib -           a call for each line
-  rpc_client --wait --timeout 5m fib 45  wait for broker, queue and server, then for the answer
-  rpc_client list                        the procedures that the server offers
+  rpc_client fib 30                     832040
+  rpc_client fib 10 20 30               three calls, one connection, three lines
+  seq 0 100 | rpc_client fib -          a call for each line
+  rpc_client --wait --timeout 5m ping   wait for broker, queue, server and answer
+  rpc_client list                       the procedures that the server offers
 
-Exit codes: 0 all calls succeeded, 64 usage, 65 input rejected, 69 no broker, queue or server,
-70 the procedure failed, 75 timed out or connection lost, 76 not a reply, 77 access refused,
+Exit codes: 0 all calls succeeded, 64 usage, 65 input rejected, 69 no broker, queue or server, \
+70 the procedure failed, 75 timed out or connection lost, 76 not a reply, 77 access refused, \
 78 configuration; of several calls, the first failure's.";
 
 /// Where the broker is, and how much to tell.
@@ -46,15 +50,18 @@ pub struct Common {
     /// Brokers, tried in order; a password is better kept in the environment
     // Parsed after the arguments: their parser's errors would show the password.
     #[arg(long, value_name = "URI[,URI…]", env = "AMQP_URL", hide_env_values = true)]
+    #[arg(value_hint = ValueHint::Other)]
     #[arg(default_value = DEFAULT_URL)]
     pub url: String,
 
     /// Request queue
     #[arg(long, value_name = "NAME", default_value = "rpc_queue", value_parser = name)]
+    #[arg(value_hint = ValueHint::Other)]
     pub queue: String,
 
     /// Bound on opening a connection, handshake included
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = positive_duration)]
+    #[arg(value_hint = ValueHint::Other)]
     pub connect_timeout: Duration,
 
     /// Nothing but results and errors: no transcript, no warnings
@@ -89,10 +96,12 @@ pub struct Server {
 
     /// Unacknowledged requests that the broker pushes to each worker; 0: no limit
     #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(value_hint = ValueHint::Other)]
     pub prefetch: u16,
 
     /// Threads that answer, each with a channel of its own on the one connection
     #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(value_hint = ValueHint::Other)]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: u16,
 
@@ -102,11 +111,13 @@ pub struct Server {
 
     /// Largest n that fib accepts [default: 1000000; 45 when recursive]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=MAX_MAX_N))]
+    #[arg(value_hint = ValueHint::Other)]
     pub max_n: Option<u64>,
 
     /// Misbehave on purpose, for teaching and tests: crash-before-reply, crash-before-ack,
     /// duplicate-reply, wrong-correlation-id, slow=DURATION, fail
     #[arg(long, value_name = "FAULT", value_parser = drill)]
+    #[arg(value_hint = ValueHint::Other)]
     pub drill: Option<Drill>,
 }
 
@@ -153,6 +164,7 @@ pub struct Client {
 
     /// Bound on each call from its publication; 0: none
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = call_timeout)]
+    #[arg(value_hint = ValueHint::Other)]
     pub timeout: Duration,
 
     /// Wait, up to the timeout, for a broker, a queue and a server instead of failing at once
@@ -165,11 +177,13 @@ pub struct Client {
 
     /// Calls that await their replies at any time
     #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(value_hint = ValueHint::Other)]
     #[arg(value_parser = clap::value_parser!(u16).range(1..))]
     pub in_flight: u16,
 
     /// Make each call N times
     #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(value_hint = ValueHint::Other)]
     #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     pub repeat: u64,
 
@@ -303,7 +317,7 @@ fn duration(text: &str) -> Result<Duration, String> {
         return Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string());
     }
     humantime::parse_duration(text)
-        .map_err(|error| format!("{error} (30s, 500ms and 1m30s are durations)"))
+        .map_err(|_| "30, 0.5, 500ms and 1m30s are durations, the first two in seconds".into())
 }
 
 /// A bound on a wait: a duration over 0, in seconds or with units.

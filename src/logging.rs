@@ -1,6 +1,6 @@
 //! Diagnostics on stderr, each line with the program's name in front.
 
-use env_logger::{Builder, Env};
+use env_logger::Builder;
 use log::LevelFilter;
 use std::io::Write;
 
@@ -16,12 +16,16 @@ pub fn init(program: &'static str, quiet: bool, verbose: u8) {
         (_, _) => LevelFilter::Trace,
     };
     let theirs = if !quiet && verbose > 2 { LevelFilter::Trace } else { LevelFilter::Off };
-    Builder::new()
-        .filter_level(LevelFilter::Off)
-        .filter_module("amiquip", theirs)
-        .filter_module("fib_rpc", ours)
-        .filter_module(program, ours)
-        .parse_env(Env::default())
+    let mut builder = Builder::new();
+    match std::env::var("RUST_LOG") {
+        Ok(filter) if !filter.is_empty() => builder.parse_filters(&filter),
+        _ => builder
+            .filter_level(LevelFilter::Off)
+            .filter_module("amiquip", theirs)
+            .filter_module("fib_rpc", ours)
+            .filter_module(program, ours),
+    };
+    builder
         .format(move |line, record| {
             // The library's log of the login shows the password. Whatever RUST_LOG says, that
             // module's log is not for anybody's eyes.

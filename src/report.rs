@@ -32,7 +32,8 @@ pub struct Report<'a> {
     out: BufWriter<Stdout>,
     args: &'a cli::Client,
     format: Format,
-    started: Instant,
+    /// When the first call was begun.
+    started: Option<Instant>,
     failed: u64,
     first_failure: Option<Kind>,
     /// Microseconds from publication to outcome. Its size does not grow with the number of calls.
@@ -79,7 +80,7 @@ impl<'a> Report<'a> {
             out: BufWriter::with_capacity(OUT_CAPACITY, io::stdout()),
             args,
             format,
-            started: Instant::now(),
+            started: None,
             failed: 0,
             first_failure: None,
             latencies: latencies.unwrap_or_else(|_| unreachable!("these bounds are sound")),
@@ -93,6 +94,7 @@ impl<'a> Report<'a> {
     ///
     /// As of [`output::written`].
     pub fn begins(&mut self, call: &Call) -> Result<()> {
+        self.started.get_or_insert(call.started);
         match self.format {
             Format::Transcript => {
                 let name = self.name(call);
@@ -123,7 +125,7 @@ impl<'a> Report<'a> {
         self.latencies.saturating_record(elapsed.as_micros() as u64);
         if let Some(bar) = &self.progress {
             bar.inc(1);
-            if self.started.elapsed() > LONG && bar.is_hidden() {
+            if self.elapsed() > LONG && bar.is_hidden() {
                 bar.set_draw_target(ProgressDrawTarget::stderr());
             }
         }
@@ -167,7 +169,8 @@ impl<'a> Report<'a> {
         }
         if self.args.stats {
             let calls = self.latencies.len();
-            let rate = calls as f64 / self.started.elapsed().as_secs_f64();
+            let seconds = self.elapsed().as_secs_f64();
+            let rate = if calls > 0 { calls as f64 / seconds } else { 0.0 };
             let ms = |microseconds: u64| microseconds as f64 / 1e3;
             let at = |quantile| ms(self.latencies.value_at_quantile(quantile));
             self.complain(format_args!(
@@ -180,6 +183,11 @@ impl<'a> Report<'a> {
             ));
         }
         Ok(self.first_failure.map_or(ExitCode::SUCCESS, |kind| ExitCode::from(kind.code())))
+    }
+
+    /// Since the first call was begun.
+    fn elapsed(&self) -> Duration {
+        self.started.map_or(Duration::ZERO, |started| started.elapsed())
     }
 
     /// Tells something on stderr, past the progress bar.

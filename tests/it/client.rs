@@ -49,7 +49,7 @@ fn unknown_option() {
 fn timeout_that_is_no_duration() {
     usage_error(
         &["--timeout", "abc", "fib"],
-        "rpc_client: invalid value 'abc' for '--timeout <DURATION>': expected number at 0 (30s, 500ms and 1m30s are durations)",
+        "rpc_client: invalid value 'abc' for '--timeout <DURATION>': 30, 0.5, 500ms and 1m30s are durations, the first two in seconds",
     );
 }
 

@@ -1,9 +1,9 @@
-complete -c rpc_client -l url -d 'Brokers, tried in order; a password is better kept in the environment' -r
-complete -c rpc_client -l queue -d 'Request queue' -r
-complete -c rpc_client -l connect-timeout -d 'Bound on opening a connection, handshake included' -r
-complete -c rpc_client -l timeout -d 'Bound on each call from its publication; 0: none' -r
-complete -c rpc_client -l in-flight -d 'Calls that await their replies at any time' -r
-complete -c rpc_client -l repeat -d 'Make each call N times' -r
+complete -c rpc_client -l url -d 'Brokers, tried in order; a password is better kept in the environment' -r -f
+complete -c rpc_client -l queue -d 'Request queue' -r -f
+complete -c rpc_client -l connect-timeout -d 'Bound on opening a connection, handshake included' -r -f
+complete -c rpc_client -l timeout -d 'Bound on each call from its publication; 0: none' -r -f
+complete -c rpc_client -l in-flight -d 'Calls that await their replies at any time' -r -f
+complete -c rpc_client -l repeat -d 'Make each call N times' -r -f
 complete -c rpc_client -l format -d 'How results are written' -r -f -a "auto\t'The transcript on a terminal, plain elsewhere'
 transcript\t'The tutorial\'s transcript'
 plain\t'Nothing but results, one a line'

@@ -1,14 +1,15 @@
-complete -c rpc_server -l url -d 'Brokers, tried in order; a password is better kept in the environment' -r
-complete -c rpc_server -l queue -d 'Request queue' -r
-complete -c rpc_server -l connect-timeout -d 'Bound on opening a connection, handshake included' -r
+complete -c rpc_server -l url -d 'Brokers, tried in order; a password is better kept in the environment' -r -f
+complete -c rpc_server -l queue -d 'Request queue' -r -f
+complete -c rpc_server -l connect-timeout -d 'Bound on opening a connection, handshake included' -r -f
 complete -c rpc_server -l queue-type -d 'Type of the request queue, used only if this server creates it' -r -f -a "classic\t'On one node: fastest'
 quorum\t'Replicated over a cluster: survives the loss of a node'"
-complete -c rpc_server -l prefetch -d 'Unacknowledged requests that the broker pushes to each worker; 0: no limit' -r
-complete -c rpc_server -l workers -d 'Threads that answer, each with a channel of its own on the one connection' -r
+complete -c rpc_server -l prefetch -d 'Unacknowledged requests that the broker pushes to each worker; 0: no limit' -r -f
+complete -c rpc_server -l workers -d 'Threads that answer, each with a channel of its own on the one connection' -r -f
 complete -c rpc_server -l algorithm -d 'How fib is computed' -r -f -a "fast-doubling\t'Two numbers doubled at a time: fast for every n'
 iterative\t'One addition for each step'
 recursive\t'The tutorial\'s, slow on purpose'"
-complete -c rpc_server -l max-n -d 'Largest n that fib accepts [default: 1000000; 45 when recursive]' -r
+complete -c rpc_server -l max-n -d 'Largest n that fib accepts [default: 1000000; 45 when recursive]' -r -f
+complete -c rpc_server -l drill -d 'Misbehave on purpose, for teaching and tests: crash-before-reply, crash-before-ack, duplicate-reply, wrong-correlation-id, slow=DURATION, fail' -r -f
 complete -c rpc_server -s q -l quiet -d 'Nothing but results and errors: no transcript, no warnings'
 complete -c rpc_server -s v -l verbose -d 'Tell each AMQP step on stderr (-vv, -vvv: more); RUST_LOG overrides'
 complete -c rpc_server -s h -l help -d 'Print help (see more with \'--help\')'
