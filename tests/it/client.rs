@@ -434,7 +434,8 @@ fn a_duplicate_reply_is_discarded() {
     let ended = queue.client(&["-v", "fib", "1", "2"]);
     server.join();
     assert_eq!((ended.code(), ended.stdout.as_str()), (0, "1\n2\n"), "{ended:?}");
-    assert_eq!(ended.stderr.matches("discard a reply").count(), 1, "{ended:?}");
+    // The second one's may come when the client has gone.
+    assert!(ended.stderr.contains("discard a reply"), "{ended:?}");
 }
 
 #[test]
