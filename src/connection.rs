@@ -21,6 +21,11 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// Bound on closing a connection in good order.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
+/// How many frames may wait for the library's I/O thread. A message is three; with the library's
+/// own bound of 16, a client with calls in flight and a server with requests at hand sleep and wake
+/// every few messages. What waits here is what is in flight anyway.
+const FRAMES_AHEAD: usize = 1024;
+
 /// RabbitMQ lets 3 s pass before it closes a connection whose credentials it refuses. What the
 /// client library reports as refused credentials sooner was a broker that went away meanwhile.
 const SHORTEST_REFUSAL: Duration = Duration::from_secs(2);
@@ -87,7 +92,7 @@ impl Session {
         let (began, mut in_login) = (Instant::now(), false);
         let opened: Result<_, Failure> = watchdog.bounded(left, || {
             let transport = transport::establish(endpoint, socket)?;
-            let tuning = ConnectionTuning::default();
+            let tuning = ConnectionTuning::default().mem_channel_bound(FRAMES_AHEAD);
             let mut connection =
                 Connection::insecure_open_stream(transport, options(endpoint, program), tuning)
                     .map_err(|error| {

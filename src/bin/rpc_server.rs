@@ -372,7 +372,7 @@ impl Desk {
         let again = if delivery.redelivered { "redelivered" } else { "not redelivered" };
         info!("delivery: {request}, correlation_id {}, {again}", short(request.correlation_id));
         let Some(reply_to) = request.reply_to else {
-            warn!("{request} came without a reply_to: nobody to answer; dropped");
+            warn!("{request} came without a readable reply_to: nobody to answer; dropped");
             return Ok(0);
         };
         if !self.quiet {
