@@ -68,14 +68,7 @@ build_lapin() {
 }
 
 build_pika() {
-    local wanted=bench/peers/pika/requirements.txt
-    if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
-        from_debian "Python with its module venv" python3 python3-venv || return
-    fi
-    if cmp -s "$wanted" "$built/pika/installed"; then return; fi
-    rm -rf "$built/pika" && python3 -m venv "$built/pika" &&
-        "$built/pika/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r "$wanted" &&
-        cp "$wanted" "$built/pika/installed"
+    (install_pika "$built/pika")
 }
 
 # Sets peers, those which can be measured.

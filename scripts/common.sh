@@ -161,6 +161,32 @@ need_openssl() {
     esac
 }
 
+python_works() {
+    python3 -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 8))' 2>/dev/null
+}
+
+need_python() {
+    local what='Python 3.8 or newer with its module venv'
+    if python_works; then return; fi
+    case $(package_manager) in
+        apt-get) install_packages "$what" python3 python3-venv ;;
+        '') fail 69 "missing: $what; install it, then run this again" ;;
+        pacman) fail 69 "missing: $what; type: $(install_command pacman python)" ;;
+        *) fail 69 "missing: $what; type: $(install_command "$(package_manager)" python3)" ;;
+    esac
+    python_works || fail 69 "python3 on PATH, $(command -v python3), is not $what; put one that is first on PATH"
+}
+
+# install_pika FOLDER: Python's AMQP client, in a virtual environment that is made anew when another version is wanted.
+install_pika() {
+    local folder=$1 wanted=bench/peers/pika/requirements.txt
+    if cmp -s "$wanted" "$folder/installed" && "$folder/bin/python" -c 'import pika' 2>/dev/null; then return; fi
+    need_python
+    rm -rf "$folder" && python3 -m venv "$folder" &&
+        "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r "$wanted" &&
+        cp "$wanted" "$folder/installed"
+}
+
 # A zombie is dead: in a container there may be nobody to reap it.
 alive() {
     local pid
