@@ -1,0 +1,562 @@
+"""The two programs with pika at the other end: cases.py FOLDER [WORD...], where FOLDER has rpc_server and rpc_client.
+With words, only the cases whose name has one of them in it. docs/interop.md has a row for each case.
+"""
+
+import datetime
+import decimal
+import json
+import os
+import re
+import sys
+import uuid
+
+from harness import HERE, Wrong, expect, expect_in, is_set, main
+
+CLASSIC = {"durable": True}
+QUORUM = {"durable": True, "arguments": {"x-queue-type": "quorum"}}
+TRANSIENT = {"durable": False}
+
+GROUPS = {}
+
+
+def case_of(group):
+    def add(function):
+        GROUPS.setdefault(group, []).append(function)
+        return function
+
+    return add
+
+
+def fib(n):
+    a, b = 0, 1
+    for _ in range(n):
+        a, b = b, a + b
+    return str(a)
+
+
+LIST = "a\nb\nfib\nfun\nlist\nping"
+
+their_client = case_of("their client, our server")
+
+
+@their_client
+def the_client_of_the_page(case):
+    queue = case.queue()
+    case.our_server(queue)
+    expect("fib(30)", (0, "832040\n", ""), case.program("rpc_client.py", queue, "fib", "30"))
+    expect("ping", (0, "pong\n", ""), case.program("rpc_client.py", queue, "ping", ""))
+    stderr = "fib takes n from 0 to 1000000, not -1 (out-of-range)\n"
+    expect("fib(-1)", (1, "", stderr), case.program("rpc_client.py", queue, "fib", "-1"))
+
+
+@their_client
+def a_tutorial_client(case):
+    queue = case.queue()
+    server = case.our_server(queue)
+    transcript = " [x] Requesting fib(30)\n [.] Got 832040\n [x] Requesting fib(0)\n [.] Got 0\n"
+    expect("the client", (0, transcript, ""), case.program("tutorial_client.py", queue, "30", "0"))
+    server.stop()
+    transcript = " [x] Awaiting RPC requests\n [.] fib(30)\n [.] fib(0)\n"
+    expect("the server", transcript, server.transcript)
+
+
+@their_client
+def what_a_reply_carries(case):
+    queue = case.queue()
+    case.our_server(queue)
+    client = case.client(queue)
+    client.send("30", correlation_id="1")
+    text = {"content_type": "text/plain", "correlation_id": "1"}
+    expect("result", ({**text, "type": "result"}, "832040"), client.receive())
+    client.send("x", correlation_id="1", app_id="fun")
+    error = {**text, "type": "error", "headers": {"error": "invalid-argument"}}
+    expect("error", (error, 'fun takes an integer in decimal digits, not "x"'), client.receive())
+
+
+@their_client
+def a_named_reply_queue(case):
+    queue, replies = case.queue(), case.queue(**CLASSIC)
+    case.our_server(queue)
+    expect("result", "832040", case.client(queue, replies).call("30"))
+
+
+@their_client
+def direct_reply_to(case):
+    queue = case.queue()
+    case.our_server(queue)
+    client = case.client(queue, "amq.rabbitmq.reply-to")
+    for n in range(10):
+        expect(f"fib({n})", fib(n), client.call(str(n)))
+
+
+@their_client
+def a_client_that_calls_1001_times(case):
+    queue = case.queue()
+    case.our_server(queue, "--workers", "2", "--prefetch", "16")
+    client, expected, came = case.client(queue), {}, {}
+    for call in range(1001):
+        n = str(call % 300)
+        procedure, result = [
+            ("ping", "pong"),
+            ("fun", "0" if n == "0" else n + "00"),
+            ("fib", fib(int(n))),
+            ("a", "a"),
+            ("b", "b"),
+            ("list", LIST),
+        ][call % 6]
+        correlation_id = str(uuid.uuid4())
+        client.send(n, app_id=procedure, correlation_id=correlation_id)
+        expected[correlation_id] = result
+    for _ in expected:
+        reply, body = client.receive()
+        came.setdefault(reply.get("correlation_id"), []).append(body)
+    expect("correlation ids", expected.keys(), came.keys())
+    for correlation_id, result in expected.items():
+        expect("result", [result], came[correlation_id])
+
+
+@their_client
+def no_correlation_id(case):
+    queue = case.queue()
+    case.our_server(queue)
+    client = case.client(queue)
+    for n in ("10", "20", "x"):
+        client.send(n)
+    plain = {"content_type": "text/plain", "type": "result"}
+    expect("fib(10)", (plain, "55"), client.receive())
+    expect("fib(20)", (plain, "6765"), client.receive())
+    reply, _ = client.receive()
+    expect("type and correlation id", ("error", None), (reply["type"], reply.get("correlation_id")))
+
+
+@their_client
+def correlation_ids_of_all_kinds(case):
+    queue = case.queue()
+    case.our_server(queue)
+    client = case.client(queue)
+    for correlation_id in (
+        "1",  # C++
+        "0.84931703010.13904710390.4418571029",  # Ruby, JavaScript
+        "QWERTYUIOPASDFGHJKLZXCVBNMQWERTY",  # Go
+        "LTU3NjQ2MDc1MjMwMzQyMzM1OQ==",  # Elixir
+        "6741f3b8d3a1c",  # PHP
+        "3F2504E0-4F89-41D3-9A0C-0305E82C3301",  # Swift
+        "",
+        "two words, and café",
+        "x" * 255,
+    ):
+        expect("result", "832040", client.call("30", correlation_id=correlation_id))
+
+
+@their_client
+def a_binary_correlation_id(case):
+    queue = case.queue()
+    server = case.our_server(queue)
+    client = case.client(queue)
+    client.send("30", correlation_id=b"\xe9\x80" * 8)  # Erlang
+    expect("the next call", "pong", client.call("", app_id="ping"))
+    server.stop()
+    expect_in("its diagnostics", "dropped", server.errors)
+
+
+@their_client
+def integers_as_text(case):
+    queue = case.queue()
+    case.our_server(queue)
+    client = case.client(queue)
+    for body in ("30", "30\n", "30\r\n", " 30 ", "\t30\n", "+30", "0030", b"30"):
+        expect(f"fib({body!r})", "832040", client.call(body))
+    for body, result in (("-7", "-700"), ("-0", "0"), ("9" * 40, "9" * 40 + "00")):
+        expect(f"fun({body!r})", result, client.call(body, app_id="fun"))
+
+
+@their_client
+def errors(case):
+    queue = case.queue()
+    case.our_server(queue)
+    client = case.client(queue)
+    integer = 'fib takes an integer in decimal digits, not "{}"'
+    for procedure, body, kind, sentence in (
+        ("fib", "", "invalid-argument", integer.format("")),
+        ("fib", "1.5", "invalid-argument", integer.format("1.5")),
+        ("fib", b"\xff", "invalid-argument", "the argument of fib is not UTF-8 text"),
+        ("fib", "-1", "out-of-range", "fib takes n from 0 to 1000000, not -1"),
+        ("Fib", "30", "unknown-procedure", f'there is no procedure "Fib"; there are {LIST.replace(chr(10), ", ")}'),
+    ):
+        client.send(body, app_id=procedure, correlation_id="1")
+        reply, came = client.receive()
+        expect("error", ("error", {"error": kind}, sentence), (reply["type"], reply["headers"], came))
+    expect("a good call after them", "55", client.call("10"))
+
+
+@their_client
+def every_property_and_field_type(case):
+    queue = case.queue()
+    case.our_server(queue)
+    headers = {
+        "boolean": True,
+        "integer": -7,
+        "long": 1 << 40,
+        "text": "café",
+        "bytes": b"\xff\x00",
+        "decimal": decimal.Decimal("1.50"),
+        "timestamp": datetime.datetime(2000, 1, 1, tzinfo=datetime.timezone.utc),
+        "nothing": None,
+        "array": [1, "two", None, [3]],
+        "table": {"in": {"in": "it"}},
+    }
+    properties = {
+        "headers": headers,
+        "delivery_mode": 2,
+        "priority": 5,
+        "expiration": "60000",
+        "message_id": "m",
+        "timestamp": 946684800,
+        "type": "call",
+        "cluster_id": "c",
+    }
+    client = case.client(queue)
+    for name, value in properties.items():
+        expect(name, "832040", client.call("30", **{name: value}))
+    expect("all of them", "832040", client.call("30", **properties))
+
+
+@their_client
+def content_types(case):
+    queue = case.queue()
+    case.our_server(queue)
+    client = case.client(queue)
+    for content_type in ("text/plain", "text/plain; charset=utf-8", "application/json", "application/octet-stream"):
+        expect(content_type, "832040", client.call("30", content_type=content_type, content_encoding="utf-8"))
+
+
+@their_client
+def persistent_requests_with_priorities(case):
+    queue = case.queue(durable=True, arguments={"x-max-priority": 9})
+    client = case.client(queue)
+    for priority in (0, 5, 9):
+        client.send(str(priority), app_id="fun", priority=priority, delivery_mode=2)
+    # What is confirmed is in the queue.
+    client.channel.confirm_delivery()
+    client.send("3", app_id="fun", priority=3, delivery_mode=2)
+    case.our_server(queue)
+    expect("results", ["900", "500", "300", "0"], [client.receive()[1] for _ in range(4)])
+
+
+@their_client
+def bodies_of_many_frames(case):
+    queue = case.queue()
+    case.our_server(queue)
+    digits = "7" * 300_000
+    expect("fun", digits + "00", case.client(queue).call(digits, app_id="fun"))
+
+
+our_client = case_of("our client, their server")
+
+
+@our_client
+def a_tutorial_server(case):
+    queue = case.queue()
+    server = case.tutorial_server(queue, json.dumps(QUORUM))
+    came = case.our_client(queue, "--format", "transcript", "fib", "30")
+    expect("one call", (0, " [x] Requesting fib(30)\n [.] Got 832040\n", ""), came)
+    stdin = "".join(f"{n}\n" for n in range(300))
+    stdout = "".join(f"{fib(n)}\n" for n in range(300))
+    expect("a batch", (0, stdout, ""), case.our_client(queue, "fib", "-", stdin=stdin))
+    server.stop()
+    expect("requests served", 301, server.transcript.count(" [.] fib("))
+
+
+@our_client
+def a_tutorial_server_that_dies_of_a_request(case):
+    queue = case.queue()
+    server = case.tutorial_server(queue, json.dumps(QUORUM))
+    came = case.our_client(queue, "--timeout", "1s", "fib", "x")
+    expect("exit code and results", (75, ""), came[:2])
+    expect_in("its diagnostics", f'nobody consumes from the queue "{queue}" any more', came[2])
+    server.end(1)
+    expect_in("their diagnostics", "ValueError: invalid literal for int()", server.errors)
+
+
+@our_client
+def what_a_request_carries(case):
+    queue = case.queue(**CLASSIC)
+    server = case.server(queue, lambda request, body: [("answer", {"correlation_id": request.correlation_id})])
+    for words in (["fun", "7"], ["--timeout", "0", "ping"]):
+        expect("the client", (0, "answer\n", ""), case.our_client(queue, *words))
+    for (properties, body), (procedure, argument, limit) in zip(server.requests, (("fun", b"7", 30_000), ("ping", b"", None))):
+        properties = is_set(properties)
+        expect("body", argument, body)
+        expect("app_id and content_type", (procedure, "text/plain"), (properties.pop("app_id"), properties.pop("content_type")))
+        correlation_id = properties.pop("correlation_id")
+        expect("correlation_id", (correlation_id, 4), (str(uuid.UUID(correlation_id)), uuid.UUID(correlation_id).version))
+        expect_in("reply_to", "amq.gen-", properties.pop("reply_to"))
+        expiration = properties.pop("expiration", None)
+        if limit is None or not limit - 5_000 < int(expiration) <= limit:
+            expect("expiration", limit, expiration)
+        expect("other properties", {}, properties)
+
+
+@our_client
+def an_empty_reply(case):
+    queue = case.queue(**CLASSIC)
+    case.server(queue, lambda request, body: [("", {"correlation_id": request.correlation_id})])
+    stderr = "rpc_client: fib(x): the reply is empty: what answered is not an RPC server\n"
+    expect("the client", (76, "", stderr), case.our_client(queue, "fib", "x"))
+
+
+@our_client
+def a_reply_that_is_not_utf_8(case):
+    queue = case.queue(**CLASSIC)
+    case.server(queue, lambda request, body: [(b"caf\xe9", {"correlation_id": request.correlation_id})])
+    stderr = "rpc_client: fib(30): the reply is not UTF-8 text: what answered is not an RPC server\n"
+    expect("the client", (76, "", stderr), case.our_client(queue, "fib", "30"))
+
+
+@our_client
+def errors_of_theirs(case):
+    queue = case.queue(**CLASSIC)
+    errors = {
+        "1": ({"headers": {"error": "invalid-argument"}}, 65, "invalid-argument"),
+        "2": ({"headers": {"error": "out-of-range"}}, 65, "out-of-range"),
+        "3": ({"headers": {"error": "unknown-procedure"}}, 65, "unknown-procedure"),
+        "4": ({"headers": {"error": "internal"}}, 70, "internal"),
+        "5": ({"headers": {"error": "another"}}, 70, "internal"),
+        "6": ({"headers": {"error": 5}}, 70, "internal"),
+        "7": ({}, 70, "internal"),
+    }
+
+    def answer(request, body):
+        properties, _, _ = errors[body.decode()]
+        yield "alas", {"correlation_id": request.correlation_id, "type": "error", **properties}
+
+    case.server(queue, answer)
+    for argument, (_, code, kind) in errors.items():
+        stderr = f"rpc_client: fib({argument}): alas ({kind})\n"
+        expect("the client", (code, "", stderr), case.our_client(queue, "fib", argument))
+
+
+@our_client
+def replies_of_all_kinds(case):
+    queue = case.queue(**CLASSIC)
+    replies = [
+        {},
+        {"content_type": "application/json", "content_encoding": "utf-8"},
+        {"type": "answer"},
+        {"headers": {"error": "out-of-range", "n": 1, "table": {"list": [1, None, b"\xff"]}}},
+        {"delivery_mode": 2, "priority": 9, "timestamp": 946684800, "message_id": "m", "app_id": "server"},
+    ]
+    case.server(
+        queue,
+        lambda request, body: [(" caf\u00e9\n", {"correlation_id": request.correlation_id, **replies[int(body)]})],
+    )
+    arguments = [str(n) for n in range(len(replies))]
+    came = case.our_client(queue, "fib", *arguments)
+    expect("the client", (0, " caf\u00e9\n\n" * len(replies), ""), came)
+
+
+@our_client
+def a_reply_of_many_frames(case):
+    queue = case.queue(**CLASSIC)
+    case.server(queue, lambda request, body: [(body + b"00", {"correlation_id": request.correlation_id})])
+    digits = "7" * 300_000
+    expect("the client", (0, digits + "00\n", ""), case.our_client(queue, "fun", "-", stdin=digits))
+
+
+@our_client
+def wrong_ids_first_and_replies_twice(case):
+    queue = case.queue(**CLASSIC)
+
+    def answer(request, body):
+        right = {"correlation_id": request.correlation_id}
+        yield "1", {"correlation_id": str(uuid.uuid4())}
+        yield "2", {}
+        yield fib(int(body)), right
+        yield "3", right
+
+    case.server(queue, answer)
+    came = case.our_client(queue, "-v", "--in-flight", "1", "fib", "10", "20", "30")
+    expect("exit code and results", (0, "55\n6765\n832040\n"), came[:2])
+    # Of the last one the duplicate may come too late to be seen.
+    discarded = came[2].count("discard a reply")
+    expect("replies discarded", min(max(discarded, 8), 9), discarded)
+
+
+@our_client
+def a_reply_after_the_time_limit(case):
+    queue, kept = case.queue(**CLASSIC), []
+
+    def answer(request, body):
+        kept.append(request.correlation_id)
+        if len(kept) == 2:
+            yield "late", {"correlation_id": kept[0]}
+            yield "in time", {"correlation_id": kept[1]}
+
+    case.server(queue, answer)
+    came = case.our_client(queue, "--timeout", "1s", "--in-flight", "1", "fib", "10", "20")
+    expect("exit code and results", (75, "in time\n"), came[:2])
+    expect_in("its diagnostics", "rpc_client: fib(10): no answer within 1s: ", came[2])
+
+
+@our_client
+def two_servers_that_reply_twice(case):
+    queue = case.queue(**CLASSIC)
+
+    def answer(request, body):
+        right = {"correlation_id": request.correlation_id}
+        yield "wrong", {"correlation_id": request.correlation_id[::-1]}
+        yield fib(int(body)), right
+        yield "twice", right
+
+    servers = [case.server(queue, answer) for _ in range(2)]
+    stdin = "".join(f"{n}\n" for n in range(200))
+    stdout = "".join(f"{fib(n)}\n" for n in range(200))
+    expect("the client", (0, stdout, ""), case.our_client(queue, "fib", "-", stdin=stdin))
+    served = [len(server.requests) for server in servers]
+    expect("requests, and servers that had some", (200, True), (sum(served), all(served)))
+
+
+@our_client
+def a_server_that_acks_and_never_replies(case):
+    queue = case.queue(**CLASSIC)
+    server = case.server(queue, lambda request, body: [])
+    came = case.our_client(queue, "--timeout", "1s", "fib", "30")
+    expect("exit code and results", (75, ""), came[:2])
+    expect_in("its diagnostics", "no answer within 1s: 1 server consumes from the queue", came[2])
+    expect("requests", 1, len(server.requests))
+
+
+@our_client
+def json_for_a_program(case):
+    queue = case.queue()
+    case.our_server(queue)
+    code, stdout, stderr = case.our_client(queue, "--format", "json", "fib", "30", "caf\u00e9", "-5")
+    expect("exit code and diagnostics", (65, ""), (code, stderr))
+    calls = [json.loads(line) for line in stdout.splitlines()]
+    for call in calls:
+        uuid.UUID(call.pop("correlation_id"))
+        if not 0 < call.pop("elapsed_ms") < 30_000:
+            raise Wrong(f"elapsed_ms: expected milliseconds, came {stdout}")
+    invalid = 'fib takes an integer in decimal digits, not "caf\u00e9"'
+    outside = "fib takes n from 0 to 1000000, not -5"
+    same = {"procedure": "fib", "attempts": 1}
+    expect(
+        "calls",
+        [
+            {**same, "argument": "30", "ok": True, "result": "832040"},
+            {**same, "argument": "caf\u00e9", "ok": False, "error": {"kind": "invalid-argument", "message": invalid}},
+            {**same, "argument": "-5", "ok": False, "error": {"kind": "out-of-range", "message": outside}},
+        ],
+        calls,
+    )
+
+
+queues = case_of("request queues")
+
+
+def use_as_it_is(case, declaration):
+    queue = case.queue(**declaration)
+    ours = case.our_server(queue)
+    expect("our client, our server", (0, "832040\n", ""), case.our_client(queue, "fib", "30"))
+    came = case.program("tutorial_client.py", queue, "30")
+    expect("their client, our server", (0, " [x] Requesting fib(30)\n [.] Got 832040\n", ""), came)
+    ours.stop()
+    case.tutorial_server(queue, json.dumps(declaration))
+    expect("our client, their server", (0, "832040\n", ""), case.our_client(queue, "fib", "30"))
+    # Would be refused if it were another queue by now.
+    expect("consumers", 1, case.declare(queue, **declaration).consumer_count)
+
+
+@queues
+def their_transient_queue(case):
+    use_as_it_is(case, TRANSIENT)
+
+
+@queues
+def their_durable_queue(case):
+    use_as_it_is(case, CLASSIC)
+
+
+@queues
+def their_quorum_queue(case):
+    use_as_it_is(case, QUORUM)
+
+
+def used_by_them(case, queue, declaration):
+    passive = {"passive": True}
+    for way in (passive, declaration):
+        expect("consumers", 1, case.declare(queue, **way).consumer_count)
+        theirs = case.tutorial_server(queue, json.dumps(way))
+        expect("a call", (0, "832040\n", ""), case.our_client(queue, "fib", "30"))
+        theirs.stop()
+
+
+def refused(case, queue, declaration, argument, reason):
+    sentence = f"PRECONDITION_FAILED - inequivalent arg '{argument}' for queue '{queue}' in vhost"
+    came = case.refusal(queue, **declaration)
+    expect_in("the refusal", f"406 {sentence}", came)
+    expect_in("its reason", reason, came)
+    # What a learner sees: a traceback, whose last line has it.
+    code, _, stderr = case.program("tutorial_server.py", queue, json.dumps(declaration))
+    expect("exit code of their server", 1, code)
+    expect_in("its last line", f'ChannelClosedByBroker: (406, "{sentence}', stderr.splitlines()[-1])
+
+
+NOT_DURABLE = ("durable", "received 'false' but current is 'true'")
+
+
+@queues
+def our_classic_queue(case):
+    queue = case.queue()
+    case.our_server(queue)
+    used_by_them(case, queue, CLASSIC)
+    refused(case, queue, TRANSIENT, *NOT_DURABLE)
+    refused(case, queue, QUORUM, "x-queue-type", "'quorum'")
+
+
+@queues
+def our_quorum_queue(case):
+    queue = case.queue()
+    case.our_server(queue, "--queue-type", "quorum")
+    used_by_them(case, queue, QUORUM)
+    refused(case, queue, TRANSIENT, *NOT_DURABLE)
+    refused(case, queue, CLASSIC, "x-queue-type", "'quorum'")
+
+
+@queues
+def a_server_of_each_on_one_queue(case):
+    queue = case.queue()
+    servers = [case.our_server(queue), case.tutorial_server(queue)]
+    stdin = "".join(f"{n}\n" for n in range(1001))
+    stdout = "".join(f"{fib(n)}\n" for n in range(1001))
+    expect("the client", (0, stdout, ""), case.our_client(queue, "fib", "-", stdin=stdin))
+    for server in servers:
+        server.stop()
+    served = [server.transcript.count(" [.] fib(") for server in servers]
+    expect("requests, and servers that had some", (1001, True), (sum(served), all(served)))
+
+
+page = case_of("docs/interop.md")
+
+
+def read(path):
+    with open(os.path.join(HERE, path), encoding="utf-8") as file:
+        return file.read()
+
+
+@page
+def the_page_shows_a_client_that_runs(case):
+    shown = re.findall(r"^```python\n(.*?)^```", read("../docs/interop.md"), re.MULTILINE | re.DOTALL)
+    expect("its Python", [read("rpc_client.py")], shown)
+
+
+@page
+def the_page_has_a_row_for_each_case(case):
+    _, tried = read("../docs/interop.md").split("## What was tried")
+    rows = re.findall(r"^\| `(\w+)` \|", tried, re.MULTILINE)
+    cases = [case.__name__ for group in GROUPS if "/" not in group for case in GROUPS[group]]
+    expect("cases without a row", [], [name for name in cases if name not in rows])
+    expect("rows in the cases' order", cases, rows)
+
+
+sys.exit(main(GROUPS, sys.argv[2:]))
