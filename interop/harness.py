@@ -1,5 +1,5 @@
-"""What the cases share: a connection, queues and processes that end with their case, a server and a client whose messages a
-case writes, and the run itself. Whatever a case waits for, an alarm ends the wait.
+"""What the cases share: queues and processes that end with their case, a server and a client whose
+messages a case writes, and the run itself. Whatever a case waits for, an alarm ends the wait.
 """
 
 import collections
@@ -21,7 +21,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 # How long a case may take, and then its end. Only a failing one takes this long.
 PATIENCE = 30
 
-# A broker that denies transient queues names this feature in its refusal (RabbitMQ, "Deprecated Features").
+# A broker that denies transient queues names this feature in its refusal (RabbitMQ, "Deprecated
+# Features").
 DENIED = "transient_nonexcl_queues"
 
 REFUSALS = (pika.exceptions.ChannelClosedByBroker, pika.exceptions.ConnectionClosedByBroker)
@@ -118,8 +119,8 @@ class Process:
 
 
 class Server(threading.Thread):
-    """A server of theirs whose replies the case writes: for each request, `answer(properties, body)` yields bodies and
-    properties of replies. Keeps the requests."""
+    """A server of theirs whose replies the case writes: for each request, `answer(properties, body)`
+    has bodies and properties of replies. Keeps the requests."""
 
     def __init__(self, queue, answer):
         super().__init__(daemon=True)
@@ -155,7 +156,8 @@ class Server(threading.Thread):
 
 
 class Client:
-    """A client of theirs whose requests the case writes. Replies come to an exclusive queue, or to that of the name."""
+    """A client of theirs whose requests the case writes. Replies come to `reply_queue`, or to an
+    exclusive queue."""
 
     def __init__(self, channel, queue, reply_queue=None):
         self.channel, self.queue, self.replies = channel, queue, collections.deque()
@@ -303,6 +305,9 @@ def main(groups, words):
     os.environ["AMQP_URL"] = os.environ["AMQP_URL"].split(",")[0]
     try:
         print(versions(), flush=True)
+    except ValueError:  # whose text can have the password in it
+        print("interop: pika cannot read the URI in AMQP_URL", file=sys.stderr)
+        return 69
     except (pika.exceptions.AMQPError, OSError) as failure:
         print(f"interop: pika cannot use the broker of AMQP_URL: {failure!r}", file=sys.stderr)
         return 69

@@ -1,4 +1,4 @@
-"""A client as the tutorials write it, which calls fib over and over on one connection and knows nothing of app_id, types and errors:
+"""A client as the tutorials write it: one connection, fib alone, nothing of app_id and errors.
 tutorial_client.py URL QUEUE N...
 """
 
@@ -25,9 +25,7 @@ class FibonacciClient:
         self.channel.basic_publish(
             exchange="",
             routing_key=self.queue,
-            properties=pika.BasicProperties(
-                reply_to=self.reply_queue, correlation_id=self.awaited
-            ),
+            properties=pika.BasicProperties(reply_to=self.reply_queue, correlation_id=self.awaited),
             body=str(n),
         )
         while self.result is None:

@@ -1,5 +1,6 @@
-"""A server as the tutorials write it: fib alone, nothing but the correlation id in its replies, prefetch 1, ack after reply.
-tutorial_server.py URL QUEUE DECLARATION, which is JSON, such as {"durable": true}
+"""A server as the tutorials write it: fib alone, replies with nothing but the correlation id,
+prefetch 1, ack after reply. tutorial_server.py URL QUEUE DECLARATION, which is JSON, such as
+{"durable": true}
 """
 
 import json

@@ -140,7 +140,8 @@ fn unanswered(publish: impl FnOnce(&Amqp, &str)) -> Ended {
 fn no_reply_to() {
     let ended = unanswered(|amqp, queue| amqp.publish(queue, b"30", AmqpProperties::default()));
     let stdout = " [x] Awaiting RPC requests\n [.] fib(30)\n";
-    let stderr = "rpc_server: fib(30) came without a readable reply_to: nobody to answer; dropped\n";
+    let stderr =
+        "rpc_server: fib(30) came without a readable reply_to: nobody to answer; dropped\n";
     ended.expect(0, stdout, stderr);
 }
 
