@@ -70,6 +70,10 @@ function line(text, row, metric, scale,    i, times) {
     }
 }
 
+function compared(metric) {
+    return number(typical("settings", setting[j], metric)) (j > 1 ? " (" number(ratio("settings", setting[j], setting[1], metric)) ")" : "")
+}
+
 function print_table(    i, j, text) {
     if (lines < 2) { forget(); return }
     for (j = 1; j <= lines; j++) {
@@ -150,6 +154,20 @@ END {
         cell(1, "n = " n[j])
         for (i = 1; i <= 3; i++)
             cell(i + 1, (("fib-" n[j], algorithm[i], "p50_us") in count) ? number(typical("fib-" n[j], algorithm[i], "p50_us") / 1000) : "–")
+    }
+    print_table()
+    lines = 1
+    cell(1, "prefetch 64, 256 in flight, but for")
+    cell(2, "calls/s (ratio)")
+    cell(3, "one after another: p50, µs (ratio)")
+    split("prefetch-64 prefetch-1 prefetch-8 prefetch-0 in-flight-1 in-flight-8 in-flight-64 in-flight-1024 workers-2 quorum confirms", setting, " ")
+    split("nothing,prefetch 1,prefetch 8,no limit of prefetch,1 in flight,8 in flight,64 in flight,1024 in flight,2 workers,a quorum queue,confirms", said, ",")
+    for (j = 1; j <= 11; j++) {
+        if (!(("settings", setting[j], "per_s") in count)) continue
+        lines++
+        cell(1, said[j])
+        cell(2, compared("per_s"))
+        cell(3, (("settings", setting[j], "p50_us") in count) ? compared("p50_us") : "–")
     }
     print_table()
     print about "."

@@ -11,6 +11,7 @@
 #   large        a request and a reply of 1 MB; also the memory of each side
 #   cpu          recursive fib with 1 and 2 workers, ours only
 #   fib          fib by algorithm, ours only
+#   settings     what prefetch, workers, calls in flight, the queue's type and confirms do, ours only
 # sequential and pipelined also measure the broker alone: publish and consume on one connection.
 # --quick makes few rounds, for a look. The raw numbers go to target/bench/results.csv; those of all rows and all peers,
 # if not quick, to bench/results.csv, from which bench/plot.py makes a picture.
@@ -20,7 +21,7 @@ here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 # shellcheck source=scripts/common.sh
 . "$here/common.sh"
 
-all_rows='process sequential pipelined large cpu fib'
+all_rows='process sequential pipelined large cpu fib settings'
 all_peers='ours c lapin go pika'
 
 # ---- the programs ----
@@ -293,6 +294,41 @@ by_algorithm() {
     stop_servers
 }
 
+# Each differs in one setting from prefetch-64 with 256 calls in flight.
+with_settings() {
+    local rounds=$1 calls=$2 name servers_of='prefetch-64 prefetch-1 prefetch-8 prefetch-0 workers-2 quorum confirms' round
+    say "[${SECONDS}s] settings: $rounds rounds of $calls calls"
+    for name in $servers_of; do
+        server_command ours "$prefix-$name-ours" 64
+        case $name in
+            prefetch-*) server_command ours "$prefix-$name-ours" "${name#prefetch-}" ;;
+            workers-2) command+=(--workers 2) ;;
+            quorum) command+=(--queue-type quorum) ;;
+        esac
+        AMQP_URL=$(url_for "$name") start_server ours "$prefix-$name-ours"
+    done
+    for ((round = 1; round <= rounds; round++)); do
+        for name in $servers_of; do
+            AMQP_URL=$(url_for "$name") measure "$name" ours ping '' "$calls" 256
+            note settings "$name" per_s "$rate"
+        done
+        for name in 1 8 64 1024; do
+            measure prefetch-64 ours ping '' $((name == 1 ? calls / 10 : calls)) "$name"
+            note settings "in-flight-$name" per_s "$rate"
+        done
+        for name in prefetch-64 quorum confirms; do
+            AMQP_URL=$(url_for "$name") measure "$name" ours ping '' $((calls / 10)) 1
+            note settings "$name" p50_us "$p50"
+        done
+    done
+    stop_servers
+}
+
+# Confirms are on when several brokers are listed.
+url_for() {
+    if [ "$1" = confirms ]; then echo "$AMQP_URL,$AMQP_URL"; else echo "$AMQP_URL"; fi
+}
+
 clean_up() {
     local code=$?
     trap - EXIT
@@ -334,12 +370,14 @@ bench() {
             :large) against_peers large 21 1 fun - 10 1 ;;
             :cpu) with_workers 9 34 200 ;;
             :fib) by_algorithm 3 10000000 ;;
+            :settings) with_settings 7 10000 ;;
             yes:process) against_peers process 8 1 ping '' 1 1 ;;
             yes:sequential) against_peers sequential 3 1 ping '' 500 1 ;;
             yes:pipelined) against_peers pipelined 3 64 ping '' 5000 256 ;;
             yes:large) against_peers large 3 1 fun - 5 1 ;;
             yes:cpu) with_workers 3 32 80 ;;
             yes:fib) by_algorithm 1 1000000 ;;
+            yes:settings) with_settings 2 5000 ;;
         esac
     done
     results=$built/results.csv
@@ -378,5 +416,7 @@ fi
 need_build
 build
 unset BROKER_DIR
+# RabbitMQ's own default, which a private node for tests does not have.
+export RABBITMQ_SCHEDULER_BUSY_WAIT_THRESHOLD=none
 # shellcheck disable=SC2086  # a list of words
 exec "$here/broker.sh" run -- "$here/bench.sh" --with-broker "$peers" ${quick:+--quick} $rows
