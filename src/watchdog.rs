@@ -5,20 +5,32 @@
 //! timeouts covers them all. What always ends such a call is the end of the connection below
 //! it: so a thread waits for the deadline, and shuts the socket down.
 
-use crossbeam_channel::{RecvTimeoutError, Sender, unbounded};
 use std::io;
 use std::net::{Shutdown, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// Shuts a socket down when a deadline passes. One thread for each, which ends with it.
 #[derive(Debug)]
-pub struct Watchdog {
-    socket: Arc<TcpStream>,
-    deadlines: Sender<Option<Instant>>,
-    fired: Arc<AtomicBool>,
+pub struct Watchdog(Arc<Watch>);
+
+#[derive(Debug)]
+struct Watch {
+    socket: TcpStream,
+    fired: AtomicBool,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    deadline: Option<Instant>,
+    /// When the thread looks next. It is not woken for a deadline that is later than that, nor
+    /// for one that is over: calls come one after another, and most take a moment.
+    next_look: Option<Instant>,
+    ended: bool,
 }
 
 impl Watchdog {
@@ -28,56 +40,81 @@ impl Watchdog {
     ///
     /// If the system has no thread to give.
     pub fn new(socket: TcpStream) -> io::Result<Watchdog> {
-        let (deadlines, changes) = unbounded();
-        let fired = Arc::new(AtomicBool::new(false));
-        let socket = Arc::new(socket);
-        let (watched, tell) = (Arc::clone(&socket), Arc::clone(&fired));
-        let watch = move || {
-            let mut deadline: Option<Instant> = None;
-            loop {
-                let change = match deadline {
-                    Some(deadline) => changes.recv_deadline(deadline),
-                    None => changes.recv().map_err(RecvTimeoutError::from),
-                };
-                match change {
-                    Ok(change) => deadline = change,
-                    Err(RecvTimeoutError::Timeout) => {
-                        bite(&watched, &tell);
-                        deadline = None;
-                    }
-                    Err(RecvTimeoutError::Disconnected) => return,
-                }
-            }
-        };
-        thread::Builder::new().name("watchdog".into()).spawn(watch)?;
-        Ok(Watchdog { socket, deadlines, fired })
+        let watch = Arc::new(Watch {
+            socket,
+            fired: AtomicBool::new(false),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        });
+        let watched = Arc::clone(&watch);
+        thread::Builder::new().name("watchdog".into()).spawn(move || watched.run())?;
+        Ok(Watchdog(watch))
     }
 
     /// Ends the connection now, as if a deadline had passed.
     pub fn fire(&self) {
-        bite(&self.socket, &self.fired);
+        self.0.bite();
     }
 
     /// Runs `call`, which uses the connection, and ends the connection if it takes longer than
     /// `limit`: then `call` returns an error, and [`Watchdog::fired`] tells why.
     pub fn bounded<T>(&self, limit: Duration, call: impl FnOnce() -> T) -> T {
-        // The thread lives as long as this sender: sending cannot fail.
-        let _ = self.deadlines.send(Some(Instant::now() + limit));
+        let deadline = Instant::now() + limit;
+        let mut state = self.0.state();
+        state.deadline = Some(deadline);
+        if state.next_look.is_none_or(|look| look > deadline) {
+            self.0.changed.notify_one();
+        }
+        drop(state);
         let result = call();
-        let _ = self.deadlines.send(None);
+        self.0.state().deadline = None;
         result
     }
 
     /// Whether a deadline has passed, and the connection was ended for it.
     pub fn fired(&self) -> bool {
-        self.fired.load(Ordering::SeqCst)
+        self.0.fired.load(Ordering::SeqCst)
     }
 }
 
-fn bite(socket: &TcpStream, fired: &AtomicBool) {
-    fired.store(true, Ordering::SeqCst);
-    // Fails only if the connection is gone already, which is as good.
-    let _ = socket.shutdown(Shutdown::Both);
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        self.0.state().ended = true;
+        self.0.changed.notify_one();
+    }
+}
+
+impl Watch {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing panics with the lock held; if it did, the state would be whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(&self) {
+        let mut state = self.state();
+        while !state.ended {
+            let left = state.deadline.map(|deadline| deadline.duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                self.bite();
+                state.deadline = None;
+                continue;
+            }
+            state.next_look = state.deadline;
+            state = match left {
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(left) => {
+                    let waited = self.changed.wait_timeout(state, left);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+    }
+
+    fn bite(&self) {
+        self.fired.store(true, Ordering::SeqCst);
+        // Fails only if the connection is gone already, which is as good.
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
 }
 
 #[cfg(test)]
@@ -114,5 +151,21 @@ mod tests {
         assert!(near.read(&mut [0; 1]).is_err());
         assert!(!watchdog.fired());
         drop(far);
+    }
+
+    /// The thread is not woken for each deadline.
+    #[test]
+    fn later_and_earlier_deadlines_are_kept_too() {
+        let ms = Duration::from_millis;
+        for (first, second) in [(ms(50), ms(200)), (ms(60_000), ms(50))] {
+            let (mut near, _far) = pair();
+            let watchdog = Watchdog::new(near.try_clone().unwrap()).unwrap();
+            watchdog.bounded(first, || ());
+            let started = Instant::now();
+            watchdog.bounded(second, || near.read(&mut [0; 1]).unwrap());
+            assert!(watchdog.fired());
+            let elapsed = started.elapsed();
+            assert!((second..ms(10_000)).contains(&elapsed), "{elapsed:?} for {second:?}");
+        }
     }
 }
