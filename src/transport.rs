@@ -66,7 +66,12 @@ pub struct Transport {
     stream: Stream,
     /// Where the peer's first bytes are collected, until they are known to be AMQP.
     opening: Option<Vec<u8>>,
+    /// Whether the last read brought about one message.
+    has_one: bool,
 }
+
+/// A read of at most so many bytes is one small message, not a stretch of many.
+const ONE: usize = 400;
 
 enum Stream {
     Plain(mio::net::TcpStream),
@@ -89,7 +94,7 @@ pub fn establish(endpoint: &Endpoint, socket: TcpStream) -> Result<Transport, Fa
         None => Stream::Plain(mio::net::TcpStream::from_stream(socket).map_err(io_failure)?),
         Some(tls) => handshake(endpoint, tls, socket)?,
     };
-    Ok(Transport { stream, opening: Some(Vec::new()) })
+    Ok(Transport { stream, opening: Some(Vec::new()), has_one: false })
 }
 
 #[cfg(not(feature = "tls"))]
@@ -215,13 +220,22 @@ impl Transport {
 
 impl Read for Transport {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = match &mut self.stream {
+        let result = match &mut self.stream {
             Stream::Plain(stream) => stream.read(buffer),
             #[cfg(feature = "tls")]
             Stream::Tls(stream) => stream.read(buffer),
-        }?;
-        self.inspect(&buffer[..read])?;
-        Ok(read)
+        };
+        match result {
+            Ok(read) => {
+                self.inspect(&buffer[..read])?;
+                self.has_one = read <= ONE;
+            }
+            // The library's I/O thread goes to sleep now, and has just woken the thread that answers
+            // the message. If that runs first, its answer is there before the sleep begins.
+            Err(_) if std::mem::take(&mut self.has_one) => thread::yield_now(),
+            Err(_) => {}
+        }
+        result
     }
 }
 
