@@ -22,23 +22,27 @@ use std::{env, fs, thread};
 const DOCUMENTS: [&str; 2] = ["README.md", "docs/lessons.md"];
 
 /// Commands that are not typed, and why.
-const NOT_TYPED: [(&str, &str); 2] = [
+const NOT_TYPED: [(&str, &str); 3] = [
+    ("cargo build --release --locked", "the terminals have the programs that cargo test builds"),
     ("scripts/demo.sh    # one call on a private RabbitMQ node", "a release build takes minutes"),
     ("scripts/test.sh    # all tests", "runs this test"),
 ];
 
 /// What is never the same twice, and what stands for it. A group is an id: it may be another one in
 /// the document, but then it is the same other one in all of the section.
-static VARIABLE: LazyLock<[(Regex, &str); 8]> = LazyLock::new(|| {
+static VARIABLE: LazyLock<[(Regex, &str); 10]> = LazyLock::new(|| {
     [
         // A node's address, and its name, which has the port.
         (regex(r"amqp://(?:localhost|127\.0\.0\.1):(\d+)"), "amqp://HOST"),
         (regex(r"\bfib-rpc-(\d+)@localhost\b"), "NODE"),
+        // Why a connection to a killed broker ends: whether it had read everything.
+        (regex(r"was lost \([^()]+(?:\([^()]+\))?\)"), "was lost (REASON)"),
         // Correlation ids, whole as in JSON and short as at -v; reply queues.
         (regex(r"\b([0-9a-f]{8})-[0-9a-f]{4}-4[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}\b"), "UUID"),
         (regex(r"\bcorrelation_id ([0-9a-f]{8})\b"), "correlation_id ID"),
         (regex(r"\bamq\.gen-([\w-]{4})…"), "amq.gen-ID"),
-        // Colours, as jq has them.
+        // Colours, as jq has them; rabbitmqctl's tabs.
+        (regex("\t"), " "),
         (regex("\x1b\\[[0-9;]*m"), ""),
         // Of --stats and --format json.
         (regex(r"\b\d+\.\d+ (?:ms|calls/s)"), "TIME"),
@@ -259,6 +263,10 @@ struct Terminal {
     /// What it has to show next.
     expected: VecDeque<Line>,
     last: Line,
+    /// Whether the last command serves others, and so may run to the end.
+    serves: bool,
+    /// Whether the document leaves out how it ends, by a line of "…".
+    is_elided: bool,
 }
 
 impl Terminal {
@@ -298,7 +306,8 @@ impl Terminal {
             }
         });
         let last = Line { place: "start".into(), text: String::new() };
-        Terminal { pty, shell, output, rest: Vec::new(), expected: VecDeque::new(), last }
+        let (rest, expected) = (Vec::new(), VecDeque::new());
+        Terminal { pty, shell, output, rest, expected, last, serves: false, is_elided: false }
     }
 
     /// Types and compares a block. One whose last command serves others is compared up to the line that
@@ -306,9 +315,9 @@ impl Terminal {
     /// not be at its prompt.
     fn play(&mut self, block: &Block, goes_on: bool, ids: &mut Ids) -> Result<(), String> {
         self.catch_up(ids)?;
-        let mut serves = false;
         for line in &block.lines {
-            serves = (serves && !line.text.starts_with("$ ")) || READY.is_match(&line.text);
+            let is_new = line.text.starts_with("$ ");
+            self.serves = (self.serves && !is_new) || READY.is_match(&line.text);
             self.expected.push_back(line.clone());
         }
         while let Some(line) = self.expected.pop_front() {
@@ -319,7 +328,7 @@ impl Terminal {
                 return Ok(());
             }
         }
-        if !goes_on && !serves { self.prompt("$ ") } else { Ok(()) }
+        if !goes_on && !self.serves { self.prompt("$ ") } else { Ok(()) }
     }
 
     fn catch_up(&mut self, ids: &mut Ids) -> Result<(), String> {
@@ -331,6 +340,10 @@ impl Terminal {
 
     /// Types a line, if it is one to type, and compares what is shown.
     fn step(&mut self, line: Line, ids: &mut Ids) -> Result<(), String> {
+        if line.text.trim() == "…" {
+            self.is_elided = true;
+            return Ok(());
+        }
         let prompt = line.text.get(..2).filter(|start| ["$ ", "> "].contains(start));
         if let Some(prompt) = prompt {
             self.prompt(prompt)?;
@@ -377,7 +390,8 @@ impl Terminal {
         self.type_in("\x03");
         self.wait(|rest| rest.ends_with(b"$ ") && rest.windows(2).any(|pair| pair == b"^C"));
         let shown = String::from_utf8_lossy(&self.rest);
-        FAREWELL.is_match(&shown).then_some(()).ok_or_else(|| self.wrong("nothing more", &shown))
+        let is_over = self.is_elided || FAREWELL.is_match(&shown);
+        is_over.then_some(()).ok_or_else(|| self.wrong("nothing more", &shown))
     }
 
     fn type_in(&mut self, text: &str) {
