@@ -12,7 +12,7 @@ use regex::Regex;
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode};
+use std::process::{Child, Command, ExitCode, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, LazyLock};
@@ -30,11 +30,13 @@ const NOT_TYPED: [(&str, &str); 3] = [
 
 /// What is never the same twice, and what stands for it. A group is an id: it may be another one in
 /// the document, but then it is the same other one in all of the section.
-static VARIABLE: LazyLock<[(Regex, &str); 10]> = LazyLock::new(|| {
+static VARIABLE: LazyLock<[(Regex, &str); 11]> = LazyLock::new(|| {
     [
         // A node's address, and its name, which has the port.
         (regex(r"amqp://(?:localhost|127\.0\.0\.1):(\d+)"), "amqp://HOST"),
         (regex(r"\bfib-rpc-(\d+)@localhost\b"), "NODE"),
+        // A system's numbers for its errors.
+        (regex(r"\(os error \d+\)"), "(os error)"),
         // Why a connection to a killed broker ends: whether it had read everything.
         (regex(r"was lost \([^()]+(?:\([^()]+\))?\)"), "was lost (REASON)"),
         // Correlation ids, whole as in JSON and short as at -v; reply queues.
@@ -64,8 +66,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // Each has a node, which takes a core to start.
-    arguments.test_threads.get_or_insert(2);
+    // Each has a node, and waits for most of its time.
+    arguments.test_threads.get_or_insert(3);
     let mut trials = Vec::new();
     for document in DOCUMENTS {
         let text = fs::read_to_string(root().join(document)).expect(document);
@@ -197,7 +199,7 @@ fn constant(line: &str) -> (String, Vec<String>) {
 
 impl Section {
     fn run(&self) -> Result<(), String> {
-        let stage = Stage::new(self)?;
+        let stage = Stage::new(self);
         let mut terminals = BTreeMap::new();
         let mut ids = Ids::default();
         for (index, block) in self.blocks.iter().enumerate() {
@@ -218,7 +220,7 @@ struct Stage {
 }
 
 impl Stage {
-    fn new(section: &Section) -> Result<Stage, String> {
+    fn new(section: &Section) -> Stage {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::SeqCst);
         let folder = env::temp_dir().join(format!("fib-rpc-docs-{}-{number}", std::process::id()));
@@ -228,27 +230,28 @@ impl Stage {
         let starts_one =
             |line: &Line| line.text.contains("broker.sh start") || line.text.contains("cluster.sh");
         if !section.blocks.iter().flat_map(|block| &block.lines).any(starts_one) {
-            stage.url = stage.script("broker.sh", "start")?;
+            let started = stage.shell("scripts/broker.sh start");
+            assert!(started.status.success(), "{started:?}");
+            stage.url = String::from_utf8(started.stdout).unwrap().trim().into();
         }
-        Ok(stage)
+        stage
     }
 
-    fn script(&self, name: &str, word: &str) -> Result<String, String> {
-        let mut command = Command::new(self.folder.join("scripts").join(name));
-        command.arg(word).env_remove("BROKER_DIR").env_remove("CLUSTER_DIR");
-        let output = command.env("TMPDIR", &self.folder).output().unwrap();
-        match output.status.success() {
-            true => Ok(String::from_utf8_lossy(&output.stdout).trim().into()),
-            false => Err(format!("{name} {word}: {}", String::from_utf8_lossy(&output.stderr))),
-        }
+    fn shell(&self, script: &str) -> Output {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).current_dir(&self.folder).env("TMPDIR", &self.folder);
+        command.env_remove("BROKER_DIR").env_remove("CLUSTER_DIR").output().unwrap()
     }
 }
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        for script in ["cluster.sh", "broker.sh"] {
-            self.script(script, "stop").unwrap_or_else(|error| panic!("{error}"));
-        }
+        // Killed, because nobody needs their data, and to stop in good order takes them a second.
+        self.shell(
+            "kill -9 $(scripts/broker.sh pid; for n in 1 2 3; do scripts/cluster.sh pid $n; done)",
+        );
+        let stopped = self.shell("scripts/broker.sh stop && scripts/cluster.sh stop");
+        assert!(stopped.status.success(), "{stopped:?}");
         fs::remove_dir_all(&self.folder).unwrap();
     }
 }
@@ -317,7 +320,8 @@ impl Terminal {
         self.catch_up(ids)?;
         for line in &block.lines {
             let is_new = line.text.starts_with("$ ");
-            self.serves = (self.serves && !is_new) || READY.is_match(&line.text);
+            let begins = line.text.starts_with("$ rpc_server") || READY.is_match(&line.text);
+            self.serves = begins || (self.serves && !is_new);
             self.expected.push_back(line.clone());
         }
         while let Some(line) = self.expected.pop_front() {
@@ -328,7 +332,7 @@ impl Terminal {
                 return Ok(());
             }
         }
-        if !goes_on && !self.serves { self.prompt("$ ") } else { Ok(()) }
+        if !goes_on && !self.serves && !self.is_elided { self.prompt("$ ") } else { Ok(()) }
     }
 
     fn catch_up(&mut self, ids: &mut Ids) -> Result<(), String> {
