@@ -68,9 +68,13 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Each has a node, and waits for most of its time.
     arguments.test_threads.get_or_insert(3);
+    let texts = DOCUMENTS.map(|name| fs::read_to_string(root().join(name)).expect(name));
+    for (command, _) in NOT_TYPED {
+        let line = format!("\n$ {command}\n");
+        assert!(texts.iter().any(|text| text.contains(&line)), "no document has {command}");
+    }
     let mut trials = Vec::new();
-    for document in DOCUMENTS {
-        let text = fs::read_to_string(root().join(document)).expect(document);
+    for (document, text) in DOCUMENTS.into_iter().zip(texts) {
         for section in sections(document, &text) {
             let name = format!("{document}: {}", section.heading);
             trials.push(Trial::test(name, move || Ok(section.run()?)));
