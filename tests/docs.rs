@@ -239,7 +239,8 @@ impl Stage {
             |line: &Line| line.text.contains("broker.sh start") || line.text.contains("cluster.sh");
         if !section.blocks.iter().flat_map(|block| &block.lines).any(starts_one) {
             let started = stage.shell("scripts/broker.sh start");
-            assert!(started.status.success(), "{started:?}");
+            let complaint = String::from_utf8_lossy(&started.stderr);
+            assert!(started.status.success(), "{complaint}");
             stage.url = String::from_utf8(started.stdout).unwrap().trim().into();
         }
         stage
