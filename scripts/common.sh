@@ -161,6 +161,15 @@ need_openssl() {
     esac
 }
 
+# For a recipe in the README, which the tests try.
+need_jq() {
+    if have jq; then return; fi
+    case $(package_manager) in
+        '') fail 69 "jq is missing, and this system's package manager is unknown; install jq, then run this again" ;;
+        *) install_packages jq jq ;;
+    esac
+}
+
 python_works() {
     python3 -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 8))' 2>/dev/null
 }

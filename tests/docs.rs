@@ -22,18 +22,27 @@ use std::{env, fs, thread};
 const DOCUMENTS: [&str; 2] = ["README.md", "docs/lessons.md"];
 
 /// Commands that are not typed, and why.
-const NOT_TYPED: [(&str, &str); 3] = [
-    ("cargo build --release --locked", "the terminals have the programs that cargo test builds"),
+const NOT_TYPED: [(&str, &str); 5] = [
+    (
+        "cargo build --release --locked --bins --examples",
+        "the terminals have the programs that cargo test builds",
+    ),
+    ("cargo install --locked --path .    # both programs", "writes to the user's folders"),
+    (
+        "cp -r share/. ~/.local/share/      # man pages, completions for bash, fish and zsh",
+        "writes to the user's folders",
+    ),
     ("scripts/demo.sh    # one call on a private RabbitMQ node", "a release build takes minutes"),
     ("scripts/test.sh    # all tests", "runs this test"),
 ];
 
 /// What is never the same twice, and what stands for it. A group is an id: it may be another one in
 /// the document, but then it is the same other one in all of the section.
-static VARIABLE: LazyLock<[(Regex, &str); 11]> = LazyLock::new(|| {
+static VARIABLE: LazyLock<[(Regex, &str); 12]> = LazyLock::new(|| {
     [
         // A node's address, and its name, which has the port.
         (regex(r"amqp://(?:localhost|127\.0\.0\.1):(\d+)"), "amqp://HOST"),
+        (regex(r"http://127\.0\.0\.1:(\d+)"), "http://HOST"),
         (regex(r"\bfib-rpc-(\d+)@localhost\b"), "NODE"),
         // A system's numbers for its errors.
         (regex(r"\(os error \d+\)"), "(os error)"),
