@@ -160,9 +160,9 @@ END {
     cell(1, "prefetch 64, 256 in flight, but for")
     cell(2, "calls/s (ratio)")
     cell(3, "one after another: p50, µs (ratio)")
-    split("prefetch-64 prefetch-1 prefetch-8 prefetch-0 in-flight-1 in-flight-8 in-flight-64 in-flight-1024 workers-2 quorum confirms", setting, " ")
-    split("nothing,prefetch 1,prefetch 8,no limit of prefetch,1 in flight,8 in flight,64 in flight,1024 in flight,2 workers,a quorum queue,confirms", said, ",")
-    for (j = 1; j <= 11; j++) {
+    split("prefetch-64 prefetch-1 prefetch-8 prefetch-0 in-flight-1 in-flight-8 in-flight-64 in-flight-1024 workers-2 quorum confirms no-time-limit", setting, " ")
+    split("nothing,prefetch 1,prefetch 8,no limit of prefetch,1 in flight,8 in flight,64 in flight,1024 in flight,2 workers,a quorum queue,confirms,no time limit", said, ",")
+    for (j = 1; j <= 12; j++) {
         if (!(("settings", setting[j], "per_s") in count)) continue
         lines++
         cell(1, said[j])

@@ -99,7 +99,7 @@ client_command() {
     local peer=$1 queue=$2 procedure=$3 argument=$4 calls=$5 in_flight=$6
     case $peer in
         ours)
-            command=("$built/ours/rpc_client" -q --queue "$queue")
+            command=("$built/ours/rpc_client" -q --queue "$queue" --timeout "${time_limit-30s}")
             if [ "$calls" != 1 ]; then command+=(--in-flight "$in_flight" --repeat "$calls" --stats); fi
             command+=("$procedure" ${argument:+"$argument"})
             ;;
@@ -312,6 +312,8 @@ with_settings() {
             AMQP_URL=$(url_for "$name") measure "$name" ours ping '' "$calls" 256
             note settings "$name" per_s "$rate"
         done
+        time_limit=0 measure prefetch-64 ours ping '' "$calls" 256
+        note settings no-time-limit per_s "$rate"
         for name in 1 8 64 1024; do
             measure prefetch-64 ours ping '' $((name == 1 ? calls / 10 : calls)) "$name"
             note settings "in-flight-$name" per_s "$rate"
