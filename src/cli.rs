@@ -342,7 +342,7 @@ fn drill(text: &str) -> Result<Drill, String> {
         "fail" => Drill::Fail,
         _ => match text.split_once('=') {
             Some(("slow", delay)) => Drill::Slow(duration(delay)?),
-            _ => return Err(format!("there are {}", Drill::FORMS)),
+            _ => return Err(format!("the drills are {}", Drill::FORMS)),
         },
     })
 }

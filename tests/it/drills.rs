@@ -129,7 +129,7 @@ fn a_failure_on_the_server_is_forwarded() {
 fn an_unknown_drill() {
     let ended = Process::spawn(&mut server_command(&broker(), &["--drill", "slow"])).wait();
     let stderr = format!(
-        "rpc_server: invalid value 'slow' for '--drill <FAULT>': there are {}\n\n\
+        "rpc_server: invalid value 'slow' for '--drill <FAULT>': the drills are {}\n\n\
          For more information, try '--help'.\n",
         Drill::FORMS
     );
