@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What has to pass before a change is accepted: format, lints, documentation, the build without default features,
-# these scripts, all tests, and the programs with Python's pika at the other end. Stops at the first failure.
+# these scripts, all tests, the programs with pika (Python) at the other end, and the demonstration. Stops at the first failure.
 #
 # usage: check.sh
 # Exit code: that of the step that failed; 69 if something is missing.
@@ -46,4 +46,5 @@ step cargo build --locked --no-default-features
 step check_scripts
 step "$here/test.sh"
 step "$here/interop.sh"
+step "$here/demo.sh"
 say "[${SECONDS}s] all passed"

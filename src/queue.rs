@@ -91,9 +91,14 @@ pub fn ensure(session: &mut Session, queue: &str, queue_type: QueueType) -> Resu
     let name = AmqpValue::LongString(queue_type.name().into());
     arguments.insert("x-queue-type".into(), name);
     let options = QueueDeclareOptions { durable: true, arguments, ..Default::default() };
-    match session.ask(|| channel.queue_declare(queue, options).map(drop)) {
-        Ok(()) => {
-            info!("queue {queue} declared: {}, durable", queue_type.name());
+    let declared = session.ask(|| {
+        let declared = channel.queue_declare(queue, options)?;
+        Ok(declared.declared_consumer_count().unwrap_or_default())
+    });
+    match declared {
+        Ok(consumers) => {
+            let consumers = count(consumers, "consumer", "consumers");
+            info!("queue {queue} declared: {}, durable, {consumers}", queue_type.name());
             session.ask(|| channel.close())
         }
         // Another server created it in the meantime, in another way (406).
