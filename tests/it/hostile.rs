@@ -84,7 +84,7 @@ fn headers_of_100_kb() {
 fn ids_that_are_binary() {
     let properties = short_string(b"\xff\xfe");
     let ended = survives(|queue| raw::publish(&broker(), queue, REPLY_TO, &properties, b"29"));
-    assert!(ended.stderr.contains("fib(29) came without a reply_to"), "{ended:?}");
+    assert!(ended.stderr.contains("fib(29) came without a readable reply_to"), "{ended:?}");
 }
 
 #[test]

@@ -149,7 +149,7 @@ fn no_reply_to() {
 fn an_empty_reply_to() {
     let properties = AmqpProperties::default().with_reply_to(String::new());
     let ended = unanswered(|amqp, queue| amqp.publish(queue, b"29", properties));
-    assert!(ended.stderr.contains("fib(29) came without a reply_to"), "{ended:?}");
+    assert!(ended.stderr.contains("fib(29) came without a readable reply_to"), "{ended:?}");
 }
 
 #[test]
