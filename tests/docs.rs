@@ -82,6 +82,12 @@ fn main() -> ExitCode {
         let line = format!("\n$ {command}\n");
         assert!(texts.iter().any(|text| text.contains(&line)), "no document has {command}");
     }
+    // Cargo does so for all tests together, but not for this one alone.
+    let build = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--locked", "--examples"])
+        .current_dir(root())
+        .status();
+    assert!(build.is_ok_and(|status| status.success()), "the examples cannot be built");
     let mut trials = Vec::new();
     for (document, text) in DOCUMENTS.into_iter().zip(texts) {
         for section in sections(document, &text) {
