@@ -7,10 +7,12 @@ use crate::message::{MAX_EXPIRATION, MAX_NAME};
 use crate::procedure::Settings;
 use crate::queue::QueueType;
 use crate::{logging, output, stack, uri};
+use clap::builder::{PossibleValue, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{ArgAction, Args, Parser, ValueEnum, ValueHint};
+use clap::{Arg, ArgAction, Args, Command, Parser, ValueEnum, ValueHint};
 use log::warn;
+use std::ffi::OsStr;
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -114,9 +116,8 @@ pub struct Server {
     #[arg(value_hint = ValueHint::Other)]
     pub max_n: Option<u64>,
 
-    /// Misbehave on purpose, for teaching and tests: crash-before-reply, crash-before-ack,
-    /// duplicate-reply, wrong-correlation-id, slow=DURATION, fail
-    #[arg(long, value_name = "FAULT", value_parser = drill)]
+    /// Misbehave on purpose, for teaching and tests
+    #[arg(long, value_name = "FAULT", value_parser = DrillParser)]
     #[arg(value_hint = ValueHint::Other)]
     pub drill: Option<Drill>,
 }
@@ -330,6 +331,27 @@ pub fn positive_duration(text: &str) -> Result<Duration, String> {
         Duration::ZERO => Err("no wait here is without end: give a duration over 0".into()),
         // A deadline must be a time that the system's clock has.
         duration => Ok(duration.min(MAX_EXPIRATION)),
+    }
+}
+
+/// [`drill`], and what helps and completions say of it.
+#[derive(Clone)]
+struct DrillParser;
+
+impl TypedValueParser for DrillParser {
+    type Value = Drill;
+
+    fn parse_ref(
+        &self,
+        command: &Command,
+        argument: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<Drill, clap::Error> {
+        drill.parse_ref(command, argument, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(Drill::FORMS.split(", ").map(PossibleValue::new)))
     }
 }
 

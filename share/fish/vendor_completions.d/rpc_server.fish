@@ -9,7 +9,12 @@ complete -c rpc_server -l algorithm -d 'How fib is computed' -r -f -a "fast-doub
 iterative\t'One addition for each step'
 recursive\t'The tutorial\'s, slow on purpose'"
 complete -c rpc_server -l max-n -d 'Largest n that fib accepts [default: 1000000; 45 when recursive]' -r -f
-complete -c rpc_server -l drill -d 'Misbehave on purpose, for teaching and tests: crash-before-reply, crash-before-ack, duplicate-reply, wrong-correlation-id, slow=DURATION, fail' -r -f
+complete -c rpc_server -l drill -d 'Misbehave on purpose, for teaching and tests' -r -f -a "crash-before-reply\t''
+crash-before-ack\t''
+duplicate-reply\t''
+wrong-correlation-id\t''
+slow=DURATION\t''
+fail\t''"
 complete -c rpc_server -s q -l quiet -d 'Nothing but results and errors: no transcript, no warnings'
 complete -c rpc_server -s v -l verbose -d 'Tell each AMQP step on stderr (-vv, -vvv: more); RUST_LOG overrides'
 complete -c rpc_server -s h -l help -d 'Print help (see more with \'--help\')'
