@@ -38,7 +38,7 @@ const NOT_TYPED: [(&str, &str); 5] = [
 
 /// What is never the same twice, and what stands for it. A group is an id: it may be another one in
 /// the document, but then it is the same other one in all of the section.
-static VARIABLE: LazyLock<[(Regex, &str); 12]> = LazyLock::new(|| {
+static VARIABLE: LazyLock<[(Regex, &str); 13]> = LazyLock::new(|| {
     [
         // A node's address, and its name, which has the port.
         (regex(r"amqp://(?:localhost|127\.0\.0\.1):(\d+)"), "amqp://HOST"),
@@ -52,6 +52,8 @@ static VARIABLE: LazyLock<[(Regex, &str); 12]> = LazyLock::new(|| {
         (regex(r"\b([0-9a-f]{8})-[0-9a-f]{4}-4[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}\b"), "UUID"),
         (regex(r"\bcorrelation_id ([0-9a-f]{8})\b"), "correlation_id ID"),
         (regex(r"\bamq\.gen-([\w-]{4})…"), "amq.gen-ID"),
+        // The command, which bash 5.3 puts behind it.
+        (regex(r"^Killed +rpc_server .*$"), "Killed"),
         // Colours, as jq has them; rabbitmqctl's tabs.
         (regex("\t"), " "),
         (regex("\x1b\\[[0-9;]*m"), ""),
