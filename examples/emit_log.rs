@@ -29,8 +29,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
-    let words = args.message.join(" ");
-    let message = if words.is_empty() { "info: Hello World!" } else { &words };
+    let message = common::message(&args.message, "info: Hello World!");
 
     let mut session = args.broker.connect()?;
     let channel = session.channel()?;

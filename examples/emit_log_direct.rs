@@ -37,8 +37,7 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<()> {
     let severity = args.severity.as_str();
-    let words = args.message.join(" ");
-    let message = if words.is_empty() { "Hello World!" } else { &words };
+    let message = common::message(&args.message, "Hello World!");
 
     let mut session = args.broker.connect()?;
     let channel = session.channel()?;

@@ -34,8 +34,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
-    let words = args.message.join(" ");
-    let message = if words.is_empty() { "Hello World!" } else { &words };
+    let message = common::message(&args.message, "Hello World!");
 
     let mut session = args.broker.connect()?;
     let channel = session.channel()?;

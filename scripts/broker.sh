@@ -400,7 +400,7 @@ run() {
         exec "$@"
     fi
     need_rabbitmq
-    if [ -n "$tls" ]; then need_openssl; fi
+    if [ -n "$tls" ]; then need_command openssl; fi
     node=''
     clean_up_at_exit
     run_dir=$(mktemp -d "${TMPDIR:-/tmp}/fib-rpc-broker.XXXXXX")
@@ -429,7 +429,7 @@ start() {
         stop_node 0
     fi
     need_rabbitmq
-    if [ -n "$tls" ]; then need_openssl; fi
+    if [ -n "$tls" ]; then need_command openssl; fi
     make_node
     clean_up_at_exit
     start_node

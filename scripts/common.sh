@@ -153,20 +153,12 @@ need_rabbitmq() {
     fi
 }
 
-need_openssl() {
-    if have openssl; then return; fi
+# need_command NAME: one whose package has the same name everywhere.
+need_command() {
+    if have "$1"; then return; fi
     case $(package_manager) in
-        '') fail 69 "openssl is missing, and this system's package manager is unknown; install the command openssl, then run this again" ;;
-        *) install_packages 'the command openssl' openssl ;;
-    esac
-}
-
-# For a recipe in the README, which the tests try.
-need_jq() {
-    if have jq; then return; fi
-    case $(package_manager) in
-        '') fail 69 "jq is missing, and this system's package manager is unknown; install jq, then run this again" ;;
-        *) install_packages jq jq ;;
+        '') fail 69 "$1 is missing, and this system's package manager is unknown; install the command $1, then run this again" ;;
+        *) install_packages "the command $1" "$1" ;;
     esac
 }
 

@@ -17,7 +17,7 @@ case ${1-} in
 esac
 enter_root "$here"
 need_build
-need_jq
+need_command jq # for a recipe in the README
 "$here/broker.sh" install
 # Before there is a broker, so that a compile error shows at once. Documentation tests cannot be built apart.
 case " $* " in

@@ -75,13 +75,19 @@ pub struct Common {
     pub verbose: u8,
 }
 
-const DEFAULT_URL: &str = "amqp://localhost";
+/// The broker that is meant when none is named.
+pub const DEFAULT_URL: &str = "amqp://localhost";
 
 impl Common {
-    /// The URIs; an empty AMQP_URL is none.
+    /// The URIs.
     pub fn url(&self) -> &str {
-        if self.url.is_empty() { DEFAULT_URL } else { &self.url }
+        url_or_default(&self.url)
     }
+}
+
+/// The URIs given by `--url` or AMQP_URL; an empty AMQP_URL is none.
+pub fn url_or_default(url: &str) -> &str {
+    if url.is_empty() { DEFAULT_URL } else { url }
 }
 
 /// Answers remote procedure calls that come through a RabbitMQ queue: fib, fun, a, b, ping, list.
@@ -240,10 +246,14 @@ pub fn main<T: Program>(
     program: &'static str,
     run: fn(&T) -> anyhow::Result<ExitCode>,
 ) -> ExitCode {
-    let whole = || match start(program) {
+    run_deep(program, || match start(program) {
         Ok(arguments) => output::conclude(program, run(&arguments)),
         Err(code) => code,
-    };
+    })
+}
+
+/// Runs all of `program` on a large stack; that there is none is told like any other error.
+pub fn run_deep(program: &str, whole: impl FnOnce() -> ExitCode + Send) -> ExitCode {
     match stack::run_deep(whole) {
         Ok(code) => code,
         Err(error) => output::conclude(program, Err(error.into())),

@@ -9,7 +9,7 @@
 
 use crate::exit::{Failure, Kind};
 use crate::procedure::{Error, ErrorKind};
-use crate::text::excerpt;
+use crate::text;
 use amiquip::{AmqpProperties, AmqpValue, Delivery, FieldTable, Publish};
 use std::fmt;
 use std::time::Duration;
@@ -93,7 +93,7 @@ impl<'a> Request<'a> {
 /// The call as a person knows it, `fib(30)`, fit for a terminal.
 impl fmt::Display for Request<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}({})", excerpt(self.procedure.as_bytes()), excerpt(self.argument))
+        f.write_str(&text::call(self.procedure, self.argument))
     }
 }
 

@@ -5,7 +5,7 @@ use crate::batch::Call;
 use crate::cli::{self, Format};
 use crate::exit::{Failure, Kind};
 use crate::output;
-use crate::text::{excerpt, lines};
+use crate::text::{self, lines};
 use anyhow::Result;
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -200,7 +200,7 @@ impl<'a> Report<'a> {
 
     /// The call, as a person knows it.
     fn name(&self, call: &Call) -> String {
-        format!("{}({})", excerpt(self.args.procedure.as_bytes()), excerpt(&call.argument))
+        text::call(&self.args.procedure, &call.argument)
     }
 
     fn json(

@@ -17,6 +17,11 @@ pub fn excerpt(bytes: &[u8]) -> String {
     printable(&shown, |_| false)
 }
 
+/// A call as a person knows it: `fib(30)`.
+pub fn call(procedure: &str, argument: &[u8]) -> String {
+    format!("{}({})", excerpt(procedure.as_bytes()), excerpt(argument))
+}
+
 /// All of `bytes`, on one line, escaped like an [`excerpt`].
 pub fn line(bytes: &[u8]) -> String {
     printable(&String::from_utf8_lossy(bytes), |_| false)

@@ -15,7 +15,7 @@ use fib_rpc::exit::{Failure, Kind};
 use fib_rpc::message::MAX_NAME;
 use fib_rpc::signals::{Stop, stop_requests};
 use fib_rpc::text::line;
-use fib_rpc::{cli, logging, output, stack, uri};
+use fib_rpc::{cli, logging, output, queue, uri};
 use log::warn;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -30,7 +30,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(2);
 
 /// A whole program: parses the command line, runs `run` with it, tells an error.
 pub fn main<T: Parser>(run: fn(&T) -> Result<()>) -> ExitCode {
-    let whole = || {
+    cli::run_deep(PROGRAM, || {
         let parsed = T::command().name(PROGRAM).max_term_width(100).try_get_matches();
         let arguments = match parsed.and_then(|matches| T::from_arg_matches(&matches)) {
             Ok(arguments) => arguments,
@@ -39,11 +39,7 @@ pub fn main<T: Parser>(run: fn(&T) -> Result<()>) -> ExitCode {
         logging::init(PROGRAM, false, 0);
         let ended = run(&arguments).map(|()| ExitCode::SUCCESS);
         output::conclude(PROGRAM, ended.map_err(with_remedy))
-    };
-    match stack::run_deep(whole) {
-        Ok(code) => code,
-        Err(error) => output::conclude(PROGRAM, Err(error.into())),
-    }
+    })
 }
 
 /// Adds what can be done when a queue or an exchange was declared otherwise (406).
@@ -64,7 +60,7 @@ fn with_remedy(error: anyhow::Error) -> anyhow::Error {
 pub struct Broker {
     /// Brokers, tried in order; a password is better kept in the environment
     #[arg(long, value_name = "URI[,URI…]", env = "AMQP_URL", hide_env_values = true)]
-    #[arg(default_value = "amqp://localhost")]
+    #[arg(default_value = cli::DEFAULT_URL)]
     url: String,
 
     /// Bound on opening a connection, handshake included
@@ -75,26 +71,26 @@ pub struct Broker {
 
 impl Broker {
     pub fn connect(&self) -> Result<Session, Failure> {
-        // An empty AMQP_URL is none.
-        let url = if self.url.is_empty() { "amqp://localhost" } else { &self.url };
-        Session::open(&uri::parse_list(url)?, self.connect_timeout, PROGRAM)
+        let brokers = uri::parse_list(cli::url_or_default(&self.url))?;
+        Session::open(&brokers, self.connect_timeout, PROGRAM)
     }
 
-    /// Discards the message at the head of `queue`, to which a connection was lost because it
-    /// cannot be read: it would come back, and end the next connection too. The broker forgets a
-    /// message without acks as it sends it. Should another one be there by now, that is returned.
+    /// Discards the message that a connection was lost to, on a connection of its own. Should another
+    /// one be there by now, that is returned.
     pub fn discard_unreadable(&self, queue: &str) -> Result<Option<Delivery>, Failure> {
         let mut session = self.connect()?;
         let channel = session.channel()?;
-        match session.ask(|| channel.basic_get(queue, true)) {
-            Ok(got) => Ok(got.map(|got| got.delivery)),
-            Err(failure) if failure.kind == Kind::Unreadable => {
-                warn!("discarded a message from {queue}: its properties are not UTF-8");
-                Ok(None)
-            }
-            Err(failure) => Err(failure),
+        match queue::discard_unreadable(&mut session, &channel, queue) {
+            Err(Failure { kind: Kind::Unreadable, .. }) => Ok(None),
+            got => got,
         }
     }
+}
+
+/// The words of a message, or what the tutorial sends without any.
+pub fn message(words: &[String], default: &str) -> String {
+    let message = words.join(" ");
+    if message.is_empty() { default.into() } else { message }
 }
 
 /// A routing or binding key that AMQP can carry; a longer one would cost the connection.

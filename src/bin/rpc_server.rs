@@ -135,27 +135,16 @@ fn connect(
     served
 }
 
-/// Discards a message that cannot be read, which the client library tells only by giving up the
-/// connection: the broker forgets the head of the queue as it sends it. If another message is
-/// there by now, it is answered like any other.
+/// Discards the message that an earlier connection was lost to, which the client library tells only
+/// by giving up the connection. If another one is there by now, it is answered like any other.
 fn rescue(session: &mut Session, desk: &Desk, memory: &mut Memory) -> Result<()> {
     let channel = session.channel()?;
-    match session.ask(|| channel.basic_get(desk.queue.as_str(), true)) {
-        Ok(got) => {
-            memory.unreadable = false;
-            if let Some(got) = got {
-                desk.answer(&channel, &got.delivery).map_err(|broken| broken.explain(session))?;
-            }
-            Ok(session.ask(|| channel.close())?)
-        }
-        Err(failure) => {
-            if failure.kind == Kind::Unreadable {
-                memory.unreadable = false;
-                warn!("discarded a message from {}: its properties are not UTF-8", desk.queue);
-            }
-            Err(failure.into())
-        }
+    let got = queue::discard_unreadable(session, &channel, &desk.queue);
+    memory.unreadable = got.as_ref().is_err_and(|failure| failure.kind != Kind::Unreadable);
+    if let Some(delivery) = got? {
+        desk.answer(&channel, &delivery).map_err(|broken| broken.explain(session))?;
     }
+    Ok(session.ask(|| channel.close())?)
 }
 
 /// Starts the workers and watches over them and the connection, until a signal asks to stop.

@@ -435,7 +435,8 @@ fn a_duplicate_reply_is_discarded() {
     server.join();
     assert_eq!((ended.code(), ended.stdout.as_str()), (0, "1\n2\n"), "{ended:?}");
     // The second one's may come when the client has gone.
-    assert!(ended.stderr.contains("discard a reply"), "{ended:?}");
+    let discarded = ended.stderr.matches("discard a reply").count();
+    assert!((1..=2).contains(&discarded), "{ended:?}");
 }
 
 #[test]
