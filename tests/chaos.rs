@@ -36,7 +36,8 @@ struct Tally {
     /// Calls without an answer, by the exit code of the client that told so.
     failed: BTreeMap<i32, usize>,
     said: Vec<String>,
-    gap: Duration,
+    /// The longest time without an answer: its length and its end.
+    gap: Option<(Duration, Instant)>,
     answered: Option<Instant>,
 }
 
@@ -63,7 +64,7 @@ impl Tally {
         if right > 0 {
             let now = Instant::now();
             let before = self.answered.replace(now);
-            self.gap = self.gap.max(before.map_or(Duration::ZERO, |before| now - before));
+            self.gap = self.gap.max(before.map(|before| (now - before, now)));
         }
     }
 }
@@ -114,8 +115,17 @@ fn make_calls(node: &Node, queue: &Queue, tally: &Mutex<Tally>, random: &mut Rng
     tally.lock().unwrap().add(&arguments, &ended);
 }
 
-/// What was done to the system, and how often.
-type Events = BTreeMap<&'static str, usize>;
+/// What was done to the system, and when.
+type Events = Vec<(Instant, &'static str)>;
+
+/// How often each was done, of `events`.
+fn counts<'a>(events: impl Iterator<Item = &'a (Instant, &'static str)>) -> String {
+    let mut counts = BTreeMap::<_, usize>::new();
+    for (_, event) in events {
+        *counts.entry(*event).or_default() += 1;
+    }
+    counts.iter().map(|(event, count)| format!("{count:8} {event}\n")).collect()
+}
 
 /// Does one thing after another to the system. Returns the servers still running: the clients
 /// have calls to bring to an end.
@@ -128,6 +138,7 @@ fn disturb(node: &Node, queue: &Queue, time: Duration, seed: u64) -> (Events, Ve
     let started = Instant::now();
     while started.elapsed() < time {
         thread::sleep(Duration::from_millis(random.u64(200..2_000)));
+        let begun = Instant::now();
         let event = match random.u32(0..20) {
             0..=9 => {
                 let index = random.usize(0..SERVERS);
@@ -151,7 +162,7 @@ fn disturb(node: &Node, queue: &Queue, time: Duration, seed: u64) -> (Events, Ve
                 "brokers killed and restarted"
             }
         };
-        *events.entry(event).or_default() += 1;
+        events.push((begun, event));
     }
     (events, servers)
 }
@@ -162,9 +173,7 @@ fn report(tally: &Tally, events: &Events, servers: Vec<Process>) -> ExitCode {
         server.signal("TERM");
         stopped_well += usize::from(server.wait().code() == 0);
     }
-    for (event, count) in events {
-        println!("{count:8} {event}");
-    }
+    print!("{}", counts(events.iter()));
     println!("{:8} calls made", tally.made);
     println!("{:8} answered right", tally.right);
     for (code, count) in &tally.failed {
@@ -172,7 +181,14 @@ fn report(tally: &Tally, events: &Events, servers: Vec<Process>) -> ExitCode {
     }
     println!("{:8} wrong", tally.wrong);
     println!("{:8} lost", tally.lost);
-    println!("{:8.1} s longest gap in service", tally.gap.as_secs_f64());
+    if let Some((gap, end)) = tally.gap {
+        println!(
+            "{:8.1} s longest gap in service, in it and in the second before:",
+            gap.as_secs_f64()
+        );
+        let begin = end - gap - Duration::from_secs(1);
+        print!("{}", counts(events.iter().filter(|(begun, _)| (begin..end).contains(begun))));
+    }
     for said in &tally.said {
         eprint!("{said}");
     }

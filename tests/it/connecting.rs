@@ -298,7 +298,7 @@ fn calls_outlive_their_connection() {
     let node = Node::start();
     let queue = Queue::at(&node.url);
     let busy = server_at(&node.url, &queue, &["--algorithm", "recursive", "--max-n", "93"]);
-    let args = ["--queue", queue.name(), "fib", "93"];
+    let args = ["--queue", queue.name(), "--format", "json", "fib", "93"];
     let patient = Process::spawn(&mut client_command(&node.url, &args));
     busy.await_stdout(" [.] fib(93)\n");
     let args = ["--queue", queue.name(), "--no-retry", "fib", "92"];
@@ -311,7 +311,9 @@ fn calls_outlive_their_connection() {
     hasty.wait().expect(75, "", &format!("rpc_client: fib(92): {closed}\n"));
     let _server = server_at(&node.url, &queue, &[]);
     let ended = patient.wait();
-    assert_eq!((ended.code(), ended.stdout.as_str()), (0, "12200160415121876738\n"), "{ended:?}");
+    let call: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!((ended.code(), &call["result"]), (0, &"12200160415121876738".into()), "{ended:?}");
+    assert_eq!(call["attempts"], 2, "{ended:?}");
     let told = format!("rpc_client: {closed}; trying again\n");
     assert!(ended.stderr.starts_with(&told), "{ended:?}");
 }
