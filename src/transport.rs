@@ -26,6 +26,10 @@ pub fn dial(endpoint: &Endpoint, deadline: Instant) -> Result<TcpStream, Failure
         Failure::new(Kind::BrokerUnreachable, message)
     };
     let addresses = resolve(endpoint, deadline).map_err(|error| unreachable(&error))?;
+    connect(&addresses, deadline).map_err(|error| unreachable(&error))
+}
+
+fn connect(addresses: &[SocketAddr], deadline: Instant) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
     for (index, address) in addresses.iter().enumerate() {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -35,13 +39,13 @@ pub fn dial(endpoint: &Endpoint, deadline: Instant) -> Result<TcpStream, Failure
             Ok(stream) => {
                 // Nagle's algorithm and delayed acknowledgements together stall each call for
                 // some 40 ms: a call is several small writes (RFC 896, RFC 1122 4.2.3.2).
-                stream.set_nodelay(true).map_err(|error| unreachable(&error))?;
+                stream.set_nodelay(true)?;
                 return Ok(stream);
             }
             Err(error) => last = error,
         }
     }
-    Err(unreachable(&last))
+    Err(last)
 }
 
 /// The host's addresses. The system's resolver has no time limit of its own, hence the thread;
@@ -294,3 +298,24 @@ impl Evented for Transport {
 }
 
 impl IoStream for Transport {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    /// Here and not by a call: `localhost` has one address on many machines, and a call has nothing
+    /// to wait for where the system sends its writes together.
+    #[test]
+    fn the_next_address_is_tried_and_has_nodelay() {
+        let any = "127.0.0.1:0";
+        let broker = TcpListener::bind(any).unwrap();
+        let refused = TcpListener::bind(any).unwrap().local_addr().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let stream = connect(&[refused, broker.local_addr().unwrap()], deadline).unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), broker.local_addr().unwrap());
+        assert!(stream.nodelay().unwrap());
+        let error = connect(&[refused, refused], deadline).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    }
+}

@@ -221,7 +221,7 @@ fn a_peer_that_hangs_up() {
 }
 
 #[test]
-fn the_connection_has_nodelay_and_the_programs_name() {
+fn the_connection_has_heartbeats_and_the_programs_name() {
     let node = Node::start();
     let queue = Queue::at(&node.url);
     let _server = server_at(&node.url, &queue, &[]);
