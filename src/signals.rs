@@ -8,8 +8,13 @@ use signal_hook::{flag, low_level};
 use std::fmt;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
+
+/// Signals so close together are one request: timeout(1) sends its signal to its child, and again to
+/// the group that the child is in.
+const TOGETHER: Duration = Duration::from_millis(100);
 
 /// A request to stop: the signal's number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,8 +38,8 @@ impl fmt::Display for Stop {
 
 impl std::error::Error for Stop {}
 
-/// A channel that gets the first SIGINT or SIGTERM that comes. A second one ends the process at
-/// once by that signal, so that a shell sees 130 or 143.
+/// A channel that gets the first SIGINT or SIGTERM that comes. A second one, not sent together with
+/// it, ends the process at once by that signal, so that a shell sees 130 or 143.
 ///
 /// # Errors
 ///
@@ -45,15 +50,15 @@ pub fn stop_requests() -> Result<Receiver<Stop>, Failure> {
     };
     let asked = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
-        // In this order the first signal does not yet find the flag that it sets.
         flag::register_conditional_default(signal, Arc::clone(&asked)).map_err(failure)?;
-        flag::register(signal, Arc::clone(&asked)).map_err(failure)?;
     }
     let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(failure)?;
     let (tell, stop) = bounded(1);
     let wait = move || {
         if let Some(signal) = signals.forever().next() {
             let _ = tell.send(Stop(signal));
+            thread::sleep(TOGETHER);
+            asked.store(true, Ordering::SeqCst);
         }
     };
     thread::Builder::new().name("signals".into()).spawn(wait).map_err(failure)?;

@@ -156,6 +156,13 @@ impl Process {
         kill(self.child.id(), signal);
     }
 
+    /// Sends SIGTERM and SIGINT, one right after the other.
+    pub fn signal_both(&self) {
+        let pid = self.child.id().to_string();
+        let both = ["-c", "kill -TERM $0 && kill -INT $0", &pid];
+        assert!(Command::new("sh").args(both).status().unwrap().success());
+    }
+
     #[track_caller]
     pub fn wait(self) -> Ended {
         self.wait_for(PATIENCE)

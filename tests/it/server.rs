@@ -297,12 +297,26 @@ fn a_second_signal_ends_it_at_once() {
         amqp.publish(queue.name(), b"93", properties);
         server.await_stdout(" [.] fib(93)\n");
         server.signal(signal);
-        // Two signals of a kind that are both pending would count as one.
-        std::thread::sleep(Duration::from_millis(200));
+        // Two that come together count as one.
+        std::thread::sleep(Duration::from_millis(500));
         server.signal(signal);
         assert_eq!(server.wait().code(), code);
         queue.await_state((1, 0));
     }
+}
+
+/// As timeout(1) sends them: to its child, and to the group that the child is in.
+#[test]
+fn two_signals_together_are_one_request() {
+    let queue = Queue::new();
+    let server = server(&queue, &["--drill", "slow=500ms"]);
+    let args = ["--queue", queue.name(), "fib", "30"];
+    let waiting = Process::spawn(&mut client_command(&broker(), &args));
+    let said = "rpc_server: drill slow=500ms: fib(30) waits\n";
+    server.await_stderr(said);
+    server.signal_both();
+    server.wait().expect(0, " [x] Awaiting RPC requests\n [.] fib(30)\n", said);
+    waiting.wait().expect(0, "832040\n", "");
 }
 
 // Workers.
