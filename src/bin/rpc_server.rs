@@ -102,7 +102,7 @@ fn connect(
     memory: &mut Memory,
 ) -> Result<()> {
     let queue = &args.common.queue;
-    let mut session = Session::open(brokers, args.common.connect_timeout, PROGRAM)?;
+    let Some(mut session) = open(args, brokers, stop)? else { return Ok(()) };
     queue::ensure(&mut session, queue, args.queue_type)?;
     let (events, happened) = unbounded();
     let desk = Arc::new(Desk {
@@ -133,6 +133,30 @@ fn connect(
         _ => {}
     }
     served
+}
+
+/// Opens a connection. None if a signal asks to stop: then the attempt, which can take its time with
+/// each of the brokers, is left behind.
+fn open(
+    args: &cli::Server,
+    brokers: &[Endpoint],
+    stop: &Receiver<Stop>,
+) -> Result<Option<Session>, Failure> {
+    let (brokers, limit) = (brokers.to_vec(), args.common.connect_timeout);
+    let (tell, opened) = bounded(1);
+    let attempt = move || {
+        let _ = tell.send(Session::open(&brokers, limit, PROGRAM));
+    };
+    thread::Builder::new().name("connect".into()).spawn(attempt).map_err(|error| {
+        Failure::new(Kind::Internal, format!("cannot start a thread to connect: {error}"))
+    })?;
+    select_biased! {
+        recv(stop) -> _ => Ok(None),
+        recv(opened) -> session => match session {
+            Ok(session) => session.map(Some),
+            Err(_) => Err(Failure::new(Kind::Internal, "the thread that connects panicked")),
+        },
+    }
 }
 
 /// Discards the message that an earlier connection was lost to, which the client library tells only

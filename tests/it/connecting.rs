@@ -354,6 +354,22 @@ fn a_signal_cuts_the_wait_for_a_broker_short() {
     assert!(ended.elapsed < Duration::from_secs(1), "{ended:?}");
 }
 
+/// Nor for the rest of an attempt to connect, which can take as long as there are brokers.
+#[test]
+fn a_signal_cuts_an_attempt_to_connect_short() {
+    let (tell, connected) = std::sync::mpsc::channel();
+    let url = peer(move |mut stream| {
+        tell.send(()).unwrap();
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    let server = Process::spawn(&mut server_command(&url, &["--connect-timeout", "20s"]));
+    connected.recv_timeout(PATIENCE).unwrap();
+    server.signal("TERM");
+    let ended = server.wait();
+    ended.expect(0, "", "");
+    assert!(ended.elapsed < Duration::from_secs(2), "{ended:?}");
+}
+
 #[test]
 fn wait_waits_for_a_broker() {
     let node = Node::start();
