@@ -236,6 +236,12 @@ impl Session {
             let message = format!("{endpoint} sent a message that the client library cannot read");
             return Failure::new(Kind::Unreadable, message);
         }
+        if matches!(cause, Error::ExhaustedChannelIds) {
+            let message = format!(
+                "{endpoint} gives no more channels: see channel_max in the URI or on the broker (each of the server's --workers needs one)"
+            );
+            return Failure::new(Kind::Configuration, message);
+        }
         let message = match &cause {
             _ if self.watchdog.fired() => {
                 format!("{endpoint} no longer answers; the connection was given up")

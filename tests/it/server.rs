@@ -338,6 +338,19 @@ fn each_worker_has_a_call_in_hand() {
     queue.await_state((1, 3));
 }
 
+/// Trying again would not help.
+#[test]
+fn more_workers_than_channels() {
+    let queue = Queue::new();
+    let url = format!("{}?channel_max=2", broker());
+    let args = ["--queue", queue.name(), "--workers", "3"];
+    let stderr = format!(
+        "rpc_server: {} gives no more channels: see channel_max in the URI or on the broker (each of the server's --workers needs one)\n",
+        shown(&url)
+    );
+    Process::spawn(&mut server_command(&url, &args)).wait().expect(78, "", &stderr);
+}
+
 #[test]
 fn workers_stop_in_good_order() {
     let queue = Queue::new();
