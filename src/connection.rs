@@ -105,7 +105,9 @@ impl Session {
             Ok((connection, notices))
         });
         if watchdog.fired() {
-            let limit = format_duration(limit);
+            // What is left of a client's --timeout has nanoseconds, which tell nobody anything.
+            let milliseconds = limit.as_micros().div_ceil(1_000) as u64;
+            let limit = format_duration(Duration::from_millis(milliseconds));
             let mut message = format!(
                 "{endpoint} took the connection, but did not finish the handshake within {limit}; \
                  is RabbitMQ listening there? (--connect-timeout allows more)"

@@ -169,6 +169,18 @@ fn a_silent_peer() {
     no_broker(&url, UNFINISHED);
 }
 
+/// The time that is told has no nanoseconds, which what is left of a --timeout does have.
+#[test]
+fn waiting_for_a_silent_peer() {
+    let url = peer(|mut stream| {
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    let ended = client_at(&url, &["--wait", "--timeout", "1s", "fib", "30"]);
+    assert_eq!((ended.code(), ended.stdout.as_str()), (69, ""), "{ended:?}");
+    assert!(ended.stderr.ends_with(" (waited 1s)\n"), "{ended:?}");
+    assert!(!ended.stderr.contains("us ") && !ended.stderr.contains("ns;"), "{ended:?}");
+}
+
 #[test]
 fn a_peer_that_trickles_bytes() {
     let url = peer(|mut stream| {
