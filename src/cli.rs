@@ -324,11 +324,11 @@ fn name(text: &str) -> Result<String, String> {
 
 /// `30` and `0.5` are seconds; `500ms`, `1m30s` and so on say their unit.
 fn duration(text: &str) -> Result<Duration, String> {
-    if let Ok(seconds) = text.parse::<f64>() {
-        return Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string());
-    }
-    humantime::parse_duration(text)
-        .map_err(|_| "30, 0.5, 500ms and 1m30s are durations, the first two in seconds".into())
+    let duration = match text.parse() {
+        Ok(seconds) => Duration::try_from_secs_f64(seconds).ok(),
+        Err(_) => humantime::parse_duration(text).ok(),
+    };
+    duration.ok_or("30, 0.5, 500ms and 1m30s are durations, the first two in seconds".into())
 }
 
 /// A bound on a wait: a duration over 0, in seconds or with units.
@@ -425,7 +425,11 @@ mod tests {
             assert_eq!(duration(text), Ok(value), "{text}");
         }
         for text in ["", "abc", "-1", "NaN", "inf", "1e30", "3 parsecs"] {
-            assert!(duration(text).is_err(), "{text}");
+            let reason = duration(text).expect_err(text);
+            assert!(
+                reason.starts_with("30, 0.5, 500ms and 1m30s are durations"),
+                "{text}: {reason}"
+            );
         }
         assert!(positive_duration("0").is_err());
         assert!(call_timeout("50d").is_err());
