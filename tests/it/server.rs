@@ -3,21 +3,27 @@
 
 use crate::harness::*;
 use amiquip::{AmqpProperties, AmqpValue, Delivery, FieldTable, QueueDeclareOptions};
+use fib_rpc::message::Request;
 use std::time::Duration;
 
 /// What a server answers to a request with this body and these properties, besides a `reply_to`
-/// and a `correlation_id`. Afterwards it must serve the next call, and the queue be empty.
+/// and a `correlation_id`. Afterwards it must serve the next call, the queue be empty, and what it
+/// said be the transcript and nothing else.
 #[track_caller]
 fn answer(body: &[u8], properties: AmqpProperties) -> (String, Option<String>, Option<String>) {
     let queue = Queue::new();
-    let _server = server(&queue, &[]);
+    let server = server(&queue, &[]);
     let amqp = Amqp::new();
     let reply_to = amqp.exclusive();
     let properties = properties.with_reply_to(reply_to.clone()).with_correlation_id("7".into());
-    amqp.publish(queue.name(), body, properties);
+    let call = Request::decode(&properties, body).to_string();
+    amqp.publish(queue.name(), body, properties.clone());
     let reply = amqp.next(&reply_to);
     assert_eq!(reply.properties.correlation_id().as_deref(), Some("7"));
     still_serves(&queue);
+    server.signal("TERM");
+    let stdout = format!(" [x] Awaiting RPC requests\n [.] {call}\n [.] fib(30)\n");
+    server.wait().expect(0, &stdout, "");
     let error =
         reply.properties.headers().as_ref().and_then(|headers| match headers.get("error") {
             Some(AmqpValue::LongString(kind)) => Some(kind.clone()),
@@ -124,8 +130,8 @@ fn headers_of_every_type() {
     assert_eq!(text, "832040");
 }
 
-/// For requests to which no answer can come: publishes one, and then lets the server show that
-/// it still serves. Returns what the server said.
+/// For requests whose answer, if one can come, is seen elsewhere: publishes one, and then lets the
+/// server show that it still serves. Returns what the server said.
 #[track_caller]
 fn unanswered(publish: impl FnOnce(&Amqp, &str)) -> Ended {
     let queue = Queue::new();
@@ -154,15 +160,13 @@ fn an_empty_reply_to() {
 
 #[test]
 fn no_correlation_id() {
-    let queue = Queue::new();
-    let _server = server(&queue, &[]);
     let amqp = Amqp::new();
     let reply_to = amqp.exclusive();
     let properties = AmqpProperties::default().with_reply_to(reply_to.clone());
-    amqp.publish(queue.name(), b"30", properties);
+    let ended = unanswered(|amqp, queue| amqp.publish(queue, b"29", properties));
+    ended.expect(0, " [x] Awaiting RPC requests\n [.] fib(29)\n [.] fib(30)\n", "");
     let reply = amqp.next(&reply_to);
-    assert_eq!((reply.body.as_slice(), reply.properties.correlation_id()), (&b"832040"[..], &None));
-    still_serves(&queue);
+    assert_eq!((reply.body.as_slice(), reply.properties.correlation_id()), (&b"514229"[..], &None));
 }
 
 #[test]
@@ -190,7 +194,8 @@ fn a_reply_queue_name_of_255_bytes() {
     let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
     amqp.channel.queue_declare(name.as_str(), options).unwrap();
     let properties = AmqpProperties::default().with_reply_to(name.clone());
-    unanswered(|amqp, queue| amqp.publish(queue, b"29", properties));
+    let ended = unanswered(|amqp, queue| amqp.publish(queue, b"29", properties));
+    ended.expect(0, " [x] Awaiting RPC requests\n [.] fib(29)\n [.] fib(30)\n", "");
     assert_eq!(amqp.next(&name).body, b"514229");
 }
 
@@ -225,14 +230,13 @@ fn a_reply_that_the_broker_refuses() {
 /// other properties. The broker ends the connection that sends it, and nothing reaches the queue.
 #[test]
 fn a_reply_queue_name_over_255_bytes() {
-    let queue = Queue::new();
-    let _server = server(&queue, &[]);
-    let amqp = Amqp::new();
-    let properties = AmqpProperties::default().with_reply_to("r".repeat(256 + 40));
-    amqp.publish(queue.name(), b"30", properties);
-    let options = QueueDeclareOptions::default();
-    assert!(amqp.channel.queue_declare("", options).is_err(), "the broker took it");
-    still_serves(&queue);
+    let ended = unanswered(|amqp, queue| {
+        let properties = AmqpProperties::default().with_reply_to("r".repeat(256 + 40));
+        amqp.publish(queue, b"29", properties);
+        let options = QueueDeclareOptions::default();
+        assert!(amqp.channel.queue_declare("", options).is_err(), "the broker took it");
+    });
+    ended.expect(0, " [x] Awaiting RPC requests\n [.] fib(30)\n", "");
 }
 
 // The transcript is a terminal's: nothing in a message may move its cursor or fill it.
