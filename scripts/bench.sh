@@ -346,7 +346,7 @@ clean_up() {
 
 bench() {
     local row
-    client='' servers='' round='' broker_pid='' folder=$(mktemp -d "${TMPDIR:-/tmp}/fib-rpc-bench.XXXXXX")
+    client='' servers='' round='' broker_pid='' folder=$(temporary_folder bench)
     trap clean_up EXIT
     trap 'exit 129' HUP
     trap 'exit 130' INT

@@ -403,7 +403,7 @@ run() {
     if [ -n "$tls" ]; then need_command openssl; fi
     node=''
     clean_up_at_exit
-    run_dir=$(mktemp -d "${TMPDIR:-/tmp}/fib-rpc-broker.XXXXXX")
+    run_dir=$(temporary_folder broker)
     BROKER_DIR=$run_dir
     locate_node
     make_node

@@ -15,6 +15,11 @@ fail() {
     exit "$code"
 }
 
+# temporary_folder NAME: makes one and prints its path.
+temporary_folder() {
+    mktemp -d "${TMPDIR:-/tmp}/fib-rpc-$1.XXXXXX" || fail 69 "could not make a folder in ${TMPDIR:-/tmp}; name another in TMPDIR"
+}
+
 have() {
     command -v "$1" >/dev/null 2>&1
 }

@@ -33,7 +33,7 @@ demo() {
     # Another's broker may have servers on the default queue already. A private node is named by BROKER_DIR.
     if [ -z "${BROKER_DIR-}" ]; then queue=fib-rpc-demo-$$-$RANDOM; fi
 
-    client='' server='' folder=$(mktemp -d "${TMPDIR:-/tmp}/fib-rpc-demo.XXXXXX")
+    client='' server='' folder=$(temporary_folder demo)
     trap clean_up EXIT
     trap 'exit 129' HUP
     trap 'exit 130' INT

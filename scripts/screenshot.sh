@@ -50,7 +50,7 @@ photograph() {
     "$here/broker.sh" ctl --quiet set_cluster_name fib-rpc
     port=$("$here/broker.sh" ctl status | sed -n 's/.* port: \([0-9]*\), protocol: http,.*/\1/p')
 
-    browser='' client='' server='' folder=$(mktemp -d "${TMPDIR:-/tmp}/fib-rpc-screenshot.XXXXXX")
+    browser='' client='' server='' folder=$(temporary_folder screenshot)
     trap clean_up EXIT
     trap 'exit 129' HUP
     trap 'exit 130' INT

@@ -156,6 +156,13 @@ impl Process {
         kill(self.child.id(), signal);
     }
 
+    /// Sends a signal to all of its process group, as a terminal does: to be used if it leads one.
+    pub fn signal_group(&self, signal: &str) {
+        let group = format!("-{}", self.child.id());
+        let kill = Command::new("kill").args([&format!("-{signal}"), "--", &group]).status();
+        assert!(kill.unwrap().success(), "kill -{signal} {group}");
+    }
+
     /// Sends SIGTERM and SIGINT, one right after the other.
     pub fn signal_both(&self) {
         let pid = self.child.id().to_string();

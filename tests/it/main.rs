@@ -12,5 +12,6 @@ mod harness;
 mod hostile;
 mod raw;
 mod readme;
+mod scripts;
 mod server;
 mod tls;

@@ -1,0 +1,141 @@
+//! `scripts/broker.sh`: what it gives to a command, and that it leaves nothing behind.
+
+use crate::harness::*;
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+/// A folder for temporary files, which nothing but the script uses.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Folder {
+        let path = std::env::temp_dir().join(format!("fib-rpc-scripts-{}", Uuid::new_v4()));
+        fs::create_dir(&path).unwrap();
+        Folder(path)
+    }
+
+    fn is_empty(&self) -> bool {
+        fs::read_dir(&self.0).unwrap().next().is_none()
+    }
+
+    /// The process id of the node's Erlang VM, once it was started.
+    fn pid(&self) -> Option<String> {
+        let run = fs::read_dir(&self.0).ok()?.next()?.ok()?.path();
+        let pid = fs::read_to_string(run.join("fib-rpc-node/beam.pid")).ok()?;
+        pid.ends_with('\n').then(|| pid.trim().to_owned())
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// `broker.sh run -- sh -c COMMAND`, with a process group of its own, as from a terminal.
+fn run(tmp: &Path, command: &str) -> Command {
+    let mut run = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/broker.sh"));
+    for variable in ["AMQP_URL", "AMQPS_URL", "BROKER_DIR", "BROKER_RUN_DIR", "BROKER_CONF"] {
+        run.env_remove(variable);
+    }
+    run.args(["run", "--", "sh", "-c", command]).env("TMPDIR", tmp);
+    run.stdin(Stdio::null()).process_group(0);
+    run
+}
+
+#[track_caller]
+fn is_gone(pid: &str) {
+    let alive = Command::new("kill").args(["-0", pid]).stderr(Stdio::null()).status().unwrap();
+    assert!(!alive.success(), "process {pid} is still there");
+}
+
+#[test]
+fn a_command_gets_a_broker_and_its_exit_code_is_the_scripts() {
+    let tmp = Folder::new();
+    let call = format!(
+        "cat $BROKER_DIR/fib-rpc-node/beam.pid; {} fib 30; exit 42",
+        env!("CARGO_BIN_EXE_rpc_client")
+    );
+    let ended = Process::spawn(&mut run(&tmp.0, &call)).wait();
+    assert_eq!(ended.code(), 42, "{ended:?}");
+    assert!(ended.stderr.starts_with("rpc_client: fib: there is no queue"), "{ended:?}");
+    is_gone(ended.stdout.trim());
+    assert!(tmp.is_empty());
+}
+
+#[test]
+fn ctrl_c_leaves_nothing() {
+    let tmp = Folder::new();
+    let running = Process::spawn(&mut run(&tmp.0, "echo ready; sleep 60"));
+    running.await_stdout("ready\n");
+    let pid = tmp.pid().unwrap();
+    running.signal_group("INT");
+    running.wait().expect(130, "ready\n", "");
+    is_gone(&pid);
+    assert!(tmp.is_empty());
+}
+
+#[test]
+fn ctrl_c_during_the_start_leaves_nothing() {
+    let tmp = Folder::new();
+    let starting = Process::spawn(&mut run(&tmp.0, "echo ready"));
+    let began = Instant::now();
+    let pid = loop {
+        if let Some(pid) = tmp.pid() {
+            break pid;
+        }
+        assert!(began.elapsed() < PATIENCE, "no node was started");
+        thread::sleep(Duration::from_millis(5));
+    };
+    starting.signal_group("INT");
+    starting.wait().expect(130, "", "");
+    is_gone(&pid);
+    assert!(tmp.is_empty());
+}
+
+#[test]
+fn a_start_that_fails_leaves_nothing() {
+    let tmp = Folder::new();
+    let mut run = run(&tmp.0, "echo ready");
+    let ended = Process::spawn(run.env("BROKER_CONF", "no_such_setting = 1")).wait();
+    assert_eq!((ended.code(), ended.stdout.as_str()), (69, ""), "{ended:?}");
+    let said = "broker.sh: the RabbitMQ node did not start: its process ended; from its log:\n";
+    assert!(ended.stderr.starts_with(said), "{ended:?}");
+    assert!(tmp.is_empty());
+}
+
+#[test]
+fn no_folder_for_temporary_files() {
+    let ended = Process::spawn(&mut run(Path::new("/no/such/folder"), "echo ready")).wait();
+    assert_eq!((ended.code(), ended.stdout.as_str()), (69, ""), "{ended:?}");
+    let said = "broker.sh: could not make a folder in /no/such/folder; name another in TMPDIR\n";
+    assert!(ended.stderr.ends_with(said), "{ended:?}");
+}
+
+/// AMQP, the distribution port and epmd.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_node_listens_on_loopback_only() {
+    let node = Node::start();
+    let first: u16 = node.url.rsplit(':').next().unwrap().parse().unwrap();
+    let mut found = 0;
+    for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
+        // "  0: 0100007F:1600 00000000:0000 0A …": addresses and ports in hexadecimal, 0A listens.
+        for socket in fs::read_to_string(table).unwrap().lines().skip(1) {
+            let words: Vec<&str> = socket.split_whitespace().collect();
+            let (address, port) = words[1].split_once(':').unwrap();
+            let port = u16::from_str_radix(port, 16).unwrap();
+            if words[3] == "0A" && (first..first + 5).contains(&port) {
+                let loopback = ["0100007F", "00000000000000000000000001000000"];
+                assert!(loopback.contains(&address), "port {port} at {address}");
+                found += 1;
+            }
+        }
+    }
+    assert!(found >= 3, "{found} sockets");
+}
