@@ -50,7 +50,17 @@ impl fmt::Display for State {
 /// [`Kind::QueueMissing`], [`Kind::QueueUnusable`] if it is exclusive to another connection,
 /// [`Kind::AccessRefused`], [`Kind::ConnectionLost`].
 pub fn inspect(session: &mut Session, channel: &Channel, queue: &str) -> Result<State, Failure> {
-    let declared = session.ask(|| channel.queue_declare_passive(queue))?;
+    let declared = session.ask(|| channel.queue_declare_passive(queue));
+    let declared = declared.map_err(|failure| match failure.kind {
+        Kind::QueueUnusable => Failure::new(
+            failure.kind,
+            format!(
+                "the queue \"{queue}\" on {} is another connection's alone; name another with --queue",
+                session.endpoint()
+            ),
+        ),
+        _ => failure,
+    })?;
     let count = |count: Option<u32>| count.unwrap_or_default();
     Ok(State {
         messages: count(declared.declared_message_count()),

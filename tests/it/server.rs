@@ -421,10 +421,13 @@ fn a_queue_that_exists_is_used_as_it_is() {
 fn a_queue_that_another_connection_has_for_itself() {
     let amqp = Amqp::new();
     let theirs = amqp.exclusive();
-    let args = ["--queue", &theirs];
-    let ended = Process::spawn(&mut server_command(&broker(), &args)).wait();
-    assert_eq!((ended.code(), ended.stdout.as_str()), (69, ""), "{ended:?}");
-    assert!(ended.stderr.contains("RESOURCE_LOCKED"), "{ended:?}");
+    let said = format!(
+        "the queue \"{theirs}\" on {} is another connection's alone; name another with --queue\n",
+        shown(&broker())
+    );
+    let server = Process::spawn(&mut server_command(&broker(), &["--queue", &theirs]));
+    server.wait().expect(69, "", &format!("rpc_server: {said}"));
+    client(&["--queue", &theirs, "fib", "1"]).expect(69, "", &format!("rpc_client: fib: {said}"));
 }
 
 #[test]
