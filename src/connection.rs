@@ -30,6 +30,9 @@ const FRAMES_AHEAD: usize = 1024;
 /// client library reports as refused credentials sooner was a broker that went away meanwhile.
 const SHORTEST_REFUSAL: Duration = Duration::from_secs(2);
 
+/// What helps where RabbitMQ says "refused for user".
+const PERMISSIONS: &str = "rabbitmqctl set_permissions gives access";
+
 // Reply codes, AMQP 0-9-1 section 1.5.
 const ACCESS_REFUSED: u16 = 403;
 const NOT_FOUND: u16 = 404;
@@ -222,6 +225,10 @@ impl Session {
     /// connection as a dropped event loop.
     pub fn explain(&mut self, error: Error) -> Failure {
         if let Error::ServerClosedChannel { code, message, .. } = &error {
+            let remedy = match message.contains("refused for user") {
+                true => format!("; {PERMISSIONS}"),
+                false => String::new(),
+            };
             let kind = match *code {
                 ACCESS_REFUSED => Kind::AccessRefused,
                 NOT_FOUND => Kind::QueueMissing,
@@ -230,7 +237,7 @@ impl Session {
                 PRECONDITION_FAILED => Kind::Configuration,
                 _ => Kind::ConnectionLost,
             };
-            return Failure::new(kind, format!("{} refused: {message}", self.endpoint));
+            return Failure::new(kind, format!("{} refused: {message}{remedy}", self.endpoint));
         }
         let cause = self.close_connection().err().unwrap_or(error);
         let endpoint = &self.endpoint;
@@ -361,8 +368,7 @@ fn refusal(endpoint: &Endpoint, error: Error, after: Duration) -> Failure {
         Error::ServerClosedConnection { code: NOT_ALLOWED, message }
             if message.contains("refused for user") =>
         {
-            let remedy = "rabbitmqctl set_permissions gives access";
-            (Kind::AccessRefused, format!("{endpoint} refused access: {message}; {remedy}"))
+            (Kind::AccessRefused, format!("{endpoint} refused access: {message}; {PERMISSIONS}"))
         }
         Error::ServerClosedConnection { message, .. } => {
             (Kind::BrokerUnreachable, format!("{endpoint} closed the connection: {message}"))

@@ -152,6 +152,11 @@ impl<'a> Report<'a> {
         }
     }
 
+    /// Whether a call was begun.
+    pub fn has_begun(&self) -> bool {
+        self.started.is_some()
+    }
+
     /// Takes a failure into account: the first one gives the exit code.
     pub fn count(&mut self, kind: Kind) {
         self.first_failure.get_or_insert(kind);

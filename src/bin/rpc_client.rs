@@ -394,7 +394,11 @@ impl<'a> Calls<'a> {
         self.fail(failure);
         self.tell_done()?;
         if !matches!(self.input.try_recv(), Err(TryRecvError::Disconnected)) {
-            self.report.complain(format_args!("no more calls are made: {failure}"));
+            let what = match self.report.has_begun() {
+                true => "no more calls are made".into(),
+                false => excerpt(self.args.procedure.as_bytes()),
+            };
+            self.report.complain(format_args!("{what}: {failure}"));
             self.report.count(failure.kind);
         }
         self.report.end()

@@ -254,11 +254,21 @@ fn a_user_without_permissions() {
     assert!(ended.stderr.contains("refused access"), "{ended:?}");
     assert!(ended.stderr.contains("rabbitmqctl set_permissions"), "{ended:?}");
     // Access, and not the right to create queues.
+    let queue = Queue::at(&node.url);
+    node.ctl(&["set_permissions", "nobody", "^test-", ".*", ".*"]);
+    let _server = server_at(&url, &queue, &[]);
     node.ctl(&["set_permissions", "nobody", "^$", ".*", ".*"]);
-    let ended = Process::spawn(&mut server_command(&url, &[])).wait();
-    assert_eq!((ended.code(), ended.stdout.as_str()), (77, ""), "{ended:?}");
-    assert!(ended.stderr.contains("ACCESS_REFUSED"), "{ended:?}");
-    assert!(!ended.stderr.contains("s3cret"), "{ended:?}");
+    let args = ["--queue", queue.name()];
+    let client = client_at(&url, &[&args[..], &["fib", "30"]].concat());
+    let args = ["--queue", "another"];
+    let server = Process::spawn(&mut server_command(&url, &args)).wait();
+    for (ended, program) in [(client, "rpc_client: fib"), (server, "rpc_server")] {
+        assert_eq!((ended.code(), ended.stdout.as_str()), (77, ""), "{ended:?}");
+        let refused = format!("{program}: {} refused: ACCESS_REFUSED - ", shown(&url));
+        assert!(ended.stderr.starts_with(&refused), "{ended:?}");
+        let remedy = " refused for user 'nobody'; rabbitmqctl set_permissions gives access\n";
+        assert!(ended.stderr.ends_with(remedy), "{ended:?}");
+    }
 }
 
 #[test]
