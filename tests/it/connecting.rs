@@ -149,6 +149,19 @@ fn a_slash_at_the_end_of_the_uri_is_a_vhost_with_an_empty_name() {
     client_at(&url, &["fib", "30"]).expect(78, "", &stderr);
 }
 
+#[test]
+fn names_and_passwords_that_need_percent_encoding() {
+    let node = Node::start();
+    node.ctl(&["add_vhost", "a/b c"]);
+    node.ctl(&["add_user", "ü@:/", "%/@:,s3cret"]);
+    node.ctl(&["set_permissions", "-p", "a/b c", "ü@:/", ".*", ".*", ".*"]);
+    let user = "amqp://%C3%BC%40%3A%2F:%25%2F%40%3A%2Cs3cret@";
+    let url = node.url.replace("amqp://", user) + "/a%2Fb%20c";
+    let queue = Queue::at(&url);
+    let _server = server_at(&url, &queue, &[]);
+    queue.client(&["fib", "30"]).expect(0, "832040\n", "");
+}
+
 /// Peers that are no brokers. Each must be known for what it is within the connect timeout.
 #[track_caller]
 fn no_broker(url: &str, expected: &str) {
