@@ -62,13 +62,7 @@ fn run(args: &cli::Client) -> Result<ExitCode> {
             Kind::Internal => return Err(failure.into()),
             // A new connection would be refused in the same way.
             Kind::AccessRefused | Kind::Configuration => return calls.end_by(&failure),
-            Kind::TooLarge => {
-                calls.fail_largest(&failure);
-                if args.no_retry {
-                    let message = format!("its channel was closed to another call: {failure}");
-                    calls.fail(&Failure::new(Kind::ConnectionLost, message));
-                }
-            }
+            Kind::TooLarge => calls.fail(&failure),
             _ if args.no_retry => calls.fail(&failure),
             _ => warn!("{failure}; trying again"),
         }
@@ -367,15 +361,6 @@ impl<'a> Calls<'a> {
     /// Gives up all calls that await an answer.
     fn fail(&mut self, failure: &Failure) {
         for call in self.batch.awaited() {
-            call.end(Err(failure.clone()));
-        }
-    }
-
-    /// Gives up the calls with the largest argument. The broker found one of them too large, or a
-    /// smaller one.
-    fn fail_largest(&mut self, failure: &Failure) {
-        let largest = self.batch.awaited().map(|call| call.argument.len()).max();
-        for call in self.batch.awaited().filter(|call| Some(call.argument.len()) == largest) {
             call.end(Err(failure.clone()));
         }
     }

@@ -114,28 +114,6 @@ fn a_reply_larger_than_the_broker_takes() {
     assert!(ended.stderr.ends_with(expected), "{ended:?}");
 }
 
-/// It closes the channel, and the other calls in flight go out again.
-#[test]
-fn a_request_larger_than_the_broker_takes() {
-    let node = Node::configured("max_message_size = 1000\n", &[]);
-    let queue = Queue::at(&node.url);
-    let server = server_at(&node.url, &queue, &[]);
-    let (large, larger) = ("8".repeat(1_001), "9".repeat(1_100));
-    for (retry, code, stdout) in [("--repeat=1", 65, "100\n200\n300\n"), ("--no-retry", 75, "")] {
-        // None is answered before the last was published.
-        server.signal("STOP");
-        let args = ["--queue", queue.name(), "-v", retry, "fun", "1", &large, "2", &larger, "3"];
-        let client = Process::spawn(&mut client_command(&node.url, &args));
-        client.await_stderr(": fun(3), reply_to ");
-        server.signal("CONT");
-        let ended = client.wait();
-        assert_eq!((ended.code(), ended.stdout.as_str()), (code, stdout), "{ended:?}");
-        let said =
-            "PRECONDITION_FAILED - message size 1001 is larger than configured max size 1000\n";
-        assert!(ended.stderr.contains(said), "{ended:?}");
-    }
-}
-
 // Replies that reach the client.
 
 #[test]
