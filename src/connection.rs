@@ -176,10 +176,10 @@ impl Session {
         answer.map_err(|error| self.explain(error))
     }
 
-    /// From now on, takes a broker that needs longer than `limit` to answer for dead. Returns the
-    /// bound that was in force.
+    /// From now on, takes a broker that needs longer than `limit` to answer for dead, and in any
+    /// case one that needs longer than 10 s. Returns the bound that was in force.
     pub fn hurry(&mut self, limit: Duration) -> Duration {
-        std::mem::replace(&mut self.answer_limit, limit)
+        std::mem::replace(&mut self.answer_limit, limit.min(ANSWER_LIMIT))
     }
 
     /// Where the broker tells that it blocks this connection's publishing, and that it no longer

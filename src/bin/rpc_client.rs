@@ -9,6 +9,7 @@ use amiquip::{
 };
 use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, TryRecvError, at, never, select_biased};
+use fib_rpc::backoff::Backoff;
 use fib_rpc::batch::{Batch, Call};
 use fib_rpc::connection::{Session, confirm_mode};
 use fib_rpc::exit::{Failure, Kind};
@@ -31,6 +32,12 @@ const PROGRAM: &str = "rpc_client";
 /// How often a client that waits looks again.
 const INTERVAL: Duration = Duration::from_millis(100);
 
+/// How long it waits at the most after one connection after another was lost.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// A connection that held so long was a good one.
+const GOOD: Duration = Duration::from_secs(10);
+
 /// A request of this many bytes may have to wait for the broker to take earlier ones.
 const LARGE: usize = 64 << 10;
 
@@ -50,7 +57,12 @@ fn run(args: &cli::Client) -> Result<ExitCode> {
         };
         Failure::new(failure.kind, format!("{procedure}: {failure}{waited}"))
     })?;
-    while let Err(error) = converse(reached, &mut calls, brokers.len() > 1) {
+    let mut backoff = Backoff::new(INTERVAL, LONGEST_PAUSE);
+    // Why connections were lost, as far as that was told.
+    let mut told = None;
+    loop {
+        let began = Instant::now();
+        let Err(error) = converse(reached, &mut calls, brokers.len() > 1) else { break };
         if let Some(stop) = error.downcast_ref::<Stop>() {
             calls.report.end()?;
             return Ok(stop.end_process());
@@ -64,8 +76,27 @@ fn run(args: &cli::Client) -> Result<ExitCode> {
             Kind::AccessRefused | Kind::Configuration => return calls.end_by(&failure),
             Kind::TooLarge => calls.fail(&failure),
             _ if args.no_retry => calls.fail(&failure),
-            _ => warn!("{failure}; trying again"),
+            _ => {
+                if began.elapsed() > GOOD {
+                    backoff.reset();
+                    told = None;
+                }
+                // Once for each reason, not for each connection.
+                match told.replace(failure.kind) == Some(failure.kind) {
+                    true => info!("{failure}; trying again"),
+                    false => warn!("{failure}; trying again"),
+                }
+            }
         }
+        calls.tell_done()?;
+        if calls.are_over() {
+            break;
+        }
+        calls.report.flush()?;
+        let stop = calls.stop()?;
+        Patience::new(true, calls.last_deadline(), stop.clone()).pause(backoff.delay());
+        // There may have been no connection that held until their time was up.
+        calls.give_up(&late(args, &failure));
         calls.tell_done()?;
         if calls.are_over() {
             break;
@@ -73,18 +104,23 @@ fn run(args: &cli::Client) -> Result<ExitCode> {
         // A broker takes its time to come back, and so does a server; the calls' own time limit
         // is what counts.
         calls.report.flush()?;
-        let patience = Patience::new(true, calls.last_deadline(), calls.stop()?);
+        let patience = Patience::new(true, calls.last_deadline(), stop);
+        if patience.left().is_zero() {
+            return calls.end_by(&late(args, &failure));
+        }
         reached = match reach(args, &brokers, &patience) {
             Ok(reached) => reached,
-            Err(failure) if may_pass(failure.kind) => {
-                let timeout = format_duration(args.timeout);
-                let message = format!("no answer within {timeout}: {failure}");
-                return calls.end_by(&Failure::new(Kind::TimedOut, message));
-            }
+            Err(failure) if may_pass(failure.kind) => return calls.end_by(&late(args, &failure)),
             Err(failure) => return calls.end_by(&failure),
         };
     }
     calls.report.end()
+}
+
+/// There was no answer in time, because of `failure`.
+fn late(args: &cli::Client, failure: &Failure) -> Failure {
+    let timeout = format_duration(args.timeout);
+    Failure::new(Kind::TimedOut, format!("no answer within {timeout}: {failure}"))
 }
 
 /// A connection to a broker, and a channel on it, once the request queue has a consumer.
@@ -93,18 +129,23 @@ fn reach(
     brokers: &[Endpoint],
     patience: &Patience,
 ) -> Result<(Session, Channel), Failure> {
-    loop {
-        let mut session = patience.retry(|| {
-            // Enough for a last attempt that tells what is wrong.
-            let limit = args.common.connect_timeout.min(patience.left().max(5 * INTERVAL));
-            Session::open(brokers, limit, PROGRAM)
-        })?;
-        match patience.retry(|| diagnosis::served(&mut session, &args.common.queue)) {
-            Ok(channel) => return Ok((session, channel)),
-            Err(lost) if patience.wait && lost.kind == Kind::ConnectionLost => continue,
-            Err(failure) => return Err(failure),
+    let mut kept = None;
+    patience.retry(|| {
+        // Enough for a last attempt that tells what is wrong.
+        let left = patience.left().max(5 * INTERVAL);
+        let mut session = match kept.take() {
+            Some(session) => session,
+            None => Session::open(brokers, args.common.connect_timeout.min(left), PROGRAM)?,
+        };
+        session.hurry(left);
+        match diagnosis::served(&mut session, &args.common.queue) {
+            Ok(channel) => Ok((session, channel)),
+            Err(failure) => {
+                kept = (failure.kind != Kind::ConnectionLost).then_some(session);
+                Err(failure)
+            }
         }
-    }
+    })
 }
 
 /// The tutorial's client, on one connection: declares the reply queue, publishes, and receives
@@ -157,6 +198,7 @@ impl Line<'_> {
         calls: &mut Calls<'_>,
         stop: &Receiver<Stop>,
     ) -> Result<()> {
+        calls.next_deadline = None;
         // What an earlier connection left unanswered.
         for call in calls.batch.awaited() {
             self.publish(session, calls.args, call)?;
@@ -269,6 +311,8 @@ struct Calls<'a> {
     input: Receiver<io::Result<Argument>>,
     input_ended: bool,
     batch: Batch,
+    /// The deadline of a call that could not be made yet, since no connection was good enough.
+    next_deadline: Option<Option<Instant>>,
     /// Replies that no call awaited.
     discarded: u32,
     report: Report<'a>,
@@ -283,6 +327,7 @@ impl<'a> Calls<'a> {
             input: input.context("cannot read the arguments")?,
             input_ended: false,
             batch: Batch::new(args.in_flight.into()),
+            next_deadline: None,
             discarded: 0,
             report: Report::new(PROGRAM, args),
             stop: None,
@@ -329,10 +374,12 @@ impl<'a> Calls<'a> {
         (self.args.timeout > Duration::ZERO).then(|| Instant::now() + self.args.timeout)
     }
 
-    /// When nobody waits any more, should no other call be made.
+    /// When nobody waits any more: of the calls that are made, or else of the next one, as if it had
+    /// been made when this was asked first.
     fn last_deadline(&mut self) -> Option<Instant> {
         let last = self.batch.awaited().last().map(|call| call.deadline);
-        last.unwrap_or_else(|| self.deadline_of_one_made_now())
+        let next = self.deadline_of_one_made_now();
+        last.unwrap_or_else(|| *self.next_deadline.get_or_insert(next))
     }
 
     /// Takes a reply, if it is one that a call awaits.
@@ -410,6 +457,14 @@ impl Patience {
         }
     }
 
+    /// Waits so long, as far as there is time left.
+    fn pause(&self, delay: Duration) {
+        if let Ok(stop) = self.stop.recv_timeout(delay.min(self.left())) {
+            // What is done was told before this wait.
+            stop.end_process();
+        }
+    }
+
     /// Tries until there is nothing to wait for any more: a success, a failure that does not pass
     /// by itself, or the end of the time.
     fn retry<T>(&self, mut attempt: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
@@ -422,10 +477,7 @@ impl Patience {
             if told.replace(failure.kind) != Some(failure.kind) {
                 warn!("waiting: {failure}");
             }
-            if let Ok(stop) = self.stop.recv_timeout(INTERVAL.min(self.left())) {
-                // What is done was told before this wait.
-                stop.end_process();
-            }
+            self.pause(INTERVAL);
             if self.left().is_zero() {
                 return Err(failure);
             }
@@ -434,5 +486,6 @@ impl Patience {
 }
 
 fn may_pass(kind: Kind) -> bool {
-    matches!(kind, Kind::BrokerUnreachable | Kind::QueueMissing | Kind::NoConsumer)
+    use Kind::{BrokerUnreachable, ConnectionLost, NoConsumer, QueueMissing};
+    matches!(kind, BrokerUnreachable | ConnectionLost | QueueMissing | NoConsumer)
 }

@@ -34,6 +34,9 @@ const PROGRAM: &str = "rpc_server";
 /// How long the broker may take until all workers consume.
 const READY_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long to wait before connecting again: at first, and after one failure after another.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
 /// How long a server that was asked to stop waits for the broker.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
 
@@ -62,7 +65,7 @@ fn run(args: &cli::Server) -> Result<ExitCode> {
         unreadable: false,
         served: false,
         max_body: MAX_BODY,
-        backoff: Backoff::default(),
+        backoff: Backoff::new(PAUSES.0, PAUSES.1),
     };
     loop {
         let error = match connect(args, &brokers, &stop, &mut memory) {

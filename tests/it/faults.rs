@@ -2,6 +2,10 @@
 
 use crate::harness::*;
 use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 #[test]
@@ -138,6 +142,71 @@ fn a_peer_that_hangs_up_during_the_login() {
         "rpc_client: fib: {url} closed the connection during the login; if it goes on to, check user and password\n"
     );
     ended.expect(69, "", &told);
+}
+
+/// A way to the shared broker on which each connection ends before `method` reaches the client.
+/// Counts the connections.
+fn way_that_ends_at(method: [u8; 4]) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("amqp://{}", listener.local_addr().unwrap());
+    let connections = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&connections);
+    let pass_on = move |mut near: TcpStream| -> std::io::Result<()> {
+        let mut far = TcpStream::connect(broker().rsplit(['@', '/']).next().unwrap())?;
+        let (mut from, mut to) = (near.try_clone()?, far.try_clone()?);
+        thread::spawn(move || {
+            let _ = std::io::copy(&mut from, &mut to);
+            let _ = to.shutdown(Shutdown::Both);
+        });
+        let mut head = [0; 7];
+        while far.read_exact(&mut head).is_ok() {
+            let size = u32::from_be_bytes(head[3..7].try_into().unwrap()) as usize;
+            let mut payload = vec![0; size + 1];
+            far.read_exact(&mut payload)?;
+            if head[0] == 1 && payload.starts_with(&method) {
+                break;
+            }
+            near.write_all(&[&head[..], &payload].concat())?;
+        }
+        far.shutdown(Shutdown::Both)?;
+        near.shutdown(Shutdown::Both)
+    };
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            count.fetch_add(1, Ordering::SeqCst);
+            thread::spawn(move || pass_on(stream));
+        }
+    });
+    (url, connections)
+}
+
+/// The time limit holds, and neither the broker nor the terminal is flooded.
+#[test]
+fn no_connection_lasts_long_enough_for_an_answer() {
+    let queue = Queue::new();
+    let _server = server(&queue, &[]);
+    let (look, consume, deliver) = ([0, 50, 0, 11], [0, 60, 0, 21], [0, 60, 0, 60]);
+    for (method, first, last) in [
+        (look, "waiting: ", "fib: URL (waited 2s)"),
+        (consume, "URL; trying again", "no more calls are made: no answer within 2s: URL"),
+        (deliver, "URL; trying again", "fib(30): no answer within 2s: URL"),
+    ] {
+        let (url, connections) = way_that_ends_at(method);
+        let args = ["--wait", "--timeout", "2s", "--queue", queue.name(), "fib", "30"];
+        let ended = client_at(&url, &args);
+        assert_eq!((ended.code(), ended.stdout.as_str()), (75, ""), "{ended:?}");
+        assert!(ended.elapsed < Duration::from_secs(4), "{ended:?}");
+        let connections = connections.load(Ordering::SeqCst);
+        assert!((2..25).contains(&connections), "{connections} connections");
+        let lost =
+            format!("the connection to {url} was lost (underlying socket closed unexpectedly)");
+        let lines: Vec<&str> = ended.stderr.lines().collect();
+        let starts = |line: &str, with: &str| {
+            line.starts_with(&format!("rpc_client: {}", with.replace("URL", &lost)))
+        };
+        assert_eq!(lines.len(), 2, "{ended:?}");
+        assert!(starts(lines[0], first) && starts(lines[1], last), "{ended:?}");
+    }
 }
 
 /// The lines that SECURITY.md gives.
