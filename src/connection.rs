@@ -251,6 +251,11 @@ impl Session {
             );
             return Failure::new(Kind::Configuration, message);
         }
+        if let Some(reason) = self.blocked.as_ref().filter(|_| self.watchdog.fired()) {
+            let message =
+                format!("{endpoint} blocks publishing: {reason}; free its memory or disk");
+            return Failure::new(Kind::Blocked, message);
+        }
         let message = match &cause {
             _ if self.watchdog.fired() => {
                 format!("{endpoint} no longer answers; the connection was given up")

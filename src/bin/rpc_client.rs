@@ -38,9 +38,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// A connection that held so long was a good one.
 const GOOD: Duration = Duration::from_secs(10);
 
-/// A request of this many bytes may have to wait for the broker to take earlier ones.
-const LARGE: usize = 64 << 10;
-
 fn main() -> ExitCode {
     cli::main(PROGRAM, run)
 }
@@ -120,7 +117,11 @@ fn run(args: &cli::Client) -> Result<ExitCode> {
 /// There was no answer in time, because of `failure`.
 fn late(args: &cli::Client, failure: &Failure) -> Failure {
     let timeout = format_duration(args.timeout);
-    Failure::new(Kind::TimedOut, format!("no answer within {timeout}: {failure}"))
+    let kind = match failure.kind {
+        Kind::Blocked => Kind::Blocked,
+        _ => Kind::TimedOut,
+    };
+    Failure::new(kind, format!("no answer within {timeout}: {failure}"))
 }
 
 /// A connection to a broker, and a channel on it, once the request queue has a consumer.
@@ -298,9 +299,9 @@ impl Line<'_> {
         );
         let publish = || self.channel.basic_publish("", request.to_publish(queue));
         match left {
-            // A large one can have to wait until the broker takes earlier ones.
-            Some(left) if call.argument.len() > LARGE => session.within(left, publish),
-            _ => publish().map_err(|error| session.explain(error)),
+            // It may have to wait until the broker takes earlier ones, and a blocked one never does.
+            Some(left) => session.within(left, publish),
+            None => publish().map_err(|error| session.explain(error)),
         }
     }
 }

@@ -209,6 +209,30 @@ fn no_connection_lasts_long_enough_for_an_answer() {
     }
 }
 
+/// A publication waits for a broker that reads nothing more, as one does that is out of memory. What
+/// is in flight here is more than all buffers on the way hold.
+#[test]
+fn a_broker_that_reads_no_more_in_the_middle_of_a_batch() {
+    let queue = Queue::new();
+    let _server = server(&queue, &[]);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("amqp://{}?heartbeat=0", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        let (mut near, _) = listener.accept().unwrap();
+        let mut far = TcpStream::connect(broker().rsplit(['@', '/']).next().unwrap()).unwrap();
+        let (from, mut to) = (near.try_clone().unwrap(), far.try_clone().unwrap());
+        thread::spawn(move || std::io::copy(&mut from.take(100_000), &mut to));
+        let _ = std::io::copy(&mut far, &mut near);
+    });
+    let argument = "7".repeat(60_000);
+    let many = ["--in-flight", "2000", "--repeat", "2000", "--timeout", "3s", "--no-retry"];
+    let args = [&["-q", "--queue", queue.name()], &many[..], &["fun", &argument]].concat();
+    let ended = client_at(&url, &args);
+    assert_eq!(ended.code(), 75);
+    assert!(ended.elapsed < Duration::from_secs(15), "{:?}", ended.elapsed);
+    assert!(ended.stderr.contains("no longer answers; the connection was given up"));
+}
+
 /// The lines that SECURITY.md gives.
 #[test]
 fn the_least_permissions_that_are_enough() {
