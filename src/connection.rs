@@ -305,6 +305,12 @@ impl Drop for Session {
     }
 }
 
+/// The largest body that the broker takes, as it says in a failure of [`Kind::TooLarge`]: "message
+/// size 2090 is larger than configured max size 1000".
+pub fn size_limit(failure: &Failure) -> Option<usize> {
+    failure.message.rsplit(' ').next()?.parse().ok()
+}
+
 /// Puts a channel into confirm mode: from now on the broker tells of each message that it has it
 /// (RabbitMQ, "Consumer Acknowledgements and Publisher Confirms").
 ///

@@ -108,7 +108,7 @@ pub struct Reply {
 
 impl Reply {
     /// The reply to `request` with the procedure's `outcome`; an error instead if the result has
-    /// more than `most` bytes.
+    /// more than `most` bytes. Of an error's sentence, no more than that is told.
     pub fn to_request(request: &Request<'_>, outcome: Result<String, Error>, most: usize) -> Reply {
         let outcome = outcome.and_then(|result| match result.len() {
             length if length > most => {
@@ -116,6 +116,12 @@ impl Reply {
                 Err(Error::new(ErrorKind::OutOfRange, message))
             }
             _ => Ok(result),
+        });
+        let outcome = outcome.map_err(|mut error| {
+            while error.message.len() > most {
+                error.message.pop();
+            }
+            error
         });
         Reply { correlation_id: request.correlation_id.map(str::to_owned), outcome }
     }
@@ -226,6 +232,7 @@ mod tests {
         assert_eq!(fits.outcome, Ok("00000".into()));
         let reply = Reply::to_request(&request, Ok("0".repeat(6)), 5);
         assert_eq!(reply.correlation_id.as_deref(), Some("id"));
-        assert_eq!(reply.outcome.unwrap_err().kind, ErrorKind::OutOfRange);
+        let error = reply.outcome.unwrap_err();
+        assert_eq!((error.kind, error.message.as_str()), (ErrorKind::OutOfRange, "the r"));
     }
 }

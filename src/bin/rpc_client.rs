@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, TryRecvError, at, never, select_biased};
 use fib_rpc::backoff::Backoff;
 use fib_rpc::batch::{Batch, Call};
-use fib_rpc::connection::{Session, confirm_mode};
+use fib_rpc::connection::{Session, confirm_mode, size_limit};
 use fib_rpc::exit::{Failure, Kind};
 use fib_rpc::input::{self, Argument};
 use fib_rpc::message::{MAX_BODY, Reply, Request};
@@ -71,7 +71,7 @@ fn run(args: &cli::Client) -> Result<ExitCode> {
             Kind::Internal => return Err(failure.into()),
             // A new connection would be refused in the same way.
             Kind::AccessRefused | Kind::Configuration => return calls.end_by(&failure),
-            Kind::TooLarge => calls.fail(&failure),
+            Kind::TooLarge => calls.fail_too_large(&failure),
             _ if args.no_retry => calls.fail(&failure),
             _ => {
                 if began.elapsed() > GOOD {
@@ -312,6 +312,8 @@ struct Calls<'a> {
     input: Receiver<io::Result<Argument>>,
     input_ended: bool,
     batch: Batch,
+    /// The largest body that the broker takes, as far as is known.
+    max_body: usize,
     /// The deadline of a call that could not be made yet, since no connection was good enough.
     next_deadline: Option<Option<Instant>>,
     /// Replies that no call awaited.
@@ -328,6 +330,7 @@ impl<'a> Calls<'a> {
             input: input.context("cannot read the arguments")?,
             input_ended: false,
             batch: Batch::new(args.in_flight.into()),
+            max_body: MAX_BODY,
             next_deadline: None,
             discarded: 0,
             report: Report::new(PROGRAM, args),
@@ -364,8 +367,9 @@ impl<'a> Calls<'a> {
             outcome: None,
         };
         self.report.begins(&call)?;
-        if size > MAX_BODY {
-            let message = format!("the argument has {size} bytes; a broker takes {MAX_BODY}");
+        let most = self.max_body;
+        if size > most {
+            let message = format!("the argument has {size} bytes; a broker takes {most}");
             call.end(Err(Failure::new(Kind::TooLarge, message)));
         }
         Ok(self.batch.push(call))
@@ -410,6 +414,20 @@ impl<'a> Calls<'a> {
     fn fail(&mut self, failure: &Failure) {
         for call in self.batch.awaited() {
             call.end(Err(failure.clone()));
+        }
+    }
+
+    /// Gives up the calls that are too large for the broker. The others lost their connection to them.
+    fn fail_too_large(&mut self, failure: &Failure) {
+        let largest = self.batch.awaited().map(|call| call.argument.len()).max();
+        let smaller = largest.unwrap_or_default().saturating_sub(1);
+        let most = size_limit(failure).unwrap_or(smaller);
+        self.max_body = most;
+        for call in self.batch.awaited().filter(|call| call.argument.len() > most) {
+            call.end(Err(failure.clone()));
+        }
+        if self.args.no_retry {
+            self.fail(&Failure::new(Kind::ConnectionLost, failure.message.as_str()));
         }
     }
 

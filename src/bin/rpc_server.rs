@@ -9,7 +9,7 @@ use crossbeam_channel::{
     Receiver, RecvError, Sender, after, bounded, never, select_biased, unbounded,
 };
 use fib_rpc::backoff::Backoff;
-use fib_rpc::connection::{Session, confirm_mode};
+use fib_rpc::connection::{Session, confirm_mode, size_limit};
 use fib_rpc::drill::{self, Drill};
 use fib_rpc::exit::{Failure, Kind};
 use fib_rpc::message::{MAX_BODY, Reply, Request};
@@ -130,8 +130,9 @@ fn connect(
     match served.as_ref().err().and_then(|error| error.downcast_ref()) {
         Some(Failure { kind: Kind::Unreadable, .. }) => memory.unreadable = true,
         // The request will come again, to be answered with an error then.
-        Some(Failure { kind: Kind::TooLarge, .. }) => {
-            memory.max_body = desk.largest.load(Ordering::SeqCst).saturating_sub(1);
+        Some(failure @ Failure { kind: Kind::TooLarge, .. }) => {
+            let smaller = desk.largest.load(Ordering::SeqCst).saturating_sub(1);
+            memory.max_body = size_limit(failure).unwrap_or(smaller);
         }
         _ => {}
     }

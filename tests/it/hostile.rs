@@ -103,15 +103,26 @@ fn a_body_as_large_as_a_broker_takes() {
 /// comes again, and again.
 #[test]
 fn a_reply_larger_than_the_broker_takes() {
-    let node = Node::configured("max_message_size = 1000\n", &[]);
+    let node = Node::configured("max_message_size = 50\n", &[]);
     let queue = Queue::at(&node.url);
     let _server = server_at(&node.url, &queue, &[]);
     let args = ["--queue", queue.name(), "--wait", "fib", "10000", "30"];
     let ended = client_at(&node.url, &args);
     assert_eq!((ended.code(), ended.stdout.as_str()), (65, "832040\n"), "{ended:?}");
     let expected =
-        "rpc_client: fib(10000): the result has 2090 bytes; the broker takes 2089 (out-of-range)\n";
+        "rpc_client: fib(10000): the result has 2090 bytes; the broker takes 50 (out-of-range)\n";
     assert!(ended.stderr.ends_with(expected), "{ended:?}");
+    // An error's sentence that is too long itself.
+    let args = ["--queue", queue.name(), "--wait", "nosuch"];
+    let expected = "rpc_client: nosuch(): there is no procedure \"nosuch\"; there are a, b, fi (unknown-procedure)\n";
+    client_at(&node.url, &args).expect(65, "", expected);
+    // A request costs no other call anything.
+    let (large, name) = ("1".repeat(51), queue.name());
+    let args = ["--queue", name, "--wait", "--format", "json", "fun", "1", &large, "2", &large];
+    let ended = client_at(&node.url, &args);
+    let results: Vec<_> = ended.stdout.lines().map(|line| line.contains("\"ok\":true")).collect();
+    assert_eq!((ended.code(), results), (65, vec![true, false, true, false]), "{ended:?}");
+    assert_eq!(ended.stdout.matches("\"too-large\"").count(), 2, "{ended:?}");
 }
 
 // Replies that reach the client.
