@@ -374,10 +374,10 @@ fn refusal(endpoint: &Endpoint, error: Error, after: Duration) -> Failure {
             };
             (Kind::Configuration, format!("{endpoint} has no vhost \"{vhost}\"; {remedy}"))
         }
-        // "access to vhost 'x' refused for user 'y'", and not the limits on connections, which
-        // have the same code.
+        // "access to vhost 'x' refused for user 'y'", and not "...: connection limit (7) is reached",
+        // which has the same code and passes.
         Error::ServerClosedConnection { code: NOT_ALLOWED, message }
-            if message.contains("refused for user") =>
+            if message.contains("refused for user") && !message.ends_with("is reached") =>
         {
             (Kind::AccessRefused, format!("{endpoint} refused access: {message}; {PERMISSIONS}"))
         }

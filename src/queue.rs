@@ -132,9 +132,12 @@ pub fn ensure(session: &mut Session, queue: &str, queue_type: QueueType) -> Resu
             info!("queue {queue} declared: {}, durable, {consumers}", queue_type.name());
             session.ask(|| channel.close())
         }
-        // Another server created it in the meantime, in another way (406).
+        // Another server created it in the meantime, in another way (406), or it may not be created.
         Err(failure) if failure.kind == Kind::Configuration => {
-            inspect_apart(session, queue).map(drop)
+            inspect_apart(session, queue).map(drop).map_err(|other| match other.kind {
+                Kind::QueueMissing => failure,
+                _ => other,
+            })
         }
         Err(failure) => Err(failure),
     }

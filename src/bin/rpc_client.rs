@@ -229,6 +229,10 @@ impl Line<'_> {
                     Ok(ConsumerMessage::ServerClosedChannel(error)) => {
                         return Err(session.explain(error).into());
                     }
+                    Ok(ConsumerMessage::ServerCancelled) => {
+                        let message = format!("{} deleted the reply queue", session.endpoint());
+                        return Err(Failure::new(Kind::ConnectionLost, message).into());
+                    }
                     _ => return Err(session.lost().into()),
                 },
                 recv(self.returns) -> returned => {

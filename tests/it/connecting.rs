@@ -284,6 +284,42 @@ fn a_user_without_permissions() {
     }
 }
 
+/// What passes is no refusal: a server waits, and so does a client that is asked to.
+#[test]
+fn limits_of_the_broker() {
+    let node = Node::start();
+    let queue = Queue::at(&node.url);
+    node.ctl(&["set_vhost_limits", "{\"max-connections\":0}"]);
+    let ended = client_at(&node.url, &["--queue", queue.name(), "fib", "30"]);
+    assert_eq!((ended.code(), ended.stdout.as_str()), (69, ""), "{ended:?}");
+    assert!(ended.stderr.ends_with("connection limit (0) is reached\n"), "{ended:?}");
+    let server = Process::spawn(&mut server_command(&node.url, &["--queue", queue.name()]));
+    server.await_stderr("connection limit (0) is reached; trying again\n");
+    node.ctl(&["set_vhost_limits", "{\"max-queues\":0}"]);
+    // It says so again, for another reason: it may not make its queue.
+    server.await_stderr(": queue limit in vhost '/' (0) is reached\n");
+    assert_eq!(server.wait().code(), 78);
+}
+
+/// An operator can, though the queue is exclusive.
+#[test]
+fn a_reply_queue_that_is_deleted_during_the_call() {
+    let node = Node::start();
+    let queue = Queue::at(&node.url);
+    let server = server_at(&node.url, &queue, &[]);
+    server.signal("STOP");
+    let args = ["--queue", queue.name(), "fib", "30"];
+    let waiting = Process::spawn(&mut client_command(&node.url, &args));
+    node.await_ctl(&["list_queues", "messages_unacknowledged"], "1");
+    let queues = node.ctl(&["list_queues", "name"]);
+    let reply_queue = queues.lines().find(|name| name.starts_with("amq.gen-")).unwrap();
+    node.ctl(&["delete_queue", reply_queue]);
+    let told = format!("rpc_client: {} deleted the reply queue; trying again\n", shown(&node.url));
+    waiting.await_stderr(&told);
+    server.signal("CONT");
+    waiting.wait().expect(0, "832040\n", &told);
+}
+
 #[test]
 fn a_frozen_broker_during_a_call() {
     let node = Node::start();
