@@ -373,7 +373,8 @@ impl<'a> Calls<'a> {
         self.report.begins(&call)?;
         let most = self.max_body;
         if size > most {
-            let message = format!("the argument has {size} bytes; a broker takes {most}");
+            let message =
+                format!("the argument has more than the {most} bytes that a broker takes");
             call.end(Err(Failure::new(Kind::TooLarge, message)));
         }
         Ok(self.batch.push(call))

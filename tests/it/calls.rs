@@ -97,6 +97,20 @@ fn a_call_for_each_line_of_standard_input() {
 }
 
 #[test]
+fn a_line_longer_than_a_broker_takes() {
+    let queue = Queue::new();
+    let _server = server(&queue, &[]);
+    let input = [&vec![b'9'; (16 << 20) + 100][..], b"\n7\n"].concat();
+    let mut command = client_command(&broker(), &["--queue", queue.name(), "fun", "-"]);
+    let ended = feed(&mut command, input).wait();
+    let stderr = format!(
+        "rpc_client: line 1: fun({}…): the argument has more than the 16777216 bytes that a broker takes\n",
+        "9".repeat(64)
+    );
+    ended.expect(65, "700\n", &stderr);
+}
+
+#[test]
 fn results_come_in_input_order_whatever_order_the_replies_come_in() {
     let queue = Queue::new();
     let mut first = None;
