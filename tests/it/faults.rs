@@ -188,7 +188,7 @@ fn no_connection_lasts_long_enough_for_an_answer() {
     let (look, consume, deliver) = ([0, 50, 0, 11], [0, 60, 0, 21], [0, 60, 0, 60]);
     for (method, first, last) in [
         (look, "waiting: ", "fib: URL (waited 2s)"),
-        (consume, "URL; trying again", "no more calls are made: no answer within 2s: URL"),
+        (consume, "URL; trying again", "fib: no answer within 2s: URL"),
         (deliver, "URL; trying again", "fib(30): no answer within 2s: URL"),
     ] {
         let (url, connections) = way_that_ends_at(method);
