@@ -22,6 +22,11 @@ pub struct Call {
     pub attempts: u32,
     /// That of the last attempt. An earlier attempt's reply is not awaited any more.
     pub correlation_id: String,
+    /// Which message of its channel the last attempt was, from 1, as publisher confirms count; 0 once
+    /// that was confirmed or refused.
+    pub number: u64,
+    /// Whether the broker refused the last attempt.
+    pub refused: bool,
     /// None while it is awaited.
     pub outcome: Option<Result<String, Failure>>,
 }
@@ -103,6 +108,8 @@ mod tests {
             deadline: Some(deadline),
             attempts: 1,
             correlation_id: id.into(),
+            number: 1,
+            refused: false,
             outcome: None,
         }
     }

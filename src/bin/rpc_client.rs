@@ -8,7 +8,7 @@ use amiquip::{
     Channel, Confirm, ConsumerMessage, ConsumerOptions, Delivery, QueueDeclareOptions, Return,
 };
 use anyhow::{Context, Result};
-use crossbeam_channel::{Receiver, TryRecvError, at, never, select_biased};
+use crossbeam_channel::{Receiver, TryRecvError, after, at, never, select_biased};
 use fib_rpc::backoff::Backoff;
 use fib_rpc::batch::{Batch, Call};
 use fib_rpc::connection::{Session, confirm_mode, size_limit};
@@ -22,6 +22,7 @@ use fib_rpc::uri::{self, Endpoint};
 use fib_rpc::{cli, diagnosis};
 use humantime::format_duration;
 use log::{info, warn};
+use std::cell::Cell;
 use std::io;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -175,6 +176,7 @@ fn converse(
         replies: consumer.receiver(),
         returns,
         confirms,
+        published: Cell::new(0),
     };
     let stop = calls.stop()?;
     let ended = line.exchange(&mut session, calls, &stop);
@@ -190,6 +192,8 @@ struct Line<'a> {
     replies: &'a Receiver<ConsumerMessage>,
     returns: Receiver<Return>,
     confirms: Receiver<Confirm>,
+    /// How many requests.
+    published: Cell<u64>,
 }
 
 impl Line<'_> {
@@ -200,6 +204,7 @@ impl Line<'_> {
         stop: &Receiver<Stop>,
     ) -> Result<()> {
         calls.next_deadline = None;
+        let (mut again, mut told) = (never(), false);
         // What an earlier connection left unanswered.
         for call in calls.batch.awaited() {
             self.publish(session, calls.args, call)?;
@@ -245,9 +250,43 @@ impl Line<'_> {
                     }
                 }
                 recv(self.confirms) -> confirm => {
-                    if let Confirm::Nack(_) = confirm.map_err(|_| session.lost())? {
+                    let (about, is_taken) = match confirm.map_err(|_| session.lost())? {
+                        Confirm::Ack(about) => (about, true),
+                        Confirm::Nack(about) => (about, false),
+                    };
+                    let is_meant = |number: u64| match about.multiple {
+                        true => (1..=about.delivery_tag).contains(&number),
+                        false => number == about.delivery_tag,
+                    };
+                    for call in calls.batch.awaited().filter(|call| is_meant(call.number)) {
+                        call.number = 0;
+                        if is_taken {
+                            continue;
+                        }
                         let message = format!("{} refused a request", session.endpoint());
-                        return Err(Failure::new(Kind::ConnectionLost, message).into());
+                        if calls.args.no_retry {
+                            call.end(Err(Failure::new(Kind::ConnectionLost, message)));
+                            continue;
+                        }
+                        if !told {
+                            warn!("{message}; trying again");
+                            told = true;
+                        }
+                        call.refused = true;
+                        again = after(INTERVAL);
+                    }
+                }
+                recv(again) -> _ => {
+                    if session.blocked().is_some() {
+                        again = after(INTERVAL);
+                        continue;
+                    }
+                    again = never();
+                    // Not to a queue that is gone or has nobody left.
+                    let looked = diagnosis::served(session, &calls.args.common.queue)?;
+                    session.ask(|| looked.close())?;
+                    for call in calls.batch.awaited().filter(|call| call.refused) {
+                        self.publish(session, calls.args, call)?;
                     }
                 }
                 recv(session.notices()) -> notice => {
@@ -285,6 +324,9 @@ impl Line<'_> {
         call: &mut Call,
     ) -> Result<(), Failure> {
         call.attempts += 1;
+        call.refused = false;
+        call.number = self.published.get() + 1;
+        self.published.set(call.number);
         // A new id for each attempt: a late reply to an earlier one is a duplicate.
         call.correlation_id = Uuid::new_v4().to_string();
         let left = call.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -368,6 +410,8 @@ impl<'a> Calls<'a> {
             deadline: self.deadline_of_one_made_now(),
             attempts: 0,
             correlation_id: String::new(),
+            number: 0,
+            refused: false,
             outcome: None,
         };
         self.report.begins(&call)?;

@@ -1,6 +1,7 @@
 //! Brokers that freeze, block and refuse while the programs are at work.
 
 use crate::harness::*;
+use amiquip::{AmqpValue, FieldTable, QueueDeclareOptions};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -231,6 +232,30 @@ fn a_broker_that_reads_no_more_in_the_middle_of_a_batch() {
     assert_eq!(ended.code(), 75);
     assert!(ended.elapsed < Duration::from_secs(15), "{:?}", ended.elapsed);
     assert!(ended.stderr.contains("no longer answers; the connection was given up"));
+}
+
+/// In confirm mode, that is with several brokers: what a full queue refuses goes out again when there
+/// may be room, and nothing else does.
+#[test]
+fn a_request_queue_that_is_full() {
+    let queue = Queue::new();
+    let amqp = Amqp::new();
+    let mut arguments = FieldTable::new();
+    arguments.insert("x-max-length".into(), AmqpValue::LongInt(2));
+    arguments.insert("x-overflow".into(), AmqpValue::LongString("reject-publish".into()));
+    let options = QueueDeclareOptions { durable: true, arguments, ..Default::default() };
+    amqp.channel.queue_declare(queue.name(), options).unwrap();
+    let server = server(&queue, &["--drill", "slow=100ms"]);
+    let url = format!("{0},{0}", broker());
+    let ended = client_at(&url, &["--queue", queue.name(), "--repeat", "30", "ping"]);
+    let told = format!("rpc_client: {} refused a request; trying again\n", shown(&url));
+    ended.expect(0, &"pong\n".repeat(30), &told);
+    assert_eq!(server.stdout().matches(" [.] ping()\n").count(), 30);
+    let args = ["--queue", queue.name(), "--no-retry", "--repeat", "30", "ping"];
+    let ended = client_at(&url, &args);
+    let told = format!("rpc_client: ping(): {} refused a request\n", shown(&url));
+    assert_eq!((ended.code(), ended.stderr.replace(&told, "").as_str()), (75, ""), "{ended:?}");
+    assert!(ended.stdout.starts_with("pong\n"), "{ended:?}");
 }
 
 /// The lines that SECURITY.md gives.
