@@ -40,6 +40,9 @@ const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_sec
 /// How long a server that was asked to stop waits for the broker.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
 
+/// How often it looks whether there is anything left to wait for.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
 fn main() -> ExitCode {
     cli::main(PROGRAM, run)
 }
@@ -118,6 +121,7 @@ fn connect(
         // In a cluster, the node that took a reply can die before it has passed it on.
         confirms: brokers.len() > 1,
         largest: AtomicUsize::new(0),
+        computing: AtomicUsize::new(0),
         events,
     });
     if memory.unreadable {
@@ -232,7 +236,7 @@ fn supervise(
     }
     info!("asked to stop: finish the calls in hand");
     drop(hold_end);
-    if let Err(failure) = stopped(session, happened, workers) {
+    if let Err(failure) = stopped(session, desk, happened, workers) {
         // What is not acked goes to another server, connection or no connection.
         warn!("while stopping: {failure}");
     }
@@ -241,7 +245,12 @@ fn supervise(
 
 /// Waits until all workers have ended: for their calls in hand however long those take, then a
 /// bounded time for the broker's answers to their last words.
-fn stopped(session: &mut Session, happened: &Receiver<Event>, workers: u16) -> Result<()> {
+fn stopped(
+    session: &mut Session,
+    desk: &Desk,
+    happened: &Receiver<Event>,
+    workers: u16,
+) -> Result<()> {
     let (mut finished, mut ended) = (0, 0);
     let mut deadline = never();
     while ended < workers {
@@ -257,10 +266,16 @@ fn stopped(session: &mut Session, happened: &Receiver<Event>, workers: u16) -> R
                 }
                 Event::Ready => {}
             },
+            recv(session.notices()) -> notice => {
+                let notice = notice.map_err(|_| session.lost())?;
+                session.note(notice);
+            }
             recv(deadline) -> _ => return Err(session.give_up().into()),
+            default(LOOK_INTERVAL) => {}
         }
-        // A broker that blocks this connection reads nothing from it, and gives no answer.
-        if finished == workers && session.blocked().is_some() {
+        // A broker that blocks this connection reads nothing from it, neither what a worker has to
+        // publish nor what it asks.
+        if session.blocked().is_some() && desk.computing.load(Ordering::SeqCst) == 0 {
             break;
         }
     }
@@ -325,6 +340,8 @@ struct Desk {
     confirms: bool,
     /// The size of the largest reply that was published.
     largest: AtomicUsize,
+    /// How many workers compute.
+    computing: AtomicUsize,
     events: Sender<Event>,
 }
 
@@ -395,6 +412,7 @@ impl Desk {
         if !self.quiet {
             output::line(format_args!(" [.] {request}"))?;
         }
+        self.computing.fetch_add(1, Ordering::SeqCst);
         if let Some(slow @ Drill::Slow(delay)) = self.drill {
             drill::announce(slow, format_args!("{request} waits"));
             thread::sleep(delay);
@@ -404,6 +422,7 @@ impl Desk {
         } else {
             procedure::call(request.procedure, request.argument, &self.settings)
         };
+        self.computing.fetch_sub(1, Ordering::SeqCst);
         if self.strikes(Drill::CrashBeforeReply, format_args!("{request} is computed: dies now")) {
             drill::crash();
         }

@@ -50,6 +50,35 @@ fn a_blocked_server_stops_when_asked() {
     assert!(ended.elapsed < Duration::from_secs(2), "{ended:?}");
 }
 
+/// A worker waits for the broker to take its reply once all buffers on the way are full.
+#[test]
+fn a_server_stops_though_a_reply_is_stuck() {
+    let node = Node::start();
+    let queue = Queue::at(&node.url);
+    let server = server_at(&node.url, &queue, &["--prefetch", "0"]);
+    server.signal("STOP");
+    let argument = "7".repeat(120_000);
+    let many = ["--in-flight", "800", "--repeat", "800"];
+    let args = [&["-q", "--queue", queue.name()], &many[..], &["fun", &argument]].concat();
+    let _waiting = Process::spawn(&mut client_command(&node.url, &args));
+    let sum = ["list_queues", "messages"];
+    node.await_ctl(&sum, "800");
+    node.ctl(&["set_vm_memory_high_watermark", "0.0000001"]);
+    server.signal("CONT");
+    server.await_stderr("blocks publishing");
+    let computed = || server.stdout().lines().count();
+    let mut before = 0;
+    while before < computed() {
+        before = computed();
+        thread::sleep(Duration::from_secs(1));
+    }
+    assert!(before < 800, "no reply is stuck");
+    server.signal("TERM");
+    let ended = server.wait();
+    assert_eq!(ended.code(), 0, "{}", ended.stderr);
+    assert!(ended.elapsed < Duration::from_secs(3), "{:?}", ended.elapsed);
+}
+
 #[test]
 fn a_frozen_broker_is_noticed_by_its_heartbeats() {
     let node = Node::start();
