@@ -389,6 +389,33 @@ fn calls_outlive_their_connection() {
     assert!(ended.stderr.starts_with(&told), "{ended:?}");
 }
 
+/// With what was right before, both wait for it to be right again.
+#[test]
+fn a_vhost_that_is_deleted_and_made_again() {
+    let node = Node::start();
+    let make = || {
+        node.ctl(&["add_vhost", "v"]);
+        node.ctl(&["set_permissions", "-p", "v", "guest", ".*", ".*", ".*"]);
+    };
+    make();
+    let url = format!("{}/v", node.url);
+    let queue = Queue::at(&url);
+    let server = server_at(&url, &queue, &[]);
+    server.signal("STOP");
+    let args = ["--queue", queue.name(), "fib", "30"];
+    let waiting = Process::spawn(&mut client_command(&url, &args));
+    node.await_ctl(&["-p", "v", "list_queues", "messages_unacknowledged"], "1");
+    node.ctl(&["delete_vhost", "v"]);
+    waiting.await_stderr(" has no vhost \"v\"");
+    // Without its permissions it would be refused.
+    waiting.signal("STOP");
+    make();
+    waiting.signal("CONT");
+    server.signal("CONT");
+    let ended = waiting.wait();
+    assert_eq!((ended.code(), ended.stdout.as_str()), (0, "832040\n"), "{ended:?}");
+}
+
 #[test]
 fn a_server_outlives_its_broker() {
     let node = Node::start();
