@@ -22,10 +22,10 @@ pub struct Call {
     pub attempts: u32,
     /// That of the last attempt. An earlier attempt's reply is not awaited any more.
     pub correlation_id: String,
-    /// Which message of its channel the last attempt was, from 1, as publisher confirms count; 0 once
-    /// that was confirmed or refused.
-    pub number: u64,
-    /// Whether the broker refused the last attempt.
+    /// Which message of its channel the last attempt was, as publisher confirms count, until the
+    /// broker has confirmed or refused it.
+    pub unconfirmed: Option<u64>,
+    /// Whether it refused it: it is to go out again.
     pub refused: bool,
     /// None while it is awaited.
     pub outcome: Option<Result<String, Failure>>,
@@ -108,7 +108,7 @@ mod tests {
             deadline: Some(deadline),
             attempts: 1,
             correlation_id: id.into(),
-            number: 1,
+            unconfirmed: Some(1),
             refused: false,
             outcome: None,
         }

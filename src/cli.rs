@@ -203,6 +203,13 @@ pub struct Client {
     pub format: Format,
 }
 
+impl Client {
+    /// Whether arguments come from standard input.
+    pub fn reads_stdin(&self) -> bool {
+        self.arguments.iter().any(|argument| argument == "-")
+    }
+}
+
 /// A program's command line.
 pub trait Program: Parser {
     /// What all programs have.

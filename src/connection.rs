@@ -6,8 +6,8 @@ use crate::transport;
 use crate::uri::{Credentials, Endpoint};
 use crate::watchdog::Watchdog;
 use amiquip::{
-    Auth, Channel, Confirm, Connection, ConnectionBlockedNotification, ConnectionOptions,
-    ConnectionTuning, Error,
+    Auth, Channel, Confirm, ConfirmPayload, Connection, ConnectionBlockedNotification,
+    ConnectionOptions, ConnectionTuning, Error,
 };
 use crossbeam_channel::Receiver;
 use humantime::format_duration;
@@ -241,22 +241,29 @@ impl Session {
         }
         let cause = self.close_connection().err().unwrap_or(error);
         let endpoint = &self.endpoint;
-        if matches!(cause, Error::MalformedFrame) {
-            let message = format!("{endpoint} sent a message that the client library cannot read");
-            return Failure::new(Kind::Unreadable, message);
-        }
-        if matches!(cause, Error::ExhaustedChannelIds) {
-            let message = format!(
-                "{endpoint} gives no more channels: see channel_max in the URI or on the broker (each of the server's --workers needs one)"
-            );
-            return Failure::new(Kind::Configuration, message);
-        }
-        if let Some(reason) = self.blocked.as_ref().filter(|_| self.watchdog.fired()) {
-            let message =
-                format!("{endpoint} blocks publishing: {reason}; free its memory or disk");
-            return Failure::new(Kind::Blocked, message);
-        }
-        let message = match &cause {
+        let (kind, message) = match (&cause, &self.blocked) {
+            (Error::MalformedFrame, _) => (
+                Kind::Unreadable,
+                format!("{endpoint} sent a message that the client library cannot read"),
+            ),
+            (Error::ExhaustedChannelIds, _) => (
+                Kind::Configuration,
+                format!(
+                    "{endpoint} gives no more channels: see channel_max in the URI or on the broker (each of the server's --workers needs one)"
+                ),
+            ),
+            (_, Some(reason)) if self.watchdog.fired() => (
+                Kind::Blocked,
+                format!("{endpoint} blocks publishing: {reason}; free its memory or disk"),
+            ),
+            _ => (Kind::ConnectionLost, self.how_lost(&cause)),
+        };
+        Failure::new(kind, message)
+    }
+
+    fn how_lost(&self, cause: &Error) -> String {
+        let endpoint = &self.endpoint;
+        match cause {
             _ if self.watchdog.fired() => {
                 format!("{endpoint} no longer answers; the connection was given up")
             }
@@ -272,8 +279,7 @@ impl Session {
                 format!("the connection to {endpoint} was lost ({cause})")
             }
             _ => format!("the connection to {endpoint} failed: {cause}"),
-        };
-        Failure::new(Kind::ConnectionLost, message)
+        }
     }
 
     /// Closes the connection in good order, or gives it up when that takes longer than 2 s, or
@@ -321,6 +327,15 @@ pub fn confirm_mode(channel: &Channel) -> amiquip::Result<Receiver<Confirm>> {
     let confirms = channel.listen_for_publisher_confirms()?;
     channel.enable_publisher_confirms()?;
     Ok(confirms)
+}
+
+/// Whether a confirm is about the message of this number, which counts those that were published on
+/// the channel since it is in confirm mode, from 1.
+pub fn covers(confirm: &ConfirmPayload, number: u64) -> bool {
+    match confirm.multiple {
+        true => number <= confirm.delivery_tag,
+        false => number == confirm.delivery_tag,
+    }
 }
 
 fn options(endpoint: &Endpoint, program: &str) -> ConnectionOptions<Auth> {

@@ -10,6 +10,7 @@
 //! | [`transport`] | the byte stream below a connection: TCP, TLS |
 //! | [`watchdog`] | the bound on calls that can block for ever |
 //! | [`backoff`] | how long to wait before the next attempt to connect |
+//! | [`patience`] | how long the client waits for what is not there |
 //! | [`queue`] | the request queue: found as it is, or created |
 //! | [`diagnosis`] | what a look at the request queue tells of a call that fails |
 //! | [`input`] | the client's arguments and standard input |
@@ -43,6 +44,7 @@ pub mod input;
 pub mod logging;
 pub mod message;
 pub mod output;
+pub mod patience;
 pub mod procedure;
 pub mod queue;
 pub mod report;

@@ -9,18 +9,18 @@ use amiquip::{
 };
 use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, TryRecvError, after, at, never, select_biased};
-use fib_rpc::backoff::Backoff;
 use fib_rpc::batch::{Batch, Call};
-use fib_rpc::connection::{Session, confirm_mode, size_limit};
+use fib_rpc::cli::Format;
+use fib_rpc::connection::{Session, confirm_mode, covers, size_limit};
 use fib_rpc::exit::{Failure, Kind};
 use fib_rpc::input::{self, Argument};
 use fib_rpc::message::{MAX_BODY, Reply, Request};
+use fib_rpc::patience::{INTERVAL, Patience};
 use fib_rpc::report::Report;
 use fib_rpc::signals::{self, Stop};
 use fib_rpc::text::{count, excerpt, lines, short, short_queue};
 use fib_rpc::uri::{self, Endpoint};
 use fib_rpc::{cli, diagnosis};
-use humantime::format_duration;
 use log::{info, warn};
 use std::cell::Cell;
 use std::io;
@@ -30,15 +30,6 @@ use uuid::Uuid;
 
 const PROGRAM: &str = "rpc_client";
 
-/// How often a client that waits looks again.
-const INTERVAL: Duration = Duration::from_millis(100);
-
-/// How long it waits at the most after one connection after another was lost.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-
-/// A connection that held so long was a good one.
-const GOOD: Duration = Duration::from_secs(10);
-
 fn main() -> ExitCode {
     cli::main(PROGRAM, run)
 }
@@ -46,19 +37,12 @@ fn main() -> ExitCode {
 fn run(args: &cli::Client) -> Result<ExitCode> {
     let brokers = uri::parse_list(args.common.url())?;
     let mut calls = Calls::new(args)?;
-    let patience = Patience::new(args.wait, calls.deadline_of_one_made_now(), never());
-    let mut reached = reach(args, &brokers, &patience).map_err(|failure| {
-        let procedure = excerpt(args.procedure.as_bytes());
-        let waited = match args.wait && may_pass(failure.kind) {
-            true => format!(" (waited {})", format_duration(args.timeout)),
-            false => String::new(),
-        };
-        Failure::new(failure.kind, format!("{procedure}: {failure}{waited}"))
-    })?;
-    let mut backoff = Backoff::new(INTERVAL, LONGEST_PAUSE);
-    // Why connections were lost, as far as that was told.
-    let mut told = None;
+    let mut patience = Patience::new(args.wait, args.timeout, calls.deadline_of_one_made_now());
     loop {
+        let reached = match reach(args, &brokers, &patience) {
+            Ok(reached) => reached,
+            Err(failure) => return calls.end_by(&patience.spent(failure)),
+        };
         let began = Instant::now();
         let Err(error) = converse(reached, &mut calls, brokers.len() > 1) else { break };
         if let Some(stop) = error.downcast_ref::<Stop>() {
@@ -72,60 +56,29 @@ fn run(args: &cli::Client) -> Result<ExitCode> {
             Kind::Internal => return Err(failure.into()),
             // A new connection would be refused in the same way.
             Kind::AccessRefused | Kind::Configuration => return calls.end_by(&failure),
+            Kind::Blocked if calls.await_nothing() => return calls.end_by(&failure),
             Kind::TooLarge => calls.fail_too_large(&failure),
             _ if args.no_retry => calls.fail(&failure),
-            _ => {
-                if began.elapsed() > GOOD {
-                    backoff.reset();
-                    told = None;
-                }
-                // Once for each reason, not for each connection.
-                match told.replace(failure.kind) == Some(failure.kind) {
-                    true => info!("{failure}; trying again"),
-                    false => warn!("{failure}; trying again"),
-                }
-            }
+            _ => patience.tell(&failure, began.elapsed()),
         }
-        calls.tell_done()?;
-        if calls.are_over() {
+        if calls.settle()? {
             break;
         }
-        calls.report.flush()?;
-        let stop = calls.stop()?;
-        Patience::new(true, calls.last_deadline(), stop.clone()).pause(backoff.delay());
+        patience.pause(calls.last_deadline(), calls.stop()?);
         // There may have been no connection that held until their time was up.
-        calls.give_up(&late(args, &failure));
-        calls.tell_done()?;
-        if calls.are_over() {
+        let late = patience.late(&failure);
+        calls.give_up(&late);
+        if calls.settle()? {
             break;
         }
         // A broker takes its time to come back, and so does a server; the calls' own time limit
         // is what counts.
-        calls.report.flush()?;
-        let mut patience = Patience::new(true, calls.last_deadline(), stop);
-        patience.was_connected = true;
+        patience.wait_until(calls.last_deadline());
         if patience.left().is_zero() {
-            return calls.end_by(&late(args, &failure));
+            return calls.end_by(&late);
         }
-        reached = match reach(args, &brokers, &patience) {
-            Ok(reached) => reached,
-            Err(failure) if patience.may_pass(failure.kind) => {
-                return calls.end_by(&late(args, &failure));
-            }
-            Err(failure) => return calls.end_by(&failure),
-        };
     }
     calls.report.end()
-}
-
-/// There was no answer in time, because of `failure`.
-fn late(args: &cli::Client, failure: &Failure) -> Failure {
-    let timeout = format_duration(args.timeout);
-    let kind = match failure.kind {
-        Kind::Blocked => Kind::Blocked,
-        _ => Kind::TimedOut,
-    };
-    Failure::new(kind, format!("no answer within {timeout}: {failure}"))
 }
 
 /// A connection to a broker, and a channel on it, once the request queue has a consumer.
@@ -142,9 +95,12 @@ fn reach(
             Some(session) => session,
             None => Session::open(brokers, args.common.connect_timeout.min(left), PROGRAM)?,
         };
-        session.hurry(left);
+        let before = session.hurry(left);
         match diagnosis::served(&mut session, &args.common.queue) {
-            Ok(channel) => Ok((session, channel)),
+            Ok(channel) => {
+                session.hurry(before);
+                Ok((session, channel))
+            }
             Err(failure) => {
                 kept = (failure.kind != Kind::ConnectionLost).then_some(session);
                 Err(failure)
@@ -195,7 +151,7 @@ struct Line<'a> {
     replies: &'a Receiver<ConsumerMessage>,
     returns: Receiver<Return>,
     confirms: Receiver<Confirm>,
-    /// How many requests.
+    /// How many requests went out, which is how publisher confirms count them.
     published: Cell<u64>,
 }
 
@@ -207,7 +163,8 @@ impl Line<'_> {
         stop: &Receiver<Stop>,
     ) -> Result<()> {
         calls.next_deadline = None;
-        let (mut again, mut told) = (never(), false);
+        // When what the broker refused goes out again.
+        let mut again = never();
         // What an earlier connection left unanswered.
         for call in calls.batch.awaited() {
             self.publish(session, calls.args, call)?;
@@ -253,41 +210,13 @@ impl Line<'_> {
                     }
                 }
                 recv(self.confirms) -> confirm => {
-                    let (about, is_taken) = match confirm.map_err(|_| session.lost())? {
-                        Confirm::Ack(about) => (about, true),
-                        Confirm::Nack(about) => (about, false),
-                    };
-                    let is_meant = |number: u64| match about.multiple {
-                        true => (1..=about.delivery_tag).contains(&number),
-                        false => number == about.delivery_tag,
-                    };
-                    for call in calls.batch.awaited().filter(|call| is_meant(call.number)) {
-                        call.number = 0;
-                        if is_taken {
-                            continue;
-                        }
-                        let message = format!("{} refused a request", session.endpoint());
-                        if calls.args.no_retry {
-                            call.end(Err(Failure::new(Kind::ConnectionLost, message)));
-                            continue;
-                        }
-                        if !told {
-                            warn!("{message}; trying again");
-                            told = true;
-                        }
-                        call.refused = true;
+                    let confirm = confirm.map_err(|_| session.lost())?;
+                    if calls.confirmed(confirm, session.endpoint()) {
                         again = after(INTERVAL);
                     }
                 }
                 recv(again) -> _ => {
-                    if session.blocked().is_some() {
-                        again = after(INTERVAL);
-                        continue;
-                    }
                     again = never();
-                    // Not to a queue that is gone or has nobody left.
-                    let looked = diagnosis::served(session, &calls.args.common.queue)?;
-                    session.ask(|| looked.close())?;
                     for call in calls.batch.awaited().filter(|call| call.refused) {
                         self.publish(session, calls.args, call)?;
                     }
@@ -305,6 +234,10 @@ impl Line<'_> {
                         failure.message += &format!("; {replies} came that no call awaits");
                     }
                     calls.give_up(&failure);
+                    // The next call would have to wait as long.
+                    if failure.kind == Kind::Blocked && calls.await_nothing() {
+                        return Err(failure.into());
+                    }
                 }
                 recv(input) -> argument => match argument {
                     Ok(argument) => {
@@ -328,8 +261,8 @@ impl Line<'_> {
     ) -> Result<(), Failure> {
         call.attempts += 1;
         call.refused = false;
-        call.number = self.published.get() + 1;
-        self.published.set(call.number);
+        self.published.set(self.published.get() + 1);
+        call.unconfirmed = Some(self.published.get());
         // A new id for each attempt: a late reply to an earlier one is a duplicate.
         call.correlation_id = Uuid::new_v4().to_string();
         let left = call.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -367,6 +300,8 @@ struct Calls<'a> {
     next_deadline: Option<Option<Instant>>,
     /// Replies that no call awaited.
     discarded: u32,
+    /// Whether it was told that the broker refuses requests.
+    told_refusal: bool,
     report: Report<'a>,
     stop: Option<Receiver<Stop>>,
 }
@@ -382,6 +317,7 @@ impl<'a> Calls<'a> {
             max_body: MAX_BODY,
             next_deadline: None,
             discarded: 0,
+            told_refusal: false,
             report: Report::new(PROGRAM, args),
             stop: None,
         })
@@ -401,6 +337,11 @@ impl<'a> Calls<'a> {
         self.input_ended && self.batch.is_empty()
     }
 
+    /// Whether no call awaits an answer.
+    fn await_nothing(&mut self) -> bool {
+        self.batch.awaited().next().is_none()
+    }
+
     /// Adds a call with this argument, to be published unless it has an outcome already.
     fn begin(&mut self, argument: Argument) -> Result<&mut Call> {
         let now = Instant::now();
@@ -413,7 +354,7 @@ impl<'a> Calls<'a> {
             deadline: self.deadline_of_one_made_now(),
             attempts: 0,
             correlation_id: String::new(),
-            number: 0,
+            unconfirmed: None,
             refused: false,
             outcome: None,
         };
@@ -454,6 +395,37 @@ impl<'a> Calls<'a> {
         }));
     }
 
+    /// Takes note of what the broker says of requests. Whether it refused some that go out again.
+    fn confirmed(&mut self, confirm: Confirm, endpoint: &str) -> bool {
+        let (about, is_taken) = match confirm {
+            Confirm::Ack(about) => (about, true),
+            Confirm::Nack(about) => (about, false),
+        };
+        let mut go_again = false;
+        for call in self.batch.awaited() {
+            if !call.unconfirmed.is_some_and(|number| covers(&about, number)) {
+                continue;
+            }
+            call.unconfirmed = None;
+            if is_taken {
+                continue;
+            }
+            let queue = &self.args.common.queue;
+            let message =
+                format!("{endpoint} refused a request: the queue \"{queue}\" may be full");
+            if self.args.no_retry {
+                call.end(Err(Failure::new(Kind::Blocked, message)));
+                continue;
+            }
+            if !std::mem::replace(&mut self.told_refusal, true) {
+                warn!("{message}; trying again");
+            }
+            call.refused = true;
+            go_again = true;
+        }
+        go_again
+    }
+
     /// Gives up the calls whose time has run out.
     fn give_up(&mut self, failure: &Failure) {
         let now = Instant::now();
@@ -491,13 +463,28 @@ impl<'a> Calls<'a> {
         Ok(())
     }
 
+    /// Tells what is done. Whether that was all.
+    fn settle(&mut self) -> Result<bool> {
+        self.tell_done()?;
+        self.report.flush()?;
+        Ok(self.are_over())
+    }
+
     /// No more calls can be made, because of `failure`: it is the outcome of those that await
     /// one, and of the program if there are more to come.
     fn end_by(mut self, failure: &Failure) -> Result<ExitCode> {
         self.fail(failure);
         self.tell_done()?;
-        if !matches!(self.input.try_recv(), Err(TryRecvError::Disconnected)) {
-            let what = match self.report.has_begun() {
+        // One object a call, made or not. Lines of standard input that may never come are none.
+        if self.args.format == Format::Json && !self.args.reads_stdin() {
+            for argument in self.input.clone() {
+                self.begin(argument?)?.end(Err(failure.clone()));
+                self.tell_done()?;
+            }
+        }
+        let has_begun = self.report.has_begun();
+        if !has_begun || !matches!(self.input.try_recv(), Err(TryRecvError::Disconnected)) {
+            let what = match has_begun {
                 true => "no more calls are made".into(),
                 false => excerpt(self.args.procedure.as_bytes()),
             };
@@ -506,65 +493,4 @@ impl<'a> Calls<'a> {
         }
         self.report.end()
     }
-}
-
-/// How long a client waits for what is not there yet.
-struct Patience {
-    wait: bool,
-    /// Whether there was a connection before.
-    was_connected: bool,
-    deadline: Option<Instant>,
-    /// Cuts the wait short.
-    stop: Receiver<Stop>,
-}
-
-impl Patience {
-    fn new(wait: bool, deadline: Option<Instant>, stop: Receiver<Stop>) -> Patience {
-        Patience { wait, was_connected: false, deadline, stop }
-    }
-
-    fn left(&self) -> Duration {
-        match self.deadline {
-            Some(deadline) if self.wait => deadline.saturating_duration_since(Instant::now()),
-            _ => Duration::MAX,
-        }
-    }
-
-    fn may_pass(&self, kind: Kind) -> bool {
-        // With a configuration that was right it is the broker: one that dies after the TLS handshake
-        // looks like one that wants a client certificate.
-        may_pass(kind) || self.was_connected && kind == Kind::Configuration
-    }
-
-    /// Waits so long, as far as there is time left.
-    fn pause(&self, delay: Duration) {
-        if let Ok(stop) = self.stop.recv_timeout(delay.min(self.left())) {
-            // What is done was told before this wait.
-            stop.end_process();
-        }
-    }
-
-    /// Tries until there is nothing to wait for any more: a success, a failure that does not pass
-    /// by itself, or the end of the time.
-    fn retry<T>(&self, mut attempt: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
-        let mut told = None;
-        loop {
-            let failure = match attempt() {
-                Err(failure) if self.wait && self.may_pass(failure.kind) => failure,
-                result => return result,
-            };
-            if told.replace(failure.kind) != Some(failure.kind) {
-                warn!("waiting: {failure}");
-            }
-            self.pause(INTERVAL);
-            if self.left().is_zero() {
-                return Err(failure);
-            }
-        }
-    }
-}
-
-fn may_pass(kind: Kind) -> bool {
-    use Kind::{BrokerUnreachable, ConnectionLost, NoConsumer, QueueMissing};
-    matches!(kind, BrokerUnreachable | ConnectionLost | QueueMissing | NoConsumer)
 }

@@ -9,7 +9,7 @@ use crossbeam_channel::{
     Receiver, RecvError, Sender, after, bounded, never, select_biased, unbounded,
 };
 use fib_rpc::backoff::Backoff;
-use fib_rpc::connection::{Session, confirm_mode, size_limit};
+use fib_rpc::connection::{Session, confirm_mode, covers, size_limit};
 use fib_rpc::drill::{self, Drill};
 use fib_rpc::exit::{Failure, Kind};
 use fib_rpc::message::{MAX_BODY, Reply, Request};
@@ -107,12 +107,10 @@ fn connect(
     stop: &Receiver<Stop>,
     memory: &mut Memory,
 ) -> Result<()> {
-    let queue = &args.common.queue;
     let Some(mut session) = open(args, brokers, stop)? else { return Ok(()) };
-    queue::ensure(&mut session, queue, args.queue_type)?;
     let (events, happened) = unbounded();
     let desk = Arc::new(Desk {
-        queue: queue.clone(),
+        queue: args.common.queue.clone(),
         prefetch: args.prefetch,
         settings: args.settings(),
         drill: args.drill,
@@ -143,17 +141,23 @@ fn connect(
     served
 }
 
-/// Opens a connection. None if a signal asks to stop: then the attempt, which can take its time with
-/// each of the brokers, is left behind.
+/// Opens a connection, and makes sure of the queue. None if a signal asks to stop: then the attempt,
+/// which can take its time with each of the brokers, is left behind.
 fn open(
     args: &cli::Server,
     brokers: &[Endpoint],
     stop: &Receiver<Stop>,
 ) -> Result<Option<Session>, Failure> {
     let (brokers, limit) = (brokers.to_vec(), args.common.connect_timeout);
+    let (queue, queue_type) = (args.common.queue.clone(), args.queue_type);
     let (tell, opened) = bounded(1);
     let attempt = move || {
-        let _ = tell.send(Session::open(&brokers, limit, PROGRAM));
+        let opened = Session::open(&brokers, limit, PROGRAM).and_then(|mut session| {
+            queue::ensure(&mut session, &queue, queue_type)?;
+            Ok(session)
+        });
+        // Nobody listens any more if a signal came.
+        let _ = tell.send(opened);
     };
     thread::Builder::new().name("connect".into()).spawn(attempt).map_err(|error| {
         Failure::new(Kind::Internal, format!("cannot start a thread to connect: {error}"))
@@ -204,10 +208,14 @@ fn supervise(
         })?;
     }
     for _ in 0..workers {
-        match happened.recv_timeout(READY_LIMIT) {
-            Ok(Event::Ended(Err(broken))) => return Err(broken.explain(session)),
-            Ok(_) => {}
-            Err(_) => return Err(session.give_up().into()),
+        select_biased! {
+            recv(stop) -> _ => return Ok(()),
+            recv(happened) -> event => {
+                if let Event::Ended(Err(broken)) = event? {
+                    return Err(broken.explain(session));
+                }
+            }
+            default(READY_LIMIT) => return Err(session.give_up().into()),
         }
     }
     if memory.told.take().is_some() {
@@ -502,13 +510,9 @@ impl Unconfirmed {
             Confirm::Ack(confirmed) => (confirmed, true),
             Confirm::Nack(refused) => (refused, false),
         };
-        let is_settled = |number: u64| match confirmed.multiple {
-            true => number <= confirmed.delivery_tag,
-            false => number == confirmed.delivery_tag,
-        };
         let (settled, left) = take(&mut self.requests)
             .into_iter()
-            .partition::<VecDeque<_>, _>(|(number, _)| is_settled(*number));
+            .partition::<VecDeque<_>, _>(|(number, _)| covers(&confirmed, *number));
         self.requests = left;
         for (_, request) in settled {
             if is_taken || request.redelivered {

@@ -277,12 +277,14 @@ fn a_request_queue_that_is_full() {
     let server = server(&queue, &["--drill", "slow=100ms"]);
     let url = format!("{0},{0}", broker());
     let ended = client_at(&url, &["--queue", queue.name(), "--repeat", "30", "ping"]);
-    let told = format!("rpc_client: {} refused a request; trying again\n", shown(&url));
+    let refused =
+        format!("{} refused a request: the queue \"{}\" may be full", shown(&url), queue.name());
+    let told = format!("rpc_client: {refused}; trying again\n");
     ended.expect(0, &"pong\n".repeat(30), &told);
     assert_eq!(server.stdout().matches(" [.] ping()\n").count(), 30);
     let args = ["--queue", queue.name(), "--no-retry", "--repeat", "30", "ping"];
     let ended = client_at(&url, &args);
-    let told = format!("rpc_client: ping(): {} refused a request\n", shown(&url));
+    let told = format!("rpc_client: ping(): {refused}\n");
     assert_eq!((ended.code(), ended.stderr.replace(&told, "").as_str()), (75, ""), "{ended:?}");
     assert!(ended.stdout.starts_with("pong\n"), "{ended:?}");
 }
