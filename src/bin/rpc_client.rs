@@ -95,12 +95,10 @@ fn reach(
             Some(session) => session,
             None => Session::open(brokers, args.common.connect_timeout.min(left), PROGRAM)?,
         };
-        let before = session.hurry(left);
+        // For the declares to come, too.
+        session.hurry(left);
         match diagnosis::served(&mut session, &args.common.queue) {
-            Ok(channel) => {
-                session.hurry(before);
-                Ok((session, channel))
-            }
+            Ok(channel) => Ok((session, channel)),
             Err(failure) => {
                 kept = (failure.kind != Kind::ConnectionLost).then_some(session);
                 Err(failure)

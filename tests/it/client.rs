@@ -162,6 +162,33 @@ fn no_queue() {
     assert_eq!(queue.state(), None, "the client made the queue");
 }
 
+/// One object a call, failed ones too, whether they could be made or not.
+#[test]
+fn no_queue_in_json() {
+    let queue = Queue::new();
+    let json = ["--format", "json"];
+    let ended = queue.client(&[&json[..], &["--repeat", "2", "fib", "1", "x"]].concat());
+    assert_eq!((ended.code(), ended.stderr.as_str()), (69, ""), "{ended:?}");
+    let calls: Vec<serde_json::Value> =
+        ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let arguments: Vec<_> = calls.iter().map(|call| &call["argument"]).collect();
+    assert_eq!(arguments, ["1", "1", "x", "x"]);
+    for call in &calls {
+        assert_eq!(
+            (&call["error"]["kind"], &call["attempts"]),
+            (&"queue-missing".into(), &0.into())
+        );
+    }
+    // Lines of standard input may never come.
+    let (waiting, _stdin) = Process::spawn_with_stdin(&mut client_command(
+        &broker(),
+        &["--queue", queue.name(), "--format", "json", "fib", "-"],
+    ));
+    let ended = waiting.wait();
+    assert_eq!((ended.code(), ended.stdout.as_str()), (69, ""), "{ended:?}");
+    assert!(ended.stderr.starts_with("rpc_client: fib: there is no queue "), "{ended:?}");
+}
+
 #[test]
 fn no_consumer() {
     let queue = Queue::new();

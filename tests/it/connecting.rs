@@ -68,8 +68,11 @@ fn the_next_broker_of_a_list_is_tried() {
     });
     let list =
         format!("amqp://127.0.0.1:{},{silent}?connection_timeout=200,{}", refused_port(), broker());
-    let ended = client_at(&list, &["--queue", queue.name(), "fib", "30"]);
+    // The silent one's own bound is the one that counts.
+    let args = ["--connect-timeout", "20s", "--queue", queue.name(), "fib", "30"];
+    let ended = client_at(&list, &args);
     ended.expect(0, "832040\n", "");
+    assert!(ended.elapsed < Duration::from_secs(5), "{ended:?}");
 }
 
 #[test]
@@ -137,6 +140,8 @@ fn missing_vhost() {
         shown(&url)
     );
     client_at(&url, &["fib", "30"]).expect(78, "", &stderr);
+    let stderr = stderr.replace("rpc_client: fib:", "rpc_server:");
+    Process::spawn(&mut server_command(&url, &[])).wait().expect(78, "", &stderr);
 }
 
 #[test]
@@ -362,6 +367,31 @@ fn a_broker_that_blocks_publishing() {
     node.ctl(&["set_vm_memory_high_watermark", "0.4"]);
     let ended = waiting.wait();
     assert_eq!((ended.code(), ended.stdout.as_str()), (0, "832040\n"), "{ended:?}");
+}
+
+/// Not after a time limit for each of its calls.
+#[test]
+fn a_broker_that_blocks_publishing_ends_a_batch() {
+    let node = Node::start();
+    let queue = Queue::at(&node.url);
+    let _server = server_at(&node.url, &queue, &[]);
+    node.ctl(&["set_vm_memory_high_watermark", "0.0000001"]);
+    let args = ["-q", "--queue", queue.name(), "--timeout", "1s", "fib", "-"];
+    let mut command = client_command(&node.url, &args);
+    let (client, mut stdin) = Process::spawn_with_stdin(&mut command);
+    stdin.write_all(&b"30\n".repeat(1_000)).unwrap();
+    // It ends though more may come.
+    let ended = client.wait();
+    assert_eq!((ended.code(), ended.stdout.as_str()), (75, ""), "{ended:?}");
+    assert!(ended.elapsed < Duration::from_secs(4), "{ended:?}");
+    let cause = format!(
+        "no answer within 1s: {} blocks publishing: low on memory; free its memory or disk",
+        shown(&node.url)
+    );
+    let last = format!("rpc_client: no more calls are made: {cause}\n");
+    assert!(ended.stderr.ends_with(&last), "{ended:?}");
+    let first = format!("rpc_client: line 1: fib(30): {cause}\n");
+    assert!(ended.stderr.starts_with(&first), "{ended:?}");
 }
 
 #[test]

@@ -174,9 +174,15 @@ fn a_peer_that_hangs_up_during_the_login() {
     ended.expect(69, "", &told);
 }
 
-/// A way to the shared broker on which each connection ends before `method` reaches the client.
-/// Counts the connections.
-fn way_that_ends_at(method: [u8; 4]) -> (String, Arc<AtomicUsize>) {
+#[derive(Clone, Copy)]
+enum End {
+    Lost,
+    Stalled,
+}
+
+/// A way to the shared broker on which each connection comes to its `end` before `method` reaches
+/// the client. Counts the connections.
+fn way_that_ends_at(method: [u8; 4], end: End) -> (String, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("amqp://{}", listener.local_addr().unwrap());
     let connections = Arc::new(AtomicUsize::new(0));
@@ -194,7 +200,10 @@ fn way_that_ends_at(method: [u8; 4]) -> (String, Arc<AtomicUsize>) {
             let mut payload = vec![0; size + 1];
             far.read_exact(&mut payload)?;
             if head[0] == 1 && payload.starts_with(&method) {
-                break;
+                match end {
+                    End::Lost => break,
+                    End::Stalled => thread::sleep(PATIENCE),
+                }
             }
             near.write_all(&[&head[..], &payload].concat())?;
         }
@@ -210,18 +219,22 @@ fn way_that_ends_at(method: [u8; 4]) -> (String, Arc<AtomicUsize>) {
     (url, connections)
 }
 
+// Class and method numbers, AMQP 0-9-1 section 1.2.
+const DECLARE_OK: [u8; 4] = [0, 50, 0, 11];
+const CONSUME_OK: [u8; 4] = [0, 60, 0, 21];
+const DELIVER: [u8; 4] = [0, 60, 0, 60];
+
 /// The time limit holds, and neither the broker nor the terminal is flooded.
 #[test]
 fn no_connection_lasts_long_enough_for_an_answer() {
     let queue = Queue::new();
     let _server = server(&queue, &[]);
-    let (look, consume, deliver) = ([0, 50, 0, 11], [0, 60, 0, 21], [0, 60, 0, 60]);
     for (method, first, last) in [
-        (look, "waiting: ", "fib: URL (waited 2s)"),
-        (consume, "URL; trying again", "fib: no answer within 2s: URL"),
-        (deliver, "URL; trying again", "fib(30): no answer within 2s: URL"),
+        (DECLARE_OK, "waiting: ", "fib: URL (waited 2s)"),
+        (CONSUME_OK, "URL; trying again", "fib: no answer within 2s: URL"),
+        (DELIVER, "URL; trying again", "fib(30): no answer within 2s: URL"),
     ] {
-        let (url, connections) = way_that_ends_at(method);
+        let (url, connections) = way_that_ends_at(method, End::Lost);
         let args = ["--wait", "--timeout", "2s", "--queue", queue.name(), "fib", "30"];
         let ended = client_at(&url, &args);
         assert_eq!((ended.code(), ended.stdout.as_str()), (75, ""), "{ended:?}");
@@ -236,6 +249,31 @@ fn no_connection_lasts_long_enough_for_an_answer() {
         };
         assert_eq!(lines.len(), 2, "{ended:?}");
         assert!(starts(lines[0], first) && starts(lines[1], last), "{ended:?}");
+    }
+}
+
+/// Bounded like everything else; and a server that gets no further stops when it is asked to.
+#[test]
+fn a_broker_that_stalls() {
+    let queue = Queue::new();
+    let _server = server(&queue, &[]);
+    for method in [DECLARE_OK, CONSUME_OK, DELIVER] {
+        let (url, _) = way_that_ends_at(method, End::Stalled);
+        let args = ["--wait", "--timeout", "1s", "--queue", queue.name(), "fib", "30"];
+        let ended = client_at(&url, &args);
+        assert_eq!((ended.code(), ended.stdout.as_str()), (75, ""), "{ended:?}");
+        let gave_up = format!("{url} no longer answers; the connection was given up");
+        assert!(ended.stderr.contains(&gave_up), "{ended:?}");
+        assert!(ended.elapsed < Duration::from_secs(4), "{ended:?}");
+    }
+    for (method, before) in [(DECLARE_OK, "connected to "), (CONSUME_OK, "qos: prefetch 1")] {
+        let (url, _) = way_that_ends_at(method, End::Stalled);
+        let server = Process::spawn(&mut server_command(&url, &["-v", "--queue", queue.name()]));
+        server.await_stderr(&format!("rpc_server: {before}"));
+        server.signal("TERM");
+        let ended = server.wait();
+        assert_eq!(ended.code(), 0, "{ended:?}");
+        assert!(ended.elapsed < Duration::from_secs(4), "{ended:?}");
     }
 }
 

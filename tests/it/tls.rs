@@ -64,6 +64,9 @@ fn both_programs_over_tls() {
 
     let untrusted = "no TLS handshake with URL: no authority that is trusted here signed its certificate; cacertfile names one";
     tls.refuses(&tls.url(""), 78, untrusted);
+    let server = Process::spawn(&mut server_command(&tls.url(""), &[])).wait();
+    let said = format!("rpc_server: {}\n", untrusted.replace("URL", &shown(&tls.url(""))));
+    server.expect(78, "", &said);
     tls.refuses(&tls.url("cacertfile=DIR/other-ca.pem"), 78, untrusted);
     // Another name of 127.0.0.1, and none that the certificate has.
     let other_host = tls.url("cacertfile=DIR/ca.pem").replace("localhost", "127.1");
