@@ -257,13 +257,17 @@ impl Line<'_> {
         args: &cli::Client,
         call: &mut Call,
     ) -> Result<(), Failure> {
+        let left = call.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        if left == Some(Duration::ZERO) {
+            // Nobody waits for the answer any more: `exchange` is about to tell.
+            return Ok(());
+        }
         call.attempts += 1;
         call.refused = false;
         self.published.set(self.published.get() + 1);
         call.unconfirmed = Some(self.published.get());
         // A new id for each attempt: a late reply to an earlier one is a duplicate.
         call.correlation_id = Uuid::new_v4().to_string();
-        let left = call.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let request = Request {
             procedure: &args.procedure,
             argument: &call.argument,
@@ -280,7 +284,7 @@ impl Line<'_> {
         let publish = || self.channel.basic_publish("", request.to_publish(queue));
         match left {
             // It may have to wait until the broker takes earlier ones, and a blocked one never does.
-            Some(left) => session.within(left, publish),
+            Some(left) => session.within(left.max(INTERVAL), publish),
             None => publish().map_err(|error| session.explain(error)),
         }
     }
