@@ -173,13 +173,14 @@ impl<'a> Report<'a> {
             bar.finish_and_clear();
         }
         if self.args.stats {
-            let calls = self.latencies.len();
+            let made = self.latencies.len();
             let seconds = self.elapsed().as_secs_f64();
-            let rate = if calls > 0 { calls as f64 / seconds } else { 0.0 };
+            let rate = if made > 0 { made as f64 / seconds } else { 0.0 };
+            let calls = text::count(made, "call", "calls");
             let ms = |microseconds: u64| microseconds as f64 / 1e3;
             let at = |quantile| ms(self.latencies.value_at_quantile(quantile));
             self.complain(format_args!(
-                "{calls} calls, {} failed, {rate:.1} calls/s, p50 {:.3} ms, p90 {:.3} ms, p99 {:.3} ms, max {:.3} ms",
+                "{calls}, {} failed, {rate:.1} calls/s, p50 {:.3} ms, p90 {:.3} ms, p99 {:.3} ms, max {:.3} ms",
                 self.failed,
                 at(0.5),
                 at(0.9),

@@ -46,7 +46,8 @@ fn head(text: &str, most: usize) -> &str {
 }
 
 /// `n` of something.
-pub fn count(n: u32, one: &str, more: &str) -> String {
+pub fn count(n: impl Into<u64>, one: &str, more: &str) -> String {
+    let n = n.into();
     format!("{n} {}", if n == 1 { one } else { more })
 }
 

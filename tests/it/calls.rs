@@ -219,6 +219,7 @@ fn statistics_are_told_at_the_end() {
     server.signal("STOP");
     let ended = queue.client(&["-q", "--stats", "--timeout", "300ms", "fib", "30"]);
     let last = ended.stderr.lines().last().unwrap();
+    assert!(last.starts_with("rpc_client: 1 call, 1 failed, "), "{last}");
     let max: f64 = last.rsplit(' ').nth(1).unwrap().parse().unwrap();
     assert!((300.0..2_000.0).contains(&max), "{last}");
     let shape: String = line.chars().filter(|c| !c.is_ascii_digit() && *c != '.').collect();
