@@ -39,12 +39,13 @@ impl fmt::Display for Stop {
 impl std::error::Error for Stop {}
 
 /// A channel that gets the first SIGINT or SIGTERM that comes. A second one, not sent together with
-/// it, ends the process at once by that signal, so that a shell sees 130 or 143.
+/// it, ends the process at once by that signal, so that a shell sees 130 or 143. So does the first
+/// when the process goes on for longer than `limit`, whatever it waits for; None: for ever.
 ///
 /// # Errors
 ///
 /// [`Kind::Internal`], if the system takes no handler.
-pub fn stop_requests() -> Result<Receiver<Stop>, Failure> {
+pub fn stop_requests(limit: Option<Duration>) -> Result<Receiver<Stop>, Failure> {
     let failure = |error: std::io::Error| {
         Failure::new(Kind::Internal, format!("cannot handle signals: {error}"))
     };
@@ -59,6 +60,10 @@ pub fn stop_requests() -> Result<Receiver<Stop>, Failure> {
             let _ = tell.send(Stop(signal));
             thread::sleep(TOGETHER);
             asked.store(true, Ordering::SeqCst);
+            if let Some(limit) = limit {
+                thread::sleep(limit);
+                Stop(signal).end_process();
+            }
         }
     };
     thread::Builder::new().name("signals".into()).spawn(wait).map_err(failure)?;

@@ -30,6 +30,10 @@ use uuid::Uuid;
 
 const PROGRAM: &str = "rpc_client";
 
+/// How long it may take, asked to stop, to come to an end: it may be waiting for a broker, or for
+/// whoever reads its output.
+const STOP_LIMIT: Duration = Duration::from_millis(500);
+
 fn main() -> ExitCode {
     cli::main(PROGRAM, run)
 }
@@ -186,7 +190,11 @@ impl Line<'_> {
             let timeout = calls.batch.deadline().map_or_else(never, at);
             // Replies first: one that has come counts, whatever came after it.
             select_biased! {
-                recv(stop) -> stop => return Err(stop?.into()),
+                recv(stop) -> stop => {
+                    // There may be no time for it after the connection is closed.
+                    calls.report.flush()?;
+                    return Err(stop?.into());
+                }
                 recv(self.replies) -> message => match message {
                     Ok(ConsumerMessage::Delivery(delivery)) => calls.answered(delivery),
                     Ok(ConsumerMessage::ServerClosedChannel(error)) => {
@@ -330,7 +338,7 @@ impl<'a> Calls<'a> {
     fn stop(&mut self) -> Result<Receiver<Stop>, Failure> {
         match &self.stop {
             Some(stop) => Ok(stop.clone()),
-            None => Ok(self.stop.insert(signals::stop_requests()?).clone()),
+            None => Ok(self.stop.insert(signals::stop_requests(Some(STOP_LIMIT))?).clone()),
         }
     }
 

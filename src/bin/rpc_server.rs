@@ -61,7 +61,7 @@ struct Memory {
 }
 
 fn run(args: &cli::Server) -> Result<ExitCode> {
-    let stop = signals::stop_requests()?;
+    let stop = signals::stop_requests(None)?;
     let brokers = uri::parse_list(args.common.url())?;
     let mut memory = Memory {
         told: None,

@@ -3,8 +3,10 @@
 
 use crate::harness::*;
 use amiquip::{AmqpProperties, AmqpValue, FieldTable};
+use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 // The command line.
 
@@ -380,6 +382,27 @@ fn a_signal_ends_it_as_a_shell_expects() {
         let ended = waiting.wait();
         assert_eq!((ended.code(), ended.stdout.as_str()), (code, ""));
     }
+}
+
+/// Whoever reads its output may do so no more.
+#[test]
+fn a_signal_ends_it_though_its_output_is_stuck() {
+    let queue = Queue::new();
+    let _server = server(&queue, &[]);
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let args = ["--queue", queue.name(), "--repeat", "1000", "fib", "3000"];
+    let mut stuck = client_command(&broker(), &args).stdout(writer).spawn().unwrap();
+    // More than the pipe holds is yet to come, wherever it is by now.
+    reader.read_exact(&mut [0; 10]).unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    let started = Instant::now();
+    kill(stuck.id(), "TERM");
+    while stuck.try_wait().unwrap().is_none() && started.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let ended = stuck.try_wait().unwrap();
+    let _ = stuck.kill();
+    assert_eq!(ended.and_then(|status| status.signal()), Some(15), "{ended:?}");
 }
 
 #[track_caller]

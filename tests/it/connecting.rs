@@ -528,6 +528,30 @@ fn a_signal_cuts_an_attempt_to_connect_short() {
     assert!(ended.elapsed < Duration::from_secs(2), "{ended:?}");
 }
 
+/// Nor does a client, after it lost its connection.
+#[test]
+fn a_signal_cuts_an_attempt_to_connect_again_short() {
+    let node = Node::start();
+    let url = format!("{}?heartbeat=1", node.url);
+    let queue = Queue::at(&node.url);
+    let server = server_at(&node.url, &queue, &[]);
+    server.signal("STOP");
+    let args = ["--queue", queue.name(), "--connect-timeout", "20s", "fib", "30"];
+    let waiting = Process::spawn(&mut client_command(&url, &args));
+    node.await_ctl(&["list_queues", "messages_unacknowledged"], "1");
+    // Its system still takes connections.
+    let pid = node.pid();
+    kill(pid, "STOP");
+    waiting.await_stderr("it sent no heartbeat; trying again\n");
+    // The pause before the attempt is shorter.
+    thread::sleep(Duration::from_millis(500));
+    waiting.signal("TERM");
+    let ended = waiting.wait();
+    kill(pid, "CONT");
+    assert_eq!((ended.code(), ended.stdout.as_str()), (143, ""), "{ended:?}");
+    assert!(ended.elapsed < Duration::from_secs(5), "{ended:?}");
+}
+
 #[test]
 fn wait_waits_for_a_broker() {
     let node = Node::start();
