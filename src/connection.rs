@@ -66,8 +66,26 @@ impl Session {
         limit: Duration,
         program: &str,
     ) -> Result<Session, Failure> {
+        Session::open_within(Duration::MAX, endpoints, limit, program)
+    }
+
+    /// The same, with a bound on all attempts together, whatever each of them has: each gets an equal
+    /// share of the time that is `left`.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Session::open`].
+    pub fn open_within(
+        left: Duration,
+        endpoints: &[Endpoint],
+        limit: Duration,
+        program: &str,
+    ) -> Result<Session, Failure> {
+        let began = Instant::now();
         let mut failures: Vec<Failure> = Vec::new();
-        for endpoint in endpoints {
+        for (endpoint, attempts) in endpoints.iter().zip((1..=endpoints.len() as u32).rev()) {
+            let share = left.saturating_sub(began.elapsed()) / attempts;
+            let limit = endpoint.connection_timeout.unwrap_or(limit).min(share);
             match Session::open_one(endpoint, limit, program) {
                 Ok(session) => {
                     for failure in failures {
@@ -85,7 +103,6 @@ impl Session {
     }
 
     fn open_one(endpoint: &Endpoint, limit: Duration, program: &str) -> Result<Session, Failure> {
-        let limit = endpoint.connection_timeout.unwrap_or(limit);
         let deadline = Instant::now() + limit;
         let socket = transport::dial(endpoint, deadline)?;
         let watchdog = socket.try_clone().and_then(Watchdog::new).map_err(|error| {

@@ -97,7 +97,7 @@ fn reach(
         let left = patience.left().max(5 * INTERVAL);
         let mut session = match kept.take() {
             Some(session) => session,
-            None => Session::open(brokers, args.common.connect_timeout.min(left), PROGRAM)?,
+            None => Session::open_within(left, brokers, args.common.connect_timeout, PROGRAM)?,
         };
         // For the declares to come, too.
         session.hurry(left);

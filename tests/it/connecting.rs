@@ -187,6 +187,24 @@ fn a_silent_peer() {
     no_broker(&url, UNFINISHED);
 }
 
+/// However many they are, and whatever time their URIs give each of them.
+#[test]
+fn waiting_for_silent_peers() {
+    let url = peer(|mut stream| {
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    let list = format!("{url}?connection_timeout=20000,{url},{url}");
+    let ended = client_at(&list, &["--wait", "--timeout", "2s", "fib", "30"]);
+    assert_eq!((ended.code(), ended.stdout.as_str()), (69, ""), "{ended:?}");
+    assert!(ended.elapsed < Duration::from_secs(5), "{ended:?}");
+    // Nor is the time of a good one behind them spent.
+    let queue = Queue::new();
+    let _server = server(&queue, &[]);
+    let list = format!("{list},{}", broker());
+    let args = ["-q", "--wait", "--timeout", "6s", "--queue", queue.name(), "fib", "30"];
+    client_at(&list, &args).expect(0, "832040\n", "");
+}
+
 /// The time that is told has no nanoseconds, which what is left of a --timeout does have.
 #[test]
 fn waiting_for_a_silent_peer() {
