@@ -5,9 +5,7 @@
 
 use amiquip::{Channel, Confirm, ConsumerMessage, ConsumerOptions, Delivery, Error};
 use anyhow::Result;
-use crossbeam_channel::{
-    Receiver, RecvError, Sender, after, bounded, never, select_biased, unbounded,
-};
+use crossbeam_channel::{Receiver, RecvError, Sender, bounded, never, select_biased, unbounded};
 use fib_rpc::backoff::Backoff;
 use fib_rpc::connection::{Session, confirm_mode, covers, size_limit};
 use fib_rpc::drill::{self, Drill};
@@ -252,39 +250,40 @@ fn supervise(
 }
 
 /// Waits until all workers have ended: for their calls in hand however long those take, then a
-/// bounded time for the broker's answers to their last words.
+/// bounded time for the broker to take their last words and answer them.
 fn stopped(
     session: &mut Session,
     desk: &Desk,
     happened: &Receiver<Event>,
     workers: u16,
 ) -> Result<()> {
-    let (mut finished, mut ended) = (0, 0);
-    let mut deadline = never();
+    let mut ended = 0;
+    let mut deadline = None;
     while ended < workers {
         select_biased! {
             recv(happened) -> event => match event? {
                 Event::Ended(Ok(())) => ended += 1,
                 Event::Ended(Err(broken)) => return Err(broken.explain(session)),
-                Event::Finished => {
-                    finished += 1;
-                    if finished == workers {
-                        deadline = after(STOP_LIMIT);
-                    }
-                }
                 Event::Ready => {}
             },
             recv(session.notices()) -> notice => {
                 let notice = notice.map_err(|_| session.lost())?;
                 session.note(notice);
             }
-            recv(deadline) -> _ => return Err(session.give_up().into()),
             default(LOOK_INTERVAL) => {}
+        }
+        if desk.computing.load(Ordering::SeqCst) > 0 {
+            deadline = None;
+            continue;
         }
         // A broker that blocks this connection reads nothing from it, neither what a worker has to
         // publish nor what it asks.
-        if session.blocked().is_some() && desk.computing.load(Ordering::SeqCst) == 0 {
+        if session.blocked().is_some() {
             break;
+        }
+        let now = Instant::now();
+        if ended < workers && *deadline.get_or_insert(now + STOP_LIMIT) <= now {
+            return Err(session.give_up().into());
         }
     }
     Ok(())
@@ -294,8 +293,6 @@ fn stopped(
 enum Event {
     /// Requests can come.
     Ready,
-    /// Asked to stop, it has no call in hand any more.
-    Finished,
     /// It has ended.
     Ended(Result<(), Broken>),
 }
@@ -397,7 +394,6 @@ impl Desk {
                 ack(channel, delivery)?;
             }
         }
-        let _ = self.events.send(Event::Finished);
         unconfirmed.settle_all(channel)?;
         info!("cancel the consumer of {}", self.queue);
         consumer.cancel()?;

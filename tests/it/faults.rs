@@ -66,17 +66,56 @@ fn a_server_stops_though_a_reply_is_stuck() {
     node.ctl(&["set_vm_memory_high_watermark", "0.0000001"]);
     server.signal("CONT");
     server.await_stderr("blocks publishing");
+    await_stuck(&server, 800);
+    server.signal("TERM");
+    let ended = server.wait();
+    assert_eq!(ended.code(), 0, "{}", ended.stderr);
+    assert!(ended.elapsed < Duration::from_secs(3), "{:?}", ended.elapsed);
+}
+
+/// Waits until a server gets no further with its replies to so many `calls`.
+#[track_caller]
+fn await_stuck(server: &Process, calls: usize) {
     let computed = || server.stdout().lines().count();
     let mut before = 0;
     while before < computed() {
         before = computed();
         thread::sleep(Duration::from_secs(1));
     }
-    assert!(before < 800, "no reply is stuck");
+    assert!(before < calls, "no reply is stuck");
+}
+
+/// Nor is it told here that the broker takes none.
+#[test]
+fn a_server_stops_though_its_broker_reads_no_more() {
+    let node = Node::start();
+    let queue = Queue::at(&node.url);
+    let server = server_at(&way_that_takes(&node.url, 100_000), &queue, &["--prefetch", "0"]);
+    let argument = "7".repeat(120_000);
+    let many = ["--in-flight", "800", "--repeat", "800"];
+    let args = [&["-q", "--queue", queue.name()], &many[..], &["fun", &argument]].concat();
+    let _waiting = Process::spawn(&mut client_command(&node.url, &args));
+    server.await_stdout(" [.] fun(");
+    await_stuck(&server, 800);
     server.signal("TERM");
     let ended = server.wait();
     assert_eq!(ended.code(), 0, "{}", ended.stderr);
-    assert!(ended.elapsed < Duration::from_secs(3), "{:?}", ended.elapsed);
+    assert!(ended.elapsed < Duration::from_secs(5), "{:?}", ended.elapsed);
+}
+
+/// A way to the broker at `url` on which no more than so many `bytes` reach it, on one connection.
+fn way_that_takes(url: &str, bytes: u64) -> String {
+    let address = url.rsplit(['@', '/']).next().unwrap().to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let way = format!("amqp://{}?heartbeat=0", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        let (mut near, _) = listener.accept().unwrap();
+        let mut far = TcpStream::connect(address).unwrap();
+        let (from, mut to) = (near.try_clone().unwrap(), far.try_clone().unwrap());
+        thread::spawn(move || std::io::copy(&mut from.take(bytes), &mut to));
+        let _ = std::io::copy(&mut far, &mut near);
+    });
+    way
 }
 
 #[test]
@@ -283,15 +322,7 @@ fn a_broker_that_stalls() {
 fn a_broker_that_reads_no_more_in_the_middle_of_a_batch() {
     let queue = Queue::new();
     let _server = server(&queue, &[]);
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("amqp://{}?heartbeat=0", listener.local_addr().unwrap());
-    thread::spawn(move || {
-        let (mut near, _) = listener.accept().unwrap();
-        let mut far = TcpStream::connect(broker().rsplit(['@', '/']).next().unwrap()).unwrap();
-        let (from, mut to) = (near.try_clone().unwrap(), far.try_clone().unwrap());
-        thread::spawn(move || std::io::copy(&mut from.take(100_000), &mut to));
-        let _ = std::io::copy(&mut far, &mut near);
-    });
+    let url = way_that_takes(&broker(), 100_000);
     let argument = "7".repeat(60_000);
     let many = ["--in-flight", "2000", "--repeat", "2000", "--timeout", "3s", "--no-retry"];
     let args = [&["-q", "--queue", queue.name()], &many[..], &["fun", &argument]].concat();
