@@ -237,8 +237,8 @@ impl Session {
         self.lost()
     }
 
-    /// What an error of the client library means. Unless it is of one channel alone, this closes
-    /// the connection, since closing is what brings out the cause: the library reports a lost
+    /// What an error of the client library means. Unless it is of one channel alone, or of none, this
+    /// closes the connection, since closing is what brings out the cause: the library reports a lost
     /// connection as a dropped event loop.
     pub fn explain(&mut self, error: Error) -> Failure {
         if let Error::ServerClosedChannel { code, message, .. } = &error {
@@ -256,18 +256,19 @@ impl Session {
             };
             return Failure::new(kind, format!("{} refused: {message}{remedy}", self.endpoint));
         }
+        if let Error::ExhaustedChannelIds = error {
+            let message = format!(
+                "{} gives no more channels: see channel_max in the URI or on the broker (each of the server's --workers needs one)",
+                self.endpoint
+            );
+            return Failure::new(Kind::Configuration, message);
+        }
         let cause = self.close_connection().err().unwrap_or(error);
         let endpoint = &self.endpoint;
         let (kind, message) = match (&cause, &self.blocked) {
             (Error::MalformedFrame, _) => (
                 Kind::Unreadable,
                 format!("{endpoint} sent a message that the client library cannot read"),
-            ),
-            (Error::ExhaustedChannelIds, _) => (
-                Kind::Configuration,
-                format!(
-                    "{endpoint} gives no more channels: see channel_max in the URI or on the broker (each of the server's --workers needs one)"
-                ),
             ),
             (_, Some(reason)) if self.watchdog.fired() => (
                 Kind::Blocked,

@@ -72,6 +72,10 @@ pub fn timed_out(session: &mut Session, queue: &str, timeout: Duration) -> Failu
         Err(failure) if failure.kind == Kind::QueueMissing => {
             format!("the queue \"{queue}\" was deleted; start rpc_server again")
         }
+        // The channel on which calls are made is the only one.
+        Err(failure) if failure.kind == Kind::Configuration => {
+            "give more time with --timeout, or start more servers".into()
+        }
         Err(failure) => failure.message,
     };
     Failure::new(Kind::TimedOut, format!("no answer within {timeout}: {reason}"))

@@ -3,7 +3,7 @@
 
 use crate::harness::*;
 use amiquip::{AmqpProperties, AmqpValue, FieldTable};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -353,6 +353,35 @@ fn a_server_that_leaves_during_the_call() {
     let ended = waiting.wait();
     assert_eq!((ended.code(), ended.stdout.as_str()), (75, ""), "{ended:?}");
     assert!(ended.stderr.contains("nobody consumes from the queue"), "{ended:?}");
+}
+
+/// The look for the reason takes a channel of its own. Where there is none, that costs no other call.
+#[test]
+fn a_timeout_on_the_only_channel() {
+    let queue = Queue::new();
+    let (go_on, told) = std::sync::mpsc::channel();
+    let mut requests = 0;
+    let server = StubServer::start(&queue, 2, move |channel, request| {
+        requests += 1;
+        if requests == 2 {
+            told.recv_timeout(PATIENCE).unwrap();
+            reply(channel, request, b"832040", AmqpProperties::default());
+        }
+    });
+    let url = format!("{}?channel_max=1", broker());
+    let args = ["-v", "--queue", queue.name(), "--no-retry", "--timeout", "4s", "fib", "-"];
+    let (client, mut stdin) = Process::spawn_with_stdin(&mut client_command(&url, &args));
+    stdin.write_all(b"29\n").unwrap();
+    client.await_stderr(": fib(29), reply_to ");
+    std::thread::sleep(Duration::from_secs(2));
+    stdin.write_all(b"30\n").unwrap();
+    drop(stdin);
+    let reason = "no answer within 4s: give more time with --timeout, or start more servers";
+    client.await_stderr(&format!("rpc_client: line 1: fib(29): {reason}\n"));
+    go_on.send(()).unwrap();
+    let ended = client.wait();
+    assert_eq!((ended.code(), ended.stdout.as_str()), (75, "832040\n"), "{ended:?}");
+    server.join();
 }
 
 #[test]
