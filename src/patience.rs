@@ -87,24 +87,30 @@ impl Patience {
     }
 
     /// Tries until there is nothing to wait for any more: a success, a failure that does not pass
-    /// by itself, or the end of the time.
+    /// by itself, or the end of the time; then the last attempt's result. `meanwhile` has its turn after
+    /// each attempt that failed.
     ///
     /// # Errors
     ///
-    /// The last attempt's.
-    pub fn retry<T>(&self, mut attempt: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
+    /// Those of `meanwhile`.
+    pub fn retry<T>(
+        &self,
+        mut attempt: impl FnMut() -> Result<T, Failure>,
+        mut meanwhile: impl FnMut(&Failure) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Result<T, Failure>> {
         let mut told = None;
         loop {
             let failure = match attempt() {
                 Err(failure) if self.waits_for(failure.kind) => failure,
-                result => return result,
+                result => return Ok(result),
             };
             if told.replace(failure.kind) != Some(failure.kind) {
                 warn!("waiting: {failure}");
             }
+            meanwhile(&failure)?;
             self.sleep(INTERVAL);
             if self.left().is_zero() {
-                return Err(failure);
+                return Ok(Err(failure));
             }
         }
     }

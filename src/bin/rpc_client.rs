@@ -43,7 +43,7 @@ fn run(args: &cli::Client) -> Result<ExitCode> {
     let mut calls = Calls::new(args)?;
     let mut patience = Patience::new(args.wait, args.timeout, calls.deadline_of_one_made_now());
     loop {
-        let reached = match reach(args, &brokers, &patience) {
+        let reached = match reach(args, &brokers, &patience, &mut calls)? {
             Ok(reached) => reached,
             Err(failure) => return calls.end_by(&patience.spent(failure)),
         };
@@ -85,14 +85,16 @@ fn run(args: &cli::Client) -> Result<ExitCode> {
     calls.report.end()
 }
 
-/// A connection to a broker, and a channel on it, once the request queue has a consumer.
+/// A connection to a broker, and a channel on it, once the request queue has a consumer. Calls whose
+/// time runs out before that are told.
 fn reach(
     args: &cli::Client,
     brokers: &[Endpoint],
     patience: &Patience,
-) -> Result<(Session, Channel), Failure> {
+    calls: &mut Calls<'_>,
+) -> Result<Result<(Session, Channel), Failure>> {
     let mut kept = None;
-    patience.retry(|| {
+    let attempt = || {
         // Enough for a last attempt that tells what is wrong.
         let left = patience.left().max(5 * INTERVAL);
         let mut session = match kept.take() {
@@ -108,6 +110,10 @@ fn reach(
                 Err(failure)
             }
         }
+    };
+    patience.retry(attempt, |failure| {
+        calls.give_up(&patience.late(failure));
+        calls.settle().map(drop)
     })
 }
 
