@@ -369,14 +369,14 @@ fn a_timeout_on_the_only_channel() {
         }
     });
     let url = format!("{}?channel_max=1", broker());
-    let args = ["-v", "--queue", queue.name(), "--no-retry", "--timeout", "4s", "fib", "-"];
+    let args = ["-v", "--queue", queue.name(), "--no-retry", "--timeout", "6s", "fib", "-"];
     let (client, mut stdin) = Process::spawn_with_stdin(&mut client_command(&url, &args));
     stdin.write_all(b"29\n").unwrap();
     client.await_stderr(": fib(29), reply_to ");
-    std::thread::sleep(Duration::from_secs(2));
+    std::thread::sleep(Duration::from_secs(3));
     stdin.write_all(b"30\n").unwrap();
     drop(stdin);
-    let reason = "no answer within 4s: give more time with --timeout, or start more servers";
+    let reason = "no answer within 6s: give more time with --timeout, or start more servers";
     client.await_stderr(&format!("rpc_client: line 1: fib(29): {reason}\n"));
     go_on.send(()).unwrap();
     let ended = client.wait();
