@@ -139,6 +139,7 @@ enter_node() {
     # rabbitmqctl has eleven ports for itself otherwise: too few for tests that run at once.
     export RABBITMQ_CTL_DIST_PORT_MIN=35672 RABBITMQ_CTL_DIST_PORT_MAX=36671
     # Without a UTF-8 locale, rabbitmqctl warns and garbles names.
+    case $(locale charmap 2>/dev/null) in UTF-8) ;; *) export LC_ALL=C.UTF-8 ;; esac
     export ELIXIR_ERL_OPTIONS=+fnu
 }
 

@@ -481,6 +481,8 @@ impl Node {
             .args(args)
             .env("BROKER_DIR", &self.folder)
             .env("BROKER_CONF", &self.configuration)
+            // Names are UTF-8 whatever the user's locale is.
+            .env("LC_ALL", "C")
             .stdin(Stdio::null())
             .output()
             .unwrap();
