@@ -203,13 +203,6 @@ pub struct Client {
     pub format: Format,
 }
 
-impl Client {
-    /// Whether arguments come from standard input.
-    pub fn reads_stdin(&self) -> bool {
-        self.arguments.iter().any(|argument| argument == "-")
-    }
-}
-
 /// A program's command line.
 pub trait Program: Parser {
     /// What all programs have.

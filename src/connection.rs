@@ -231,6 +231,16 @@ impl Session {
         self.blocked.as_deref()
     }
 
+    /// The failure that this is, while the broker blocks this connection's publishing.
+    pub fn obstruction(&self) -> Option<Failure> {
+        let endpoint = &self.endpoint;
+        self.blocked().map(|reason| {
+            let message =
+                format!("{endpoint} blocks publishing: {reason}; free its memory or disk");
+            Failure::new(Kind::Blocked, message)
+        })
+    }
+
     /// The broker took too long: ends the connection, so that whatever still waits for it returns.
     pub fn give_up(&mut self) -> Failure {
         self.watchdog.fire();
@@ -265,18 +275,14 @@ impl Session {
         }
         let cause = self.close_connection().err().unwrap_or(error);
         let endpoint = &self.endpoint;
-        let (kind, message) = match (&cause, &self.blocked) {
-            (Error::MalformedFrame, _) => (
+        match (&cause, self.obstruction()) {
+            (Error::MalformedFrame, _) => Failure::new(
                 Kind::Unreadable,
                 format!("{endpoint} sent a message that the client library cannot read"),
             ),
-            (_, Some(reason)) if self.watchdog.fired() => (
-                Kind::Blocked,
-                format!("{endpoint} blocks publishing: {reason}; free its memory or disk"),
-            ),
-            _ => (Kind::ConnectionLost, self.how_lost(&cause)),
-        };
-        Failure::new(kind, message)
+            (_, Some(failure)) if self.watchdog.fired() => failure,
+            _ => Failure::new(Kind::ConnectionLost, self.how_lost(&cause)),
+        }
     }
 
     fn how_lost(&self, cause: &Error) -> String {

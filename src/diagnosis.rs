@@ -13,6 +13,9 @@ use std::time::Duration;
 /// How long a broker may take to help with the diagnosis of a call that timed out.
 const LIMIT: Duration = Duration::from_secs(1);
 
+/// What helps where servers are busy.
+const MORE: &str = "give more time with --timeout, or start more servers";
+
 /// A channel on which to make calls, if there is the queue and somebody consumes from it.
 ///
 /// # Errors
@@ -48,13 +51,8 @@ pub fn no_queue(session: &Session, queue: &str) -> Failure {
 
 /// Why a call had no answer within `timeout`.
 pub fn timed_out(session: &mut Session, queue: &str, timeout: Duration) -> Failure {
-    let timeout = format_duration(timeout);
-    if let Some(reason) = session.blocked() {
-        let message = format!(
-            "no answer within {timeout}: {} blocks publishing: {reason}; free its memory or disk",
-            session.endpoint()
-        );
-        return Failure::new(Kind::Blocked, message);
+    if let Some(failure) = session.obstruction() {
+        return late(&failure, timeout);
     }
     let before = session.hurry(LIMIT);
     let state = queue::inspect_apart(session, queue);
@@ -65,7 +63,7 @@ pub fn timed_out(session: &mut Session, queue: &str, timeout: Duration) -> Failu
             waiting(state)
         ),
         Ok(state) => format!(
-            "{} from the queue \"{queue}\", where {}; give more time with --timeout, or start more servers",
+            "{} from the queue \"{queue}\", where {}; {MORE}",
             count(state.consumers, "server consumes", "servers consume"),
             waiting(state)
         ),
@@ -73,12 +71,19 @@ pub fn timed_out(session: &mut Session, queue: &str, timeout: Duration) -> Failu
             format!("the queue \"{queue}\" was deleted; start rpc_server again")
         }
         // The channel on which calls are made is the only one.
-        Err(failure) if failure.kind == Kind::Configuration => {
-            "give more time with --timeout, or start more servers".into()
-        }
+        Err(failure) if failure.kind == Kind::Configuration => MORE.into(),
         Err(failure) => failure.message,
     };
-    Failure::new(Kind::TimedOut, format!("no answer within {timeout}: {reason}"))
+    late(&Failure::new(Kind::TimedOut, reason), timeout)
+}
+
+/// What becomes of a call that `failure` kept from being answered within `timeout`.
+pub fn late(failure: &Failure, timeout: Duration) -> Failure {
+    let kind = match failure.kind {
+        Kind::Blocked => Kind::Blocked,
+        _ => Kind::TimedOut,
+    };
+    Failure::new(kind, format!("no answer within {}: {failure}", format_duration(timeout)))
 }
 
 fn waiting(state: State) -> String {

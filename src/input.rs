@@ -33,7 +33,7 @@ pub fn arguments(arguments: &[String], repeat: u64) -> io::Result<Receiver<io::R
         [] => vec![String::new()],
         some => some.to_vec(),
     };
-    let few = repeat == 1 && arguments.iter().all(|argument| argument != "-");
+    let few = repeat == 1 && !reads_stdin(&arguments);
     let (sender, input) = bounded(if few { arguments.len() } else { AHEAD });
     let read = move || {
         let mut line = 0;
@@ -56,6 +56,11 @@ pub fn arguments(arguments: &[String], repeat: u64) -> io::Result<Receiver<io::R
         thread::Builder::new().name("input".into()).spawn(read)?;
     }
     Ok(input)
+}
+
+/// Whether some of the `arguments` come from standard input.
+pub fn reads_stdin(arguments: &[String]) -> bool {
+    arguments.iter().any(|argument| argument == "-")
 }
 
 /// The lines of `input` without their ends. What is beyond [`LONGEST_LINE`] is read when the next one

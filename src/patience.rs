@@ -2,6 +2,7 @@
 //! server, a connection that holds.
 
 use crate::backoff::Backoff;
+use crate::diagnosis;
 use crate::exit::{Failure, Kind};
 use crate::signals::Stop;
 use crossbeam_channel::{Receiver, never};
@@ -129,12 +130,7 @@ impl Patience {
 
     /// What becomes of a call that `failure` kept from being answered in time.
     pub fn late(&self, failure: &Failure) -> Failure {
-        let kind = match failure.kind {
-            Kind::Blocked => Kind::Blocked,
-            _ => Kind::TimedOut,
-        };
-        let timeout = format_duration(self.timeout);
-        Failure::new(kind, format!("no answer within {timeout}: {failure}"))
+        diagnosis::late(failure, self.timeout)
     }
 
     /// Whether it waits for such a failure to pass by itself.

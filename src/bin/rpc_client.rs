@@ -492,7 +492,7 @@ impl<'a> Calls<'a> {
         self.fail(failure);
         self.tell_done()?;
         // One object a call, made or not. Lines of standard input that may never come are none.
-        if self.args.format == Format::Json && !self.args.reads_stdin() {
+        if self.args.format == Format::Json && !input::reads_stdin(&self.args.arguments) {
             for argument in self.input.clone() {
                 self.begin(argument?)?.end(Err(failure.clone()));
                 self.tell_done()?;
