@@ -4,7 +4,7 @@
 use amiquip::AmqpProperties;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use fib_rpc::fib::{Algorithm, fib};
-use fib_rpc::message::{Reply, Request};
+use fib_rpc::protocol::{Reply, Request};
 use std::hint::black_box;
 use std::time::Duration;
 

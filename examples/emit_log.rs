@@ -7,7 +7,7 @@ use amiquip::{ExchangeDeclareOptions, ExchangeType, Publish};
 use anyhow::Result;
 use clap::Parser;
 use common::{Broker, Receipts};
-use fib_rpc::{output, text};
+use fib_rpc::terminal::{output, text};
 use std::process::ExitCode;
 
 const EXCHANGE: &str = "logs";

@@ -7,7 +7,7 @@ use amiquip::{AmqpProperties, Publish, QueueDeclareOptions};
 use anyhow::Result;
 use clap::Parser;
 use common::{Broker, Receipts};
-use fib_rpc::{output, text};
+use fib_rpc::terminal::{output, text};
 use std::process::ExitCode;
 
 const QUEUE: &str = "task_queue";

@@ -6,7 +6,7 @@ use amiquip::{ConsumerOptions, QueueDeclareOptions};
 use anyhow::Result;
 use clap::Parser;
 use common::{Broker, Deliveries};
-use fib_rpc::{output, text};
+use fib_rpc::terminal::{output, text};
 use std::process::ExitCode;
 
 const QUEUE: &str = "hello";

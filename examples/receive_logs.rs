@@ -8,7 +8,7 @@ use amiquip::{ConsumerOptions, ExchangeDeclareOptions, ExchangeType, FieldTable}
 use anyhow::Result;
 use clap::Parser;
 use common::{Broker, Deliveries};
-use fib_rpc::{output, text};
+use fib_rpc::terminal::{output, text};
 use std::process::ExitCode;
 
 const EXCHANGE: &str = "logs";

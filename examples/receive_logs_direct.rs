@@ -8,8 +8,8 @@ use amiquip::{ConsumerOptions, ExchangeDeclareOptions, ExchangeType, FieldTable}
 use anyhow::Result;
 use clap::Parser;
 use common::{Broker, Deliveries};
-use fib_rpc::output;
-use fib_rpc::text::line;
+use fib_rpc::terminal::output;
+use fib_rpc::terminal::text::line;
 use std::process::ExitCode;
 
 const EXCHANGE: &str = "direct_logs";

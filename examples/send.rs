@@ -6,7 +6,7 @@ use amiquip::{Publish, QueueDeclareOptions};
 use anyhow::Result;
 use clap::Parser;
 use common::{Broker, Receipts};
-use fib_rpc::output;
+use fib_rpc::terminal::output;
 use std::process::ExitCode;
 
 const QUEUE: &str = "hello";

@@ -1,12 +1,14 @@
 //! Both programs' arguments.
 
-use crate::drill::Drill;
-use crate::exit::Kind;
+use crate::amqp::queue::QueueType;
+use crate::amqp::uri;
+use crate::error::Kind;
 use crate::fib::{Algorithm, RECURSIVE_LIMIT};
-use crate::message::{MAX_EXPIRATION, MAX_NAME};
 use crate::procedure::Settings;
-use crate::queue::QueueType;
-use crate::{logging, output, stack, uri};
+use crate::protocol::{MAX_EXPIRATION, MAX_NAME};
+use crate::server::drill::Drill;
+use crate::stack;
+use crate::terminal::{logging, output};
 use clap::builder::{PossibleValue, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
@@ -17,7 +19,7 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Largest `--max-n`: the reply of a larger one would be over [`crate::message::MAX_BODY`].
+/// Largest `--max-n`: the reply of a larger one would be over [`crate::protocol::MAX_BODY`].
 const MAX_MAX_N: u64 = 80_000_000;
 
 const SERVER_EXAMPLES: &str = "\

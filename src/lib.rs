@@ -5,52 +5,31 @@
 //! | module | what it has |
 //! |---|---|
 //! | [`cli`] | both programs' arguments |
-//! | [`uri`] | AMQP URIs → endpoints |
-//! | [`connection`] | an endpoint → an open connection; what its errors mean |
-//! | [`transport`] | the byte stream below a connection: TCP, TLS |
-//! | [`watchdog`] | the bound on calls that can block for ever |
-//! | [`backoff`] | how long to wait before the next attempt to connect |
-//! | [`patience`] | how long the client waits for what is not there |
-//! | [`queue`] | the request queue: found as it is, or created |
-//! | [`diagnosis`] | what a look at the request queue tells of a call that fails |
-//! | [`input`] | the client's arguments and standard input |
-//! | [`batch`] | the client's calls between input and output |
-//! | [`message`] | requests and replies ↔ AMQP messages |
+//! | [`client`] | what the client has around its loop: calls, input, output, diagnosis, retries |
+//! | [`server`] | what the server has around its loop |
+//! | [`protocol`] | requests and replies ↔ AMQP messages |
 //! | [`procedure`] | name → function, and what can go wrong in it |
 //! | [`fib`] | Fibonacci numbers |
-//! | [`drill`] | what the server does wrong on purpose |
-//! | [`exit`] | what went wrong → exit code |
-//! | [`report`] | results, failures and statistics of the client's calls |
-//! | [`output`] | standard output, and the end of a program |
-//! | [`text`] | a stranger's bytes, fit for a terminal |
-//! | [`logging`], [`signals`] | diagnostics on stderr; SIGINT and SIGTERM |
+//! | [`amqp`] | URIs, connections, queues, and the guards around them |
+//! | [`terminal`] | standard output, diagnostics on stderr, text made harmless |
+//! | [`process`] | signals |
 //! | [`stack`] | room for deeply nested headers |
+//! | [`error`] | what went wrong → exit code |
 //!
-//! Server: delivery → [`message::Request`] → [`procedure::call`] → [`fib`] → [`message::Reply`] →
-//! publish → ack. Client: arguments → [`message::Request`] → publish → receive, skip other
-//! ids → [`message::Reply`] → standard output → [`exit`].
+//! Server: delivery → [`protocol::Request`] → [`procedure::call`] → [`fib`] → [`protocol::Reply`] →
+//! publish → ack. Client: arguments → [`protocol::Request`] → publish → receive, skip other
+//! ids → [`protocol::Reply`] → standard output → exit code.
 
 #![warn(missing_docs)]
 
-pub mod backoff;
-pub mod batch;
+pub mod amqp;
 pub mod cli;
-pub mod connection;
-pub mod diagnosis;
-pub mod drill;
-pub mod exit;
+pub mod client;
+pub mod error;
 pub mod fib;
-pub mod input;
-pub mod logging;
-pub mod message;
-pub mod output;
-pub mod patience;
 pub mod procedure;
-pub mod queue;
-pub mod report;
-pub mod signals;
+pub mod process;
+pub mod protocol;
+pub mod server;
 pub mod stack;
-pub mod text;
-pub mod transport;
-pub mod uri;
-pub mod watchdog;
+pub mod terminal;

@@ -4,7 +4,7 @@
 //! answer is a text or an [`Error`] with a sentence for the person who made the call.
 
 use crate::fib::{self, Algorithm};
-use crate::text::excerpt;
+use crate::terminal::text::excerpt;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

@@ -125,7 +125,7 @@ impl Vhost {
     fn ready(&self, queue: &str) -> usize {
         let mut amqp = Amqp::at(&self.url);
         let channel = amqp.session.channel().unwrap();
-        let state = fib_rpc::queue::inspect(&mut amqp.session, &channel, queue).unwrap();
+        let state = fib_rpc::amqp::queue::inspect(&mut amqp.session, &channel, queue).unwrap();
         state.messages as usize
     }
 }

@@ -1,10 +1,11 @@
 //! What holds of every input, tried on many: the decoders of what comes from outside never panic,
 //! and what one program writes is what the other reads.
 
+use fib_rpc::amqp::uri;
 use fib_rpc::fib::{self, Algorithm};
-use fib_rpc::message::{MAX_NAME, Reply, Request};
 use fib_rpc::procedure::{self, Error, ErrorKind, Settings};
-use fib_rpc::{text, uri};
+use fib_rpc::protocol::{MAX_NAME, Reply, Request};
+use fib_rpc::terminal::text;
 use proptest::prelude::*;
 use std::time::Duration;
 

@@ -3,8 +3,8 @@
 
 use amiquip::{AmqpProperties, Channel, ConsumerMessage, ConsumerOptions, Delivery, Publish};
 use amiquip::{QueueDeclareOptions, QueueDeleteOptions};
-use fib_rpc::connection::Session;
-use fib_rpc::uri;
+use fib_rpc::amqp::connection::Session;
+use fib_rpc::amqp::uri;
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
@@ -280,7 +280,7 @@ impl Queue {
     pub fn state(&self) -> Option<(u32, u32)> {
         let mut amqp = Amqp::at(&self.url);
         let channel = amqp.session.channel().unwrap();
-        let state = fib_rpc::queue::inspect(&mut amqp.session, &channel, &self.name).ok()?;
+        let state = fib_rpc::amqp::queue::inspect(&mut amqp.session, &channel, &self.name).ok()?;
         Some((state.messages, state.consumers))
     }
 
@@ -308,7 +308,7 @@ impl Drop for Queue {
     }
 }
 
-fn open(url: &str) -> Result<Session, fib_rpc::exit::Failure> {
+fn open(url: &str) -> Result<Session, fib_rpc::error::Failure> {
     Session::open(&uri::parse_list(url)?, PATIENCE, "test")
 }
 

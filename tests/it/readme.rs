@@ -2,7 +2,7 @@
 
 use clap::CommandFactory;
 use fib_rpc::cli;
-use fib_rpc::exit::Kind;
+use fib_rpc::error::Kind;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

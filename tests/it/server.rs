@@ -3,7 +3,7 @@
 
 use crate::harness::*;
 use amiquip::{AmqpProperties, AmqpValue, Delivery, FieldTable, QueueDeclareOptions};
-use fib_rpc::message::Request;
+use fib_rpc::protocol::Request;
 use std::time::Duration;
 
 /// What a server answers to a request with this body and these properties, besides a `reply_to`

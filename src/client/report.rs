@@ -1,11 +1,11 @@
 //! What the client tells of its calls: results on standard output, failures on stderr, and how long
 //! it all took.
 
-use crate::batch::Call;
 use crate::cli::{self, Format};
-use crate::exit::{Failure, Kind};
-use crate::output;
-use crate::text::{self, lines};
+use crate::client::calls::Call;
+use crate::error::{Failure, Kind};
+use crate::terminal::output;
+use crate::terminal::text::{self, lines};
 use anyhow::Result;
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};

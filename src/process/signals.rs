@@ -1,6 +1,6 @@
 //! SIGINT and SIGTERM: the first asks, the second ends.
 
-use crate::exit::{Failure, Kind};
+use crate::error::{Failure, Kind};
 use crossbeam_channel::{Receiver, bounded};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;

@@ -1,7 +1,7 @@
 //! The client's calls between input and output: which are awaited, which are done, and whose turn
 //! it is. Pure bookkeeping; what is published, received and written is the client's business.
 
-use crate::exit::Failure;
+use crate::error::Failure;
 use std::collections::VecDeque;
 use std::time::Instant;
 

@@ -8,7 +8,7 @@
 //! No error here repeats what stands where a password can stand, or where one can end up when a
 //! character in it was not percent-encoded.
 
-use crate::exit::{Failure, Kind};
+use crate::error::{Failure, Kind};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use std::fmt;
 use std::path::PathBuf;
@@ -174,7 +174,7 @@ fn parse(uri: &str) -> Result<Endpoint, String> {
         }
         Some(path) => decode(path, "vhost")?,
     };
-    if vhost.len() > crate::message::MAX_NAME {
+    if vhost.len() > crate::protocol::MAX_NAME {
         return Err("its vhost is longer than 255 bytes".into());
     }
     let mut endpoint = Endpoint {

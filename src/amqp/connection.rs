@@ -1,10 +1,10 @@
 //! An [`Endpoint`] to an open AMQP connection, and the guards around it: opening and closing take
 //! bounded time whatever the broker does, and an error tells what broke.
 
-use crate::exit::{Failure, Kind};
-use crate::transport;
-use crate::uri::{Credentials, Endpoint};
-use crate::watchdog::Watchdog;
+use crate::amqp::transport;
+use crate::amqp::uri::{Credentials, Endpoint};
+use crate::amqp::watchdog::Watchdog;
+use crate::error::{Failure, Kind};
 use amiquip::{
     Auth, Channel, Confirm, ConfirmPayload, Connection, ConnectionBlockedNotification,
     ConnectionOptions, ConnectionTuning, Error,
@@ -453,7 +453,7 @@ fn refusal(endpoint: &Endpoint, error: Error, after: Duration) -> Failure {
     Failure::new(kind, message)
 }
 
-/// Whether it was the first bytes that were wrong, as [`crate::transport`] has it.
+/// Whether it was the first bytes that were wrong, as [`crate::amqp::transport`] has it.
 fn speaks_otherwise(error: &Error) -> bool {
     let Error::IoErrorReadingSocket { source } = error else { return false };
     source.kind() == std::io::ErrorKind::InvalidData

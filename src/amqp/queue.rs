@@ -1,8 +1,8 @@
 //! The request queue: found as it is, or created.
 
-use crate::connection::Session;
-use crate::exit::{Failure, Kind};
-use crate::text::count;
+use crate::amqp::connection::Session;
+use crate::error::{Failure, Kind};
+use crate::terminal::text::count;
 use amiquip::{AmqpValue, Channel, Delivery, FieldTable, QueueDeclareOptions};
 use clap::ValueEnum;
 use log::{info, warn};

@@ -1,6 +1,6 @@
 //! The client's arguments: those of the command line, and lines of standard input.
 
-use crate::message::MAX_BODY;
+use crate::protocol::MAX_BODY;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::io::{self, BufRead, Read};
 use std::thread;

@@ -1,6 +1,6 @@
 //! Standard output, and the end of a program.
 
-use crate::exit::{Failure, Kind, code_of};
+use crate::error::{Failure, Kind, code_of};
 use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;

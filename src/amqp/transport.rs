@@ -1,8 +1,8 @@
 //! The byte stream below a connection: TCP with TCP_NODELAY, TLS if asked for, and a look at the
 //! first bytes.
 
-use crate::exit::{Failure, Kind};
-use crate::uri::{Endpoint, Tls};
+use crate::amqp::uri::{Endpoint, Tls};
+use crate::error::{Failure, Kind};
 use amiquip::IoStream;
 #[cfg(feature = "tls")]
 use log::{debug, warn};
@@ -84,7 +84,7 @@ enum Stream {
 }
 
 /// Makes a transport of a dialled connection, with the TLS handshake if the endpoint wants one.
-/// Blocks until a handshake is done: to be called under a [`crate::watchdog::Watchdog`].
+/// Blocks until a handshake is done: to be called under a [`crate::amqp::watchdog::Watchdog`].
 ///
 /// # Errors
 ///

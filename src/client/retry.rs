@@ -1,10 +1,10 @@
 //! How long the client waits for what is not there yet, or not there any more: a broker, a queue, a
 //! server, a connection that holds.
 
-use crate::backoff::Backoff;
-use crate::diagnosis;
-use crate::exit::{Failure, Kind};
-use crate::signals::Stop;
+use crate::amqp::backoff::Backoff;
+use crate::client::diagnosis;
+use crate::error::{Failure, Kind};
+use crate::process::signals::Stop;
 use crossbeam_channel::{Receiver, never};
 use humantime::format_duration;
 use log::{info, warn};

@@ -1,10 +1,10 @@
 //! The rungs of the client's diagnosis ladder that only a look at the request queue can tell
 //! apart: is it there, does anybody consume from it, how many requests wait in it.
 
-use crate::connection::Session;
-use crate::exit::{Failure, Kind};
-use crate::queue::{self, State};
-use crate::text::count;
+use crate::amqp::connection::Session;
+use crate::amqp::queue::{self, State};
+use crate::error::{Failure, Kind};
+use crate::terminal::text::count;
 use amiquip::Channel;
 use humantime::format_duration;
 use log::info;

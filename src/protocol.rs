@@ -7,9 +7,9 @@
 //! means `result`, which is what the tutorial's servers send); on an error the header `error`
 //! has its kind and the body a sentence.
 
-use crate::exit::{Failure, Kind};
+use crate::error::{Failure, Kind};
 use crate::procedure::{Error, ErrorKind};
-use crate::text;
+use crate::terminal::text;
 use amiquip::{AmqpProperties, AmqpValue, Delivery, FieldTable, Publish};
 use std::fmt;
 use std::time::Duration;

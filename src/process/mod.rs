@@ -1,0 +1,3 @@
+//! The process and its system: signals.
+
+pub mod signals;

@@ -1,0 +1,3 @@
+//! What `rpc_server` has around its loop.
+
+pub mod drill;
