@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures this pair of programs against the same pair written as the tutorials of other libraries would (bench/peers):
+# Measures this pair of programs against the same pair written as the tutorials of other libraries would (benches/peers):
 # C with librabbitmq, Go with amqp091-go, Python with pika, Rust with lapin. Builds them or installs them from package
 # registries, skips those that it cannot, starts one private broker (see broker.sh), and runs all of them in turn, many times.
 # Prints tables: medians, and in parentheses the ratio to ours, which is the median of the rounds' ratios.
@@ -14,7 +14,7 @@
 #   settings     what prefetch, workers, calls in flight, the queue's type and confirms do, ours only
 # sequential and pipelined also measure the broker alone: publish and consume on one connection.
 # --quick makes few rounds, for a look. The raw numbers go to target/bench/results.csv; those of all rows and all peers,
-# if not quick, to bench/results.csv, from which bench/plot.py makes a picture.
+# if not quick, to benches/results.csv, from which benches/plot.py makes a picture.
 # Exit code: 0; 64 wrong usage; 69 if something is missing; 70 if the build or a measurement fails.
 set -euo pipefail
 here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
@@ -39,7 +39,7 @@ build_ours() {
     cargo build --quiet --release --locked || fail 70 'the build failed, see above'
     # A build meanwhile does not change what is measured.
     mkdir -p "$built/ours" && cp -f "$target/release/rpc_server" "$target/release/rpc_client" "$built/ours/"
-    cc -O2 -o "$built/measure" bench/measure.c || fail 70 'could not build bench/measure.c, see above'
+    cc -O2 -o "$built/measure" benches/measure.c || fail 70 'could not build benches/measure.c, see above'
 }
 
 build_c() {
@@ -48,7 +48,7 @@ build_c() {
     mkdir -p "$built/c"
     for program in rpc_server rpc_client broker; do
         # shellcheck disable=SC2046  # a list of words
-        cc -O2 -o "$built/c/$program" "bench/peers/c/$program.c" $(pkg-config --cflags --libs librabbitmq) || return
+        cc -O2 -o "$built/c/$program" "benches/peers/c/$program.c" $(pkg-config --cflags --libs librabbitmq) || return
     done
 }
 
@@ -60,12 +60,12 @@ build_go() {
     mkdir -p "$built/go"
     for program in rpc_server rpc_client; do
         GO111MODULE=off GOPROXY=off GOFLAGS='' GOPATH=/usr/share/gocode GOCACHE=$built/go/cache \
-            go build -o "$built/go/$program" "bench/peers/go/$program.go" || return
+            go build -o "$built/go/$program" "benches/peers/go/$program.go" || return
     done
 }
 
 build_lapin() {
-    CARGO_TARGET_DIR=$built/lapin cargo build --quiet --release --locked --manifest-path bench/peers/lapin/Cargo.toml
+    CARGO_TARGET_DIR=$built/lapin cargo build --quiet --release --locked --manifest-path benches/peers/lapin/Cargo.toml
 }
 
 build_pika() {
@@ -90,7 +90,7 @@ server_command() {
         ours) command=("$built/ours/rpc_server" -q --queue "$queue" --prefetch "$prefetch") ;;
         c | go) command=("$built/$peer/rpc_server" "$AMQP_URL" "$queue" "$prefetch") ;;
         lapin) command=("$built/lapin/release/rpc_server" "$AMQP_URL" "$queue" "$prefetch") ;;
-        pika) command=("$built/pika/bin/python" bench/peers/pika/rpc_server.py "$AMQP_URL" "$queue" "$prefetch") ;;
+        pika) command=("$built/pika/bin/python" benches/peers/pika/rpc_server.py "$AMQP_URL" "$queue" "$prefetch") ;;
     esac
 }
 
@@ -105,7 +105,7 @@ client_command() {
             ;;
         c | go) command=("$built/$peer/rpc_client") ;;
         lapin) command=("$built/lapin/release/rpc_client") ;;
-        pika) command=("$built/pika/bin/python" bench/peers/pika/rpc_client.py) ;;
+        pika) command=("$built/pika/bin/python" benches/peers/pika/rpc_client.py) ;;
         broker) command=("$built/c/broker" "$AMQP_URL" "$calls" "$in_flight") ;;
     esac
     case $peer in
@@ -123,9 +123,9 @@ versions() {
         case $peer in
             ours) note about ours version "$("$built/ours/rpc_client" --version)" ;;
             c) note about c version "librabbitmq $(pkg-config --modversion librabbitmq)" ;;
-            lapin) note about lapin version "lapin $(awk '/^name = "lapin"/ { getline; gsub(/.* "|"/, ""); print }' bench/peers/lapin/Cargo.lock)" ;;
+            lapin) note about lapin version "lapin $(awk '/^name = "lapin"/ { getline; gsub(/.* "|"/, ""); print }' benches/peers/lapin/Cargo.lock)" ;;
             go) note about go version "amqp091-go $(dpkg-query -W -f '${Version}' golang-github-rabbitmq-amqp091-go-dev)" ;;
-            pika) note about pika version "$(sed 's/==/ /; s/ --.*//' bench/peers/pika/requirements.txt)" ;;
+            pika) note about pika version "$(sed 's/==/ /; s/ --.*//' benches/peers/pika/requirements.txt)" ;;
         esac
     done
 }
@@ -383,10 +383,10 @@ bench() {
         esac
     done
     results=$built/results.csv
-    if [ -z "$quick$rows" ] && [ "$peers" = "$all_peers" ]; then results=bench/results.csv; fi
+    if [ -z "$quick$rows" ] && [ "$peers" = "$all_peers" ]; then results=benches/results.csv; fi
     cp "$csv" "$results"
     say "[${SECONDS}s] done; raw numbers: $results"
-    LC_ALL=C awk -f bench/table.awk "$csv"
+    LC_ALL=C awk -f benches/table.awk "$csv"
 }
 
 quick='' rows='' peers=''

@@ -185,7 +185,7 @@ need_python() {
 
 # install_pika FOLDER: Python's AMQP client, in a virtual environment that is made anew when another version is wanted.
 install_pika() {
-    local folder=$1 wanted=bench/peers/pika/requirements.txt
+    local folder=$1 wanted=benches/peers/pika/requirements.txt
     if cmp -s "$wanted" "$folder/installed" && "$folder/bin/python" -c 'import pika' 2>/dev/null; then return; fi
     need_python
     rm -rf "$folder" && python3 -m venv "$folder" &&
