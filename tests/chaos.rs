@@ -4,15 +4,12 @@
 //!
 //! `scripts/chaos.sh [SECONDS [SEED]]` runs it; the seed fixes what happens in which order.
 
-#[path = "it/harness.rs"]
+#[path = "it/harness/mod.rs"]
 #[allow(dead_code, reason = "shared with the other tests")]
 mod harness;
-#[path = "it/raw.rs"]
-#[allow(dead_code, reason = "shared with the other tests")]
-mod raw;
 
 use fastrand::Rng;
-use harness::{Ended, Node, Process, Queue, client_command, kill, server_command};
+use harness::{Ended, Node, Process, Queue, client_command, kill, raw, server_command};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Mutex;

@@ -3,15 +3,12 @@
 //!
 //! Who did not get a message is proven by a later one: a queue keeps its order.
 
-#[path = "it/harness.rs"]
+#[path = "it/harness/mod.rs"]
 #[allow(dead_code, reason = "shared with the other tests")]
 mod harness;
-#[path = "it/raw.rs"]
-#[allow(dead_code, reason = "shared with the other tests")]
-mod raw;
 
 use amiquip::{AmqpProperties, ExchangeDeclareOptions, ExchangeType, QueueDeclareOptions};
-use harness::{Amqp, Ended, Node, PATIENCE, Process, kill, program, shown};
+use harness::{Amqp, Ended, Node, PATIENCE, Process, kill, program, raw, shown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};

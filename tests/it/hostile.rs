@@ -1,8 +1,8 @@
 //! Messages made to bring a process down. The server answers or discards each, says which and
 //! why, and serves the next call within 2 s; the client does the same with replies.
 
+use crate::harness::raw::{HEADERS, REPLY_TO, short_string, table, unreadable};
 use crate::harness::*;
-use crate::raw::{self, HEADERS, REPLY_TO, short_string, table, unreadable};
 use amiquip::AmqpProperties;
 use std::time::{Duration, Instant};
 

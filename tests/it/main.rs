@@ -10,7 +10,6 @@ mod drills;
 mod faults;
 mod harness;
 mod hostile;
-mod raw;
 mod readme;
 mod scripts;
 mod server;

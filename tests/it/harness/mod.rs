@@ -1,6 +1,8 @@
 //! What the tests share: processes that never outlive their test, queues of their own, a channel
 //! to play the other side with, and private nodes.
 
+pub mod raw;
+
 use amiquip::{AmqpProperties, Channel, ConsumerMessage, ConsumerOptions, Delivery, Publish};
 use amiquip::{QueueDeclareOptions, QueueDeleteOptions};
 use fib_rpc::amqp::connection::Session;

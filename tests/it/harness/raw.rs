@@ -1,7 +1,7 @@
 //! Messages that no client library would publish: a hand-written AMQP 0-9-1 publisher, which puts
 //! any bytes at all in place of a message's properties.
 
-use crate::harness::PATIENCE;
+use super::PATIENCE;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
