@@ -12,7 +12,7 @@ use harness::{Amqp, Ended, Node, PATIENCE, Process, kill, program, raw, shown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use uuid::Uuid;
 
 const ALL: [&str; 10] = [
@@ -266,8 +266,10 @@ fn a_worker_that_is_asked_to_stop_finishes_its_task_and_takes_no_other() {
 fn a_second_signal_leaves_the_task_to_another_worker() {
     let vhost = Vhost::new();
     let hurried = vhost.start("worker", &[]);
-    vhost.new_task("Twenty dots....................");
-    hurried.await_stdout(" [x] Received 'Twenty dots....................'\n");
+    // A second for each dot, which is longer than this test waits.
+    let task = ".".repeat(1_000);
+    vhost.new_task(&task);
+    hurried.await_stdout(&format!(" [x] Received '{task}'\n"));
     let started = Instant::now();
     // Two signals at the same time can be one: so until the message is back.
     while vhost.ready("task_queue") == 0 {
@@ -276,7 +278,6 @@ fn a_second_signal_leaves_the_task_to_another_worker() {
     }
     let ended = hurried.wait();
     assert_eq!((ended.code(), ended.stderr.as_str()), (130, ""));
-    assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
 }
 
 /// The second restart begins right after the broker confirmed the task, and without warning: the

@@ -286,7 +286,7 @@ fn fish_completes() {
 const ZSH: &str = r#"
 zmodload zsh/zpty
 zpty shell zsh -f -i
-zpty -w shell "TMOUT=20 fpath=(${(q)1} \$fpath); autoload -Uz compinit; compinit -D -u"
+zpty -w shell "TMOUT=180 fpath=(${(q)1} \$fpath); autoload -Uz compinit; compinit -D -u"
 zpty -w shell 'tell() { print -r -- "[[$BUFFER]]"; exit }; zle -N tell; bindkey "^X" tell'
 zpty -n -w shell "$2"$'\t\x18'
 while zpty -r shell line; do print -r -- "$line"; done

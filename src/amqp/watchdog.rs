@@ -144,7 +144,8 @@ mod tests {
     fn a_call_in_time_leaves_the_connection_alone() {
         let (mut near, far) = pair();
         let watchdog = Watchdog::new(near.try_clone().unwrap()).unwrap();
-        let limit = Duration::from_millis(50);
+        // Long enough for a thread that has to wait for a processor.
+        let limit = Duration::from_millis(500);
         assert_eq!(watchdog.bounded(limit, || 7), 7);
         // Longer than the limit, to see that the deadline was taken back.
         near.set_read_timeout(Some(limit * 3)).unwrap();
@@ -157,7 +158,8 @@ mod tests {
     #[test]
     fn later_and_earlier_deadlines_are_kept_too() {
         let ms = Duration::from_millis;
-        for (first, second) in [(ms(50), ms(200)), (ms(60_000), ms(50))] {
+        let far = ms(60_000);
+        for (first, second) in [(ms(500), ms(1_000)), (far, ms(500))] {
             let (mut near, _far) = pair();
             let watchdog = Watchdog::new(near.try_clone().unwrap()).unwrap();
             watchdog.bounded(first, || ());
@@ -165,7 +167,7 @@ mod tests {
             watchdog.bounded(second, || near.read(&mut [0; 1]).unwrap());
             assert!(watchdog.fired());
             let elapsed = started.elapsed();
-            assert!((second..ms(10_000)).contains(&elapsed), "{elapsed:?} for {second:?}");
+            assert!((second..far).contains(&elapsed), "{elapsed:?} for {second:?}");
         }
     }
 }

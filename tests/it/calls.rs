@@ -69,7 +69,8 @@ fn a_number_of_208988_digits() {
     assert!(ended.stdout.trim_end() == expected);
 }
 
-/// Where each stalls for want of TCP_NODELAY, these take 22 s.
+/// Where each stalls for want of TCP_NODELAY, it waits for an acknowledgment that the other side's
+/// system delays by 40 ms.
 #[test]
 fn five_hundred_calls_one_after_another() {
     let queue = Queue::new();
@@ -81,7 +82,7 @@ fn five_hundred_calls_one_after_another() {
     let elapsed = started.elapsed();
     let results: Vec<String> = (0..500).map(|n| fib(n, Algorithm::Iterative).to_string()).collect();
     ended.expect(0, &(results.join("\n") + "\n"), "");
-    assert!(elapsed < Duration::from_secs(5), "{elapsed:?}");
+    assert!(elapsed < Duration::from_millis(500 * 40), "{elapsed:?}");
 }
 
 #[test]
@@ -221,7 +222,7 @@ fn statistics_are_told_at_the_end() {
     let last = ended.stderr.lines().last().unwrap();
     assert!(last.starts_with("rpc_client: 1 call, 1 failed, "), "{last}");
     let max: f64 = last.rsplit(' ').nth(1).unwrap().parse().unwrap();
-    assert!((300.0..2_000.0).contains(&max), "{last}");
+    assert!((300.0..PATIENCE.as_secs_f64() * 1e3).contains(&max), "{last}");
     let shape: String = line.chars().filter(|c| !c.is_ascii_digit() && *c != '.').collect();
     let expected = "rpc_client:  calls,  failed,  calls/s, p ms, p ms, p ms, max  ms";
     assert_eq!(shape.replace("p  ms", "p ms"), expected);
@@ -247,9 +248,10 @@ fn a_killed_servers_request_goes_to_another() {
 #[test]
 fn two_servers_share_slow_calls_evenly() {
     let queue = Queue::new();
-    let args = ["--algorithm", "recursive", "--prefetch", "1"];
+    // Each call takes longer than a request needs to come from the queue. They sleep, because a
+    // machine that is busy may give one server less time to compute than the other.
+    let args = ["--drill", "slow=200ms", "--prefetch", "1"];
     let servers = [0, 1].map(|_| server(&queue, &args));
-    // Each call takes longer than a request needs to come from the queue.
     let arguments = ["30"; 20];
     let ended = queue.client(&[&["fib"], &arguments[..]].concat());
     ended.expect(0, &"832040\n".repeat(20), "");
@@ -258,7 +260,6 @@ fn two_servers_share_slow_calls_evenly() {
         server.wait().stdout.matches("fib(30)").count()
     });
     assert_eq!(served[0] + served[1], 20);
-    // The machine may be busy with other tests, and give one server less time.
     assert!(served[0].abs_diff(served[1]) <= 6, "{served:?}");
 }
 

@@ -4,7 +4,6 @@
 use crate::harness::*;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 use uuid::Uuid;
 
 struct Cluster {
@@ -71,21 +70,22 @@ fn killing_any_node_in_the_middle_of_a_batch_costs_no_call() {
 
     let leader = cluster.leader(0, &queue);
     for victim in [leader, (leader + 1) % 3, (leader + 2) % 3] {
+        let number = (victim + 1).to_string();
+        let victim = cluster.script(&["pid", &number]).parse().unwrap();
         let input: String = (0..CALLS).map(|n| format!("{n}\n")).collect();
         let clients = [0, 1, 2].map(|n| {
-            let args = ["-q", "--timeout", "60s", "--wait", "--queue", queue.name(), "fun", "-"];
+            let args = ["-q", "--timeout", "5m", "--wait", "--queue", queue.name(), "fun", "-"];
             let mut command = client_command(&cluster.url_from(n), &args);
             feed(&mut command, input.clone().into_bytes())
         });
         for client in &clients {
             client.await_stdout("\n50000\n");
         }
-        let number = (victim + 1).to_string();
-        kill(cluster.script(&["pid", &number]).parse().unwrap(), "KILL");
+        kill(victim, "KILL");
         let running = clients.iter().filter(|client| !client.stdout().ends_with("\n499900\n"));
         assert!(running.count() > 0, "the batch was over too soon");
         for client in clients {
-            let ended = client.wait_for(Duration::from_secs(90));
+            let ended = client.wait_for(5 * PATIENCE);
             let expected: String = (0..CALLS).map(|n| n * 100).map(|n| format!("{n}\n")).collect();
             assert_eq!((ended.code(), ended.stderr.as_str()), (0, ""), "{:?}", ended.elapsed);
             assert!(ended.stdout == expected, "wrong, missing or repeated answers");

@@ -55,24 +55,22 @@ fn unknown_host() {
     assert_eq!((ended.code(), ended.stdout.as_str()), (69, ""), "{ended:?}");
     let expected = "rpc_client: fib: cannot reach amqp://no-such-host.invalid:5672: ";
     assert!(ended.stderr.starts_with(expected), "{ended:?}");
-    assert!(ended.elapsed < Duration::from_secs(6), "{ended:?}");
 }
 
 #[test]
 fn the_next_broker_of_a_list_is_tried() {
     let queue = Queue::new();
     let _server = server(&queue, &[]);
-    let silent = peer(|stream| {
-        let _ = (&stream).read(&mut [0; 64]);
-        thread::sleep(PATIENCE);
+    let silent = peer(|mut stream| {
+        let _ = stream.read_to_end(&mut Vec::new());
     });
     let list =
         format!("amqp://127.0.0.1:{},{silent}?connection_timeout=200,{}", refused_port(), broker());
     // The silent one's own bound is the one that counts.
-    let args = ["--connect-timeout", "20s", "--queue", queue.name(), "fib", "30"];
+    let args = ["--connect-timeout", "10m", "--queue", queue.name(), "fib", "30"];
     let ended = client_at(&list, &args);
     ended.expect(0, "832040\n", "");
-    assert!(ended.elapsed < Duration::from_secs(5), "{ended:?}");
+    assert!(ended.elapsed >= Duration::from_millis(200), "{ended:?}");
 }
 
 #[test]
@@ -167,24 +165,32 @@ fn names_and_passwords_that_need_percent_encoding() {
     queue.client(&["fib", "30"]).expect(0, "832040\n", "");
 }
 
-/// Peers that are no brokers. Each must be known for what it is within the connect timeout.
+/// Peers that are no brokers. Each must be known for what it is before the connect timeout.
 #[track_caller]
 fn no_broker(url: &str, expected: &str) {
-    let ended = client_at(url, &["--connect-timeout", "1s", "fib", "30"]);
+    let ended = client_at(url, &["--connect-timeout", "10m", "fib", "30"]);
     let stderr = format!("rpc_client: fib: {}\n", expected.replace("PEER", url));
     ended.expect(69, "", &stderr);
-    assert!(ended.elapsed < Duration::from_millis(1_500), "{ended:?}");
 }
 
-const UNFINISHED: &str = "PEER took the connection, but did not finish the handshake within 1s; \
-    is RabbitMQ listening there? (--connect-timeout allows more)";
+/// Nothing tells what this peer is: the connect timeout ends the attempt, and not before its time.
+#[track_caller]
+fn unfinished_handshake(url: &str) {
+    let ended = client_at(url, &["--connect-timeout", "1s", "fib", "30"]);
+    let stderr = format!(
+        "rpc_client: fib: {url} took the connection, but did not finish the handshake within 1s; \
+         is RabbitMQ listening there? (--connect-timeout allows more)\n"
+    );
+    ended.expect(69, "", &stderr);
+    assert!(ended.elapsed >= Duration::from_secs(1), "{ended:?}");
+}
 
 #[test]
 fn a_silent_peer() {
     let url = peer(|mut stream| {
         let _ = stream.read_to_end(&mut Vec::new());
     });
-    no_broker(&url, UNFINISHED);
+    unfinished_handshake(&url);
 }
 
 /// However many they are, and whatever time their URIs give each of them.
@@ -193,15 +199,16 @@ fn waiting_for_silent_peers() {
     let url = peer(|mut stream| {
         let _ = stream.read_to_end(&mut Vec::new());
     });
-    let list = format!("{url}?connection_timeout=20000,{url},{url}");
-    let ended = client_at(&list, &["--wait", "--timeout", "2s", "fib", "30"]);
+    let list = format!("{url}?connection_timeout=600000,{url},{url}");
+    let bounds = ["--connect-timeout", "10m", "--wait", "--timeout"];
+    let ended = client_at(&list, &[&bounds[..], &["2s", "fib", "30"]].concat());
     assert_eq!((ended.code(), ended.stdout.as_str()), (69, ""), "{ended:?}");
-    assert!(ended.elapsed < Duration::from_secs(5), "{ended:?}");
+    assert!(ended.elapsed >= Duration::from_secs(2), "{ended:?}");
     // Nor is the time of a good one behind them spent.
     let queue = Queue::new();
     let _server = server(&queue, &[]);
     let list = format!("{list},{}", broker());
-    let args = ["-q", "--wait", "--timeout", "6s", "--queue", queue.name(), "fib", "30"];
+    let args = [&bounds[..], &["10s", "-q", "--queue", queue.name(), "fib", "30"]].concat();
     client_at(&list, &args).expect(0, "832040\n", "");
 }
 
@@ -229,7 +236,7 @@ fn a_peer_that_trickles_bytes() {
             thread::sleep(Duration::from_millis(50));
         }
     });
-    no_broker(&url, UNFINISHED);
+    unfinished_handshake(&url);
 }
 
 #[test]
@@ -331,7 +338,7 @@ fn a_reply_queue_that_is_deleted_during_the_call() {
     let queue = Queue::at(&node.url);
     let server = server_at(&node.url, &queue, &[]);
     server.signal("STOP");
-    let args = ["--queue", queue.name(), "fib", "30"];
+    let args = ["--queue", queue.name(), "--timeout", "2m", "fib", "30"];
     let waiting = Process::spawn(&mut client_command(&node.url, &args));
     node.await_ctl(&["list_queues", "messages_unacknowledged"], "1");
     let queues = node.ctl(&["list_queues", "name"]);
@@ -348,19 +355,19 @@ fn a_frozen_broker_during_a_call() {
     let node = Node::start();
     let queue = Queue::at(&node.url);
     let server = server_at(&node.url, &queue, &["--algorithm", "recursive", "--max-n", "93"]);
-    let args = ["--queue", queue.name(), "--timeout", "1s", "fib", "93"];
+    let pid = node.pid();
+    let args = ["--queue", queue.name(), "--timeout", "3s", "fib", "93"];
     let waiting = Process::spawn(&mut client_command(&node.url, &args));
     server.await_stdout(" [.] fib(93)\n");
-    let pid = node.pid();
     kill(pid, "STOP");
     let ended = waiting.wait();
     kill(pid, "CONT");
     let stderr = format!(
-        "rpc_client: fib(93): no answer within 1s: {} no longer answers; the connection was given up\n",
+        "rpc_client: fib(93): no answer within 3s: {} no longer answers; the connection was given up\n",
         shown(&node.url)
     );
     ended.expect(75, "", &stderr);
-    assert!(ended.elapsed < Duration::from_secs(5), "{ended:?}");
+    assert!(ended.elapsed < ANSWER_LIMIT, "{ended:?}");
 }
 
 #[test]
@@ -369,17 +376,17 @@ fn a_broker_that_blocks_publishing() {
     let queue = Queue::at(&node.url);
     let _server = server_at(&node.url, &queue, &[]);
     node.ctl(&["set_vm_memory_high_watermark", "0.0000001"]);
-    let args = ["--queue", queue.name(), "--timeout", "1s", "fib", "30"];
+    let args = ["--queue", queue.name(), "--timeout", "3s", "fib", "30"];
     let ended = client_at(&node.url, &args);
     let shown = shown(&node.url);
     let stderr = format!(
         "rpc_client: {shown} blocks publishing (low on memory); waiting\n\
-         rpc_client: fib(30): no answer within 1s: {shown} blocks publishing: low on memory; free its memory or disk\n"
+         rpc_client: fib(30): no answer within 3s: {shown} blocks publishing: low on memory; free its memory or disk\n"
     );
     ended.expect(75, "", &stderr);
-    assert!(ended.elapsed < Duration::from_secs(3), "{ended:?}");
+    assert!((Duration::from_secs(3)..ANSWER_LIMIT).contains(&ended.elapsed), "{ended:?}");
     // A call that waits long enough is made when the alarm is over.
-    let args = ["--queue", queue.name(), "fib", "30"];
+    let args = ["--queue", queue.name(), "--timeout", "2m", "fib", "30"];
     let waiting = Process::spawn(&mut client_command(&node.url, &args));
     waiting.await_stderr("blocks publishing");
     node.ctl(&["set_vm_memory_high_watermark", "0.4"]);
@@ -394,22 +401,24 @@ fn a_broker_that_blocks_publishing_ends_a_batch() {
     let queue = Queue::at(&node.url);
     let _server = server_at(&node.url, &queue, &[]);
     node.ctl(&["set_vm_memory_high_watermark", "0.0000001"]);
-    let args = ["-q", "--queue", queue.name(), "--timeout", "1s", "fib", "-"];
+    let args = ["-q", "--queue", queue.name(), "--timeout", "3s", "fib", "-"];
     let mut command = client_command(&node.url, &args);
     let (client, mut stdin) = Process::spawn_with_stdin(&mut command);
     stdin.write_all(&b"30\n".repeat(1_000)).unwrap();
     // It ends though more may come.
     let ended = client.wait();
     assert_eq!((ended.code(), ended.stdout.as_str()), (75, ""), "{ended:?}");
-    assert!(ended.elapsed < Duration::from_secs(4), "{ended:?}");
+    assert!(ended.elapsed >= Duration::from_secs(3), "{ended:?}");
     let cause = format!(
-        "no answer within 1s: {} blocks publishing: low on memory; free its memory or disk",
+        "no answer within 3s: {} blocks publishing: low on memory; free its memory or disk",
         shown(&node.url)
     );
     let last = format!("rpc_client: no more calls are made: {cause}\n");
     assert!(ended.stderr.ends_with(&last), "{ended:?}");
     let first = format!("rpc_client: line 1: fib(30): {cause}\n");
     assert!(ended.stderr.starts_with(&first), "{ended:?}");
+    // No more calls than are in flight at a time: 64, unless --in-flight says otherwise.
+    assert_eq!(ended.stderr.matches(": fib(30): no answer ").count(), 64, "{ended:?}");
 }
 
 #[test]
@@ -417,10 +426,10 @@ fn calls_outlive_their_connection() {
     let node = Node::start();
     let queue = Queue::at(&node.url);
     let busy = server_at(&node.url, &queue, &["--algorithm", "recursive", "--max-n", "93"]);
-    let args = ["--queue", queue.name(), "--format", "json", "fib", "93"];
+    let args = ["--queue", queue.name(), "--timeout", "2m", "--format", "json", "fib", "93"];
     let patient = Process::spawn(&mut client_command(&node.url, &args));
     busy.await_stdout(" [.] fib(93)\n");
-    let args = ["--queue", queue.name(), "--no-retry", "fib", "92"];
+    let args = ["--queue", queue.name(), "--timeout", "2m", "--no-retry", "fib", "92"];
     let hasty = Process::spawn(&mut client_command(&node.url, &args));
     queue.await_state((1, 1));
 
@@ -443,11 +452,13 @@ fn not_all_calls_outlive_their_connection() {
     let node = Node::start();
     let queue = Queue::at(&node.url);
     let busy = server_at(&node.url, &queue, &["--algorithm", "recursive", "--max-n", "93"]);
-    let args = ["-v", "--queue", queue.name(), "--timeout", "8s", "fib", "-"];
+    let args = ["-v", "--queue", queue.name(), "--timeout", "20s", "fib", "-"];
     let (client, mut stdin) = Process::spawn_with_stdin(&mut client_command(&node.url, &args));
     stdin.write_all(b"93\n").unwrap();
     busy.await_stdout(" [.] fib(93)\n");
-    thread::sleep(Duration::from_secs(5));
+    // Half of the time limit: what follows has the other half until the first call's time is up,
+    // and what follows that has it until the second one's is.
+    thread::sleep(Duration::from_secs(10));
     stdin.write_all(b"30\n").unwrap();
     drop(stdin);
     client.await_stderr(": fib(30), reply_to ");
@@ -455,7 +466,7 @@ fn not_all_calls_outlive_their_connection() {
     node.ctl(&["close_all_connections", "maintenance"]);
     client.await_stderr("rpc_client: waiting: ");
     // In time, and not when the others' time is up.
-    client.await_stderr("rpc_client: line 1: fib(93): no answer within 8s: nobody consumes ");
+    client.await_stderr("rpc_client: line 1: fib(93): no answer within 20s: nobody consumes ");
     let _server = server_at(&node.url, &queue, &[]);
     let ended = client.wait();
     assert_eq!((ended.code(), ended.stdout.as_str()), (75, "832040\n"), "{ended:?}");
@@ -476,10 +487,13 @@ fn a_vhost_that_is_deleted_and_made_again() {
     let queue = Queue::at(&url);
     let server = server_at(&url, &queue, &[]);
     server.signal("STOP");
-    let args = ["--queue", queue.name(), "fib", "30"];
+    let args = ["--queue", queue.name(), "--timeout", "2m", "fib", "30"];
     let waiting = Process::spawn(&mut client_command(&url, &args));
     node.await_ctl(&["-p", "v", "list_queues", "messages_unacknowledged"], "1");
+    // While RabbitMQ deletes it, there is a moment when it has no permissions, which is refused too.
+    waiting.signal("STOP");
     node.ctl(&["delete_vhost", "v"]);
+    waiting.signal("CONT");
     waiting.await_stderr(" has no vhost \"v\"");
     // Without its permissions it would be refused.
     waiting.signal("STOP");
@@ -496,15 +510,14 @@ fn a_server_outlives_its_broker() {
     let queue = Queue::at(&node.url);
     let server = server_at(&node.url, &queue, &[]);
     let shown = shown(&node.url);
+    let args = ["-q", "--queue", queue.name(), "--wait", "--timeout", "2m", "fib", "30"];
     for _ in 0..2 {
         kill(node.pid(), "KILL");
         node.restart();
-        let ended = client_at(&node.url, &["-q", "--queue", queue.name(), "--wait", "fib", "30"]);
-        ended.expect(0, "832040\n", "");
+        client_at(&node.url, &args).expect(0, "832040\n", "");
     }
     node.ctl(&["close_all_connections", "maintenance"]);
-    let ended = client_at(&node.url, &["-q", "--queue", queue.name(), "--wait", "fib", "30"]);
-    ended.expect(0, "832040\n", "");
+    client_at(&node.url, &args).expect(0, "832040\n", "");
     server.signal("TERM");
     let ended = server.wait();
     assert_eq!(ended.code(), 0, "{ended:?}");
@@ -518,12 +531,12 @@ fn a_server_outlives_its_broker() {
 fn a_signal_cuts_the_wait_for_a_broker_short() {
     let url = format!("amqp://127.0.0.1:{}", refused_port());
     let server = Process::spawn(&mut server_command(&url, &["-v"]));
-    // The third attempt is a second or more after the second.
-    server.await_stderr("; again in ");
+    // The first failure is told without a pause. The pause after the fourth takes 4 s or more.
+    server.await_stderr_times("; again in ", 3);
     server.signal("INT");
     let ended = server.wait();
     assert_eq!(ended.code(), 0, "{ended:?}");
-    assert!(ended.elapsed < Duration::from_secs(1), "{ended:?}");
+    assert!(ended.elapsed < Duration::from_secs(4), "{ended:?}");
 }
 
 /// Nor for the rest of an attempt to connect, which can take as long as there are brokers.
@@ -534,12 +547,10 @@ fn a_signal_cuts_an_attempt_to_connect_short() {
         tell.send(()).unwrap();
         let _ = stream.read_to_end(&mut Vec::new());
     });
-    let server = Process::spawn(&mut server_command(&url, &["--connect-timeout", "20s"]));
+    let server = Process::spawn(&mut server_command(&url, &["--connect-timeout", "10m"]));
     connected.recv_timeout(PATIENCE).unwrap();
     server.signal("TERM");
-    let ended = server.wait();
-    ended.expect(0, "", "");
-    assert!(ended.elapsed < Duration::from_secs(2), "{ended:?}");
+    server.wait().expect(0, "", "");
 }
 
 /// Nor does a client, after it lost its connection.
@@ -550,7 +561,8 @@ fn a_signal_cuts_an_attempt_to_connect_again_short() {
     let queue = Queue::at(&node.url);
     let server = server_at(&node.url, &queue, &[]);
     server.signal("STOP");
-    let args = ["--queue", queue.name(), "--connect-timeout", "20s", "fib", "30"];
+    let limits = ["--connect-timeout", "10m", "--timeout", "10m"];
+    let args = [&["--queue", queue.name()], &limits[..], &["fib", "30"]].concat();
     let waiting = Process::spawn(&mut client_command(&url, &args));
     node.await_ctl(&["list_queues", "messages_unacknowledged"], "1");
     // Its system still takes connections.
@@ -563,7 +575,6 @@ fn a_signal_cuts_an_attempt_to_connect_again_short() {
     let ended = waiting.wait();
     kill(pid, "CONT");
     assert_eq!((ended.code(), ended.stdout.as_str()), (143, ""), "{ended:?}");
-    assert!(ended.elapsed < Duration::from_secs(5), "{ended:?}");
 }
 
 #[test]
@@ -571,7 +582,7 @@ fn wait_waits_for_a_broker() {
     let node = Node::start();
     let queue = Queue::at(&node.url);
     kill(node.pid(), "KILL");
-    let args = ["--queue", queue.name(), "--wait", "--timeout", "60s", "fib", "30"];
+    let args = ["--queue", queue.name(), "--wait", "--timeout", "5m", "fib", "30"];
     let waiting = Process::spawn(&mut client_command(&node.url, &args));
     waiting.await_stderr("rpc_client: waiting: ");
     node.restart();

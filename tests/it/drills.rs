@@ -83,11 +83,11 @@ fn duplicate_replies_are_confirmed_and_acked() {
 fn a_reply_with_another_id_is_no_answer() {
     let queue = Queue::new();
     let server = server(&queue, &["--drill", "wrong-correlation-id"]);
-    let ended = queue.client(&["-v", "--timeout", "1s", "fib", "30"]);
+    let ended = queue.client(&["-v", "--timeout", "2s", "fib", "30"]);
     assert_eq!((ended.code(), ended.stdout.as_str()), (75, ""), "{ended:?}");
     for said in [
         "rpc_client: discard a reply: correlation_id ",
-        "rpc_client: fib(30): no answer within 1s: 1 server consumes from the queue ",
+        "rpc_client: fib(30): no answer within 2s: 1 server consumes from the queue ",
         "; 1 reply came that no call awaits\n",
     ] {
         assert!(ended.stderr.contains(said), "{ended:?}");
@@ -98,20 +98,20 @@ fn a_reply_with_another_id_is_no_answer() {
 #[test]
 fn a_slow_server_meets_the_time_limit() {
     let queue = Queue::new();
-    let server = server(&queue, &["--drill", "slow=2s"]);
+    let server = server(&queue, &["--drill", "slow=3s"]);
     // The second request is still in the queue when its time is up: it is not computed.
-    let ended = queue.client(&["--timeout", "500ms", "fib", "10", "20"]);
+    let ended = queue.client(&["--timeout", "1s", "fib", "10", "20"]);
     assert_eq!((ended.code(), ended.stdout.as_str()), (75, ""), "{ended:?}");
     for call in ["fib(10)", "fib(20)"] {
-        let said = format!("rpc_client: {call}: no answer within 500ms: 1 server consumes from ");
+        let said = format!("rpc_client: {call}: no answer within 1s: 1 server consumes from ");
         assert!(ended.stderr.contains(&said), "{ended:?}");
     }
-    let ended = queue.client(&["--timeout", "20s", "fib", "30"]);
+    let ended = queue.client(&["--timeout", "2m", "fib", "30"]);
     ended.expect(0, "832040\n", "");
-    assert!(ended.elapsed >= Duration::from_secs(2), "{ended:?}");
+    assert!(ended.elapsed >= Duration::from_secs(3), "{ended:?}");
     server.signal("TERM");
     let stderr =
-        "rpc_server: drill slow=2s: fib(10) waits\nrpc_server: drill slow=2s: fib(30) waits\n";
+        "rpc_server: drill slow=3s: fib(10) waits\nrpc_server: drill slow=3s: fib(30) waits\n";
     server.wait().expect(0, " [x] Awaiting RPC requests\n [.] fib(10)\n [.] fib(30)\n", stderr);
 }
 

@@ -16,7 +16,7 @@ fn a_server_waits_while_the_broker_blocks_its_reply() {
     let server = server_at(&node.url, &queue, &[]);
     // The request is taken before the alarm, the reply is published during it.
     server.signal("STOP");
-    let args = ["-q", "--queue", queue.name(), "fib", "30"];
+    let args = ["-q", "--queue", queue.name(), "--timeout", "2m", "fib", "30"];
     let waiting = Process::spawn(&mut client_command(&node.url, &args));
     node.await_ctl(&["list_queues", "messages_unacknowledged"], "1");
     node.ctl(&["set_vm_memory_high_watermark", "0.0000001"]);
@@ -38,7 +38,7 @@ fn a_blocked_server_stops_when_asked() {
     let queue = Queue::at(&node.url);
     let server = server_at(&node.url, &queue, &[]);
     server.signal("STOP");
-    let args = ["-q", "--queue", queue.name(), "fib", "30"];
+    let args = ["-q", "--queue", queue.name(), "--timeout", "2m", "fib", "30"];
     let _waiting = Process::spawn(&mut client_command(&node.url, &args));
     node.await_ctl(&["list_queues", "messages_unacknowledged"], "1");
     node.ctl(&["set_vm_memory_high_watermark", "0.0000001"]);
@@ -47,7 +47,7 @@ fn a_blocked_server_stops_when_asked() {
     server.signal("TERM");
     let ended = server.wait();
     assert_eq!(ended.code(), 0, "{ended:?}");
-    assert!(ended.elapsed < Duration::from_secs(2), "{ended:?}");
+    assert!(ended.elapsed < ANSWER_LIMIT, "{ended:?}");
 }
 
 /// A worker waits for the broker to take its reply once all buffers on the way are full.
@@ -59,7 +59,7 @@ fn a_server_stops_though_a_reply_is_stuck() {
     let server = server_at(&node.url, &queue, &["--prefetch", "0"]);
     server.signal("STOP");
     let argument = "7".repeat(120_000);
-    let many = ["--in-flight", "800", "--repeat", "800"];
+    let many = ["--timeout", "5m", "--in-flight", "800", "--repeat", "800"];
     let args = [&["-q", "--queue", queue.name()], &many[..], &["fun", &argument]].concat();
     let _waiting = Process::spawn(&mut client_command(&node.url, &args));
     let sum = ["list_queues", "messages"];
@@ -71,7 +71,7 @@ fn a_server_stops_though_a_reply_is_stuck() {
     server.signal("TERM");
     let ended = server.wait();
     assert_eq!(ended.code(), 0, "{}", ended.stderr);
-    assert!(ended.elapsed < Duration::from_secs(5), "{:?}", ended.elapsed);
+    assert!(ended.elapsed < ANSWER_LIMIT, "{:?}", ended.elapsed);
 }
 
 /// Waits until a server gets no further with its replies to so many `calls`.
@@ -93,7 +93,7 @@ fn a_server_stops_though_its_broker_reads_no_more() {
     let queue = Queue::at(&node.url);
     let server = server_at(&way_that_takes(&node.url, 100_000), &queue, &["--prefetch", "0"]);
     let argument = "7".repeat(120_000);
-    let many = ["--in-flight", "800", "--repeat", "800"];
+    let many = ["--timeout", "5m", "--in-flight", "800", "--repeat", "800"];
     let args = [&["-q", "--queue", queue.name()], &many[..], &["fun", &argument]].concat();
     let _waiting = Process::spawn(&mut client_command(&node.url, &args));
     server.await_stdout(" [.] fun(");
@@ -101,7 +101,7 @@ fn a_server_stops_though_its_broker_reads_no_more() {
     server.signal("TERM");
     let ended = server.wait();
     assert_eq!(ended.code(), 0, "{}", ended.stderr);
-    assert!(ended.elapsed < Duration::from_secs(5), "{:?}", ended.elapsed);
+    assert!(ended.elapsed < ANSWER_LIMIT, "{:?}", ended.elapsed);
 }
 
 /// A way to the broker at `url` on which no more than so many `bytes` reach it, on one connection.
@@ -131,10 +131,11 @@ fn a_frozen_broker_is_noticed_by_its_heartbeats() {
     let shown = shown(&url);
     let told = format!("rpc_server: {shown} no longer answers: it sent no heartbeat; trying again");
     server.await_stderr(&told);
-    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    // It takes two intervals. With the 10 s that are the programs' own choice it would take 20 s.
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
     kill(pid, "CONT");
-    client_at(&url, &["-q", "--wait", "--queue", queue.name(), "fib", "30"])
-        .expect(0, "832040\n", "");
+    let args = ["-q", "--wait", "--timeout", "2m", "--queue", queue.name(), "fib", "30"];
+    client_at(&url, &args).expect(0, "832040\n", "");
 }
 
 #[test]
@@ -148,7 +149,7 @@ fn a_server_stops_though_its_broker_is_frozen() {
     let ended = server.wait();
     kill(pid, "CONT");
     assert_eq!(ended.code(), 0, "{ended:?}");
-    assert!(ended.elapsed < Duration::from_secs(5), "{ended:?}");
+    assert!(ended.elapsed < ANSWER_LIMIT, "{ended:?}");
     let shown = shown(&node.url);
     let told = format!(
         "rpc_server: while stopping: {shown} no longer answers; the connection was given up\n"
@@ -163,7 +164,7 @@ fn a_long_call_does_not_cost_the_connection() {
     let url = format!("{}?heartbeat=1", broker());
     // Some 4 s in an unoptimised build.
     let server = server_at(&url, &queue, &["--algorithm", "recursive"]);
-    queue.client(&["fib", "42"]).expect(0, "267914296\n", "");
+    queue.client(&["--timeout", "3m", "fib", "42"]).expect(0, "267914296\n", "");
     server.signal("TERM");
     server.wait().expect(0, " [x] Awaiting RPC requests\n [.] fib(42)\n", "");
 }
@@ -264,7 +265,7 @@ const DECLARE_OK: [u8; 4] = [0, 50, 0, 11];
 const CONSUME_OK: [u8; 4] = [0, 60, 0, 21];
 const DELIVER: [u8; 4] = [0, 60, 0, 60];
 
-/// The time limit holds, and neither the broker nor the terminal is flooded.
+/// The time limit holds, which the number of connections shows too, and neither the broker nor the terminal is flooded.
 #[test]
 fn no_connection_lasts_long_enough_for_an_answer() {
     let queue = Queue::new();
@@ -278,7 +279,7 @@ fn no_connection_lasts_long_enough_for_an_answer() {
         let args = ["--wait", "--timeout", "2s", "--queue", queue.name(), "fib", "30"];
         let ended = client_at(&url, &args);
         assert_eq!((ended.code(), ended.stdout.as_str()), (75, ""), "{ended:?}");
-        assert!(ended.elapsed < Duration::from_secs(4), "{ended:?}");
+        assert!(ended.elapsed >= Duration::from_secs(2), "{ended:?}");
         let connections = connections.load(Ordering::SeqCst);
         assert!((2..25).contains(&connections), "{connections} connections");
         let lost =
@@ -299,21 +300,22 @@ fn a_broker_that_stalls() {
     let _server = server(&queue, &[]);
     for method in [DECLARE_OK, CONSUME_OK, DELIVER] {
         let (url, _) = way_that_ends_at(method, End::Stalled);
-        let args = ["--wait", "--timeout", "1s", "--queue", queue.name(), "fib", "30"];
+        let args = ["--wait", "--timeout", "3s", "--queue", queue.name(), "fib", "30"];
         let ended = client_at(&url, &args);
         assert_eq!((ended.code(), ended.stdout.as_str()), (75, ""), "{ended:?}");
         let gave_up = format!("{url} no longer answers; the connection was given up");
         assert!(ended.stderr.contains(&gave_up), "{ended:?}");
-        assert!(ended.elapsed < Duration::from_secs(4), "{ended:?}");
+        assert!((Duration::from_secs(3)..ANSWER_LIMIT).contains(&ended.elapsed), "{ended:?}");
     }
     for (method, before) in [(DECLARE_OK, "connected to "), (CONSUME_OK, "qos: prefetch 1")] {
         let (url, _) = way_that_ends_at(method, End::Stalled);
+        let started = Instant::now();
         let server = Process::spawn(&mut server_command(&url, &["-v", "--queue", queue.name()]));
         server.await_stderr(&format!("rpc_server: {before}"));
         server.signal("TERM");
         let ended = server.wait();
         assert_eq!(ended.code(), 0, "{ended:?}");
-        assert!(ended.elapsed < Duration::from_secs(4), "{ended:?}");
+        assert!(started.elapsed() < ANSWER_LIMIT, "{ended:?}");
     }
 }
 
@@ -329,7 +331,7 @@ fn a_broker_that_reads_no_more_in_the_middle_of_a_batch() {
     let args = [&["-q", "--queue", queue.name()], &many[..], &["fun", &argument]].concat();
     let ended = client_at(&url, &args);
     assert_eq!(ended.code(), 75);
-    assert!(ended.elapsed < Duration::from_secs(15), "{:?}", ended.elapsed);
+    assert!(ended.elapsed >= Duration::from_secs(3), "{:?}", ended.elapsed);
     assert!(ended.stderr.contains("no longer answers; the connection was given up"));
 }
 
@@ -346,7 +348,8 @@ fn a_request_queue_that_is_full() {
     amqp.channel.queue_declare(queue.name(), options).unwrap();
     let server = server(&queue, &["--drill", "slow=100ms"]);
     let url = format!("{0},{0}", broker());
-    let ended = client_at(&url, &["--queue", queue.name(), "--repeat", "30", "ping"]);
+    let args = ["--queue", queue.name(), "--timeout", "2m", "--repeat", "30", "ping"];
+    let ended = client_at(&url, &args);
     let refused =
         format!("{} refused a request: the queue \"{}\" may be full", shown(&url), queue.name());
     let told = format!("rpc_client: {refused}; trying again\n");

