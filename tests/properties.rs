@@ -56,12 +56,9 @@ proptest! {
         let url = format!("amqp://user:{password}@host:5672/vhost?heartbeat=5");
         match uri::parse_list(&url) {
             Err(failure) => prop_assert!(!failure.message.contains("Sesame"), "{failure}"),
-            // An unescaped slash ends the host, a question mark begins the query: what follows is
-            // not the password any more. But what is a password is not shown.
-            Ok(endpoints) if !password.contains(['/', '?', '@', ',']) => {
+            Ok(endpoints) => {
                 prop_assert!(!format!("{endpoints:?}").contains("Sesame"), "{endpoints:?}");
             }
-            Ok(_) => {}
         }
     }
 

@@ -107,13 +107,7 @@ fn encode(text: &str) -> impl fmt::Display {
 ///
 /// [`Kind::Configuration`], with what is wrong and with which URI of several.
 pub fn parse_list(list: &str) -> Result<Vec<Endpoint>, Failure> {
-    let mut uris = Vec::new();
-    let mut rest = list;
-    while let Some(comma) = separator(rest) {
-        uris.push(&rest[..comma]);
-        rest = &rest[comma + 1..];
-    }
-    uris.push(rest);
+    let uris = split(list);
     let several = uris.len() > 1;
     let endpoint = |(index, uri): (usize, &&str)| {
         parse(uri.trim()).map_err(|reason| {
@@ -125,11 +119,26 @@ pub fn parse_list(list: &str) -> Result<Vec<Endpoint>, Failure> {
     uris.iter().enumerate().map(endpoint).collect()
 }
 
-/// Whether a list of URIs has a password in it, well-formed or not.
+/// Whether one of a list of URIs has a password in it, well-formed or not.
 pub fn has_password(list: &str) -> bool {
-    list.rsplit_once('@').is_some_and(|(userinfo, _)| {
-        userinfo.split_once("://").is_some_and(|(_, userinfo)| userinfo.contains(':'))
+    split(list).into_iter().any(|uri| {
+        // In one that is not well-formed, a password can have any character.
+        let uri = if parse(uri.trim()).is_ok() { split_at_first(uri, '?').0 } else { uri };
+        uri.rsplit_once('@').is_some_and(|(userinfo, _)| {
+            userinfo.split_once("://").is_some_and(|(_, userinfo)| userinfo.contains(':'))
+        })
     })
+}
+
+fn split(list: &str) -> Vec<&str> {
+    let mut uris = Vec::new();
+    let mut rest = list;
+    while let Some(comma) = separator(rest) {
+        uris.push(&rest[..comma]);
+        rest = &rest[comma + 1..];
+    }
+    uris.push(rest);
+    uris
 }
 
 fn separator(list: &str) -> Option<usize> {
@@ -142,6 +151,9 @@ fn separator(list: &str) -> Option<usize> {
 /// The endpoint of one URI, or what is wrong with it.
 fn parse(uri: &str) -> Result<Endpoint, String> {
     let Some((scheme, rest)) = uri.split_once("://") else {
+        if uri.is_empty() {
+            return Err("it is empty".into());
+        }
         return Err("it does not begin with amqp:// or amqps://".into());
     };
     let secure = match scheme.to_ascii_lowercase().as_str() {
@@ -154,6 +166,10 @@ fn parse(uri: &str) -> Result<Endpoint, String> {
     }
     let (rest, query) = split_at_first(rest, '?');
     let (authority, path) = split_at_first(rest, '/');
+    // Most likely this is no vhost but what is left of a user name or password.
+    if path.is_some_and(|path| path.contains('@')) {
+        return Err(format!("it has an @ behind a slash{ENCODE}"));
+    }
     let (userinfo, hostport) = match authority.rsplit_once('@') {
         Some((userinfo, hostport)) => (Some(userinfo), hostport),
         None => (None, authority),
@@ -212,6 +228,19 @@ fn split_at_first(text: &str, mark: char) -> (&str, Option<&str>) {
 }
 
 fn host_and_port(hostport: &str) -> Result<(String, Option<u16>), String> {
+    if let Some((_, next)) = hostport.split_once(',') {
+        return Err(match next {
+            "" => "a comma follows it, and no other URI".into(),
+            _ => format!(
+                "its host has a comma; in a list, each URI begins with amqp:// or amqps://{ENCODE}"
+            ),
+        });
+    }
+    let numeric = |c: char| c.is_ascii_hexdigit() || c == ':' || c == '.';
+    if hostport.matches(':').count() > 1 && hostport.chars().all(numeric) {
+        let example = "as in amqp://[::1]:5672";
+        return Err(format!("an IPv6 address stands in brackets, {example}{ENCODE}"));
+    }
     let (host, port) = match hostport.strip_prefix('[').map(|rest| rest.split_once(']')) {
         Some(None) => return Err("its IPv6 address lacks the closing bracket".into()),
         Some(Some((address, rest))) => {
@@ -394,6 +423,61 @@ mod tests {
             failure.message.starts_with("broker URI 2 (--url or AMQP_URL): its port"),
             "{failure}"
         );
+    }
+
+    #[test]
+    fn a_list_that_is_none_is_told_what_it_lacks() {
+        let bare = "its host has a comma; in a list, each URI begins with amqp:// or amqps:// (";
+        for (list, reason) in [
+            ("amqp://h:1,h2:2", bare),
+            ("amqp://h,h2", bare),
+            ("amqp://h:1,", "a comma follows it, and no other URI"),
+            ("amqp://h:1,,amqp://h2", "a comma follows it, and no other URI"),
+            (",amqp://h:1", "it is empty"),
+            ("amqp://::1:5672", "an IPv6 address stands in brackets, as in amqp://[::1]:5672 ("),
+            ("amqp://fe80::1", "an IPv6 address stands in brackets, as in amqp://[::1]:5672 ("),
+        ] {
+            let failure = parse_list(list).unwrap_err();
+            let (_, told) = failure.message.split_once("(--url or AMQP_URL): ").unwrap();
+            assert!(told.starts_with(reason), "{list}: {told}");
+        }
+    }
+
+    /// Up to its first slash, each of these is a host and a port.
+    #[test]
+    fn a_password_with_a_slash_is_refused() {
+        for uri in [
+            "amqp://guest:12/s3cret@127.0.0.1:1",
+            "amqp://guest:/s3cret@127.0.0.1:1",
+            "amqp://guest:1@2/s3cret@127.0.0.1:1",
+            "amqp://gu/est:s3cret@127.0.0.1:1",
+            "amqps://guest:12/s3cret@127.0.0.1:1/vhost?heartbeat=5",
+        ] {
+            let failure = parse_list(uri).unwrap_err();
+            let told =
+                format!("broker URI (--url or AMQP_URL): it has an @ behind a slash{ENCODE}");
+            assert_eq!(failure, Failure::new(Kind::Configuration, told), "{uri}");
+        }
+        assert_eq!(one("amqp://guest:12%2Fs3cret@h/v%40w").vhost, "v@w");
+    }
+
+    #[test]
+    fn each_uri_of_a_list_has_a_password_of_its_own() {
+        for list in [
+            "amqp://h1,amqp://u@h2",
+            "amqp://h1:1,amqp://u@h2:2",
+            "amqps://h1:1?cacertfile=/a@b,amqp://h2",
+        ] {
+            assert!(!has_password(list), "{list}");
+        }
+        for list in [
+            "amqp://u:p@h1,amqp://h2",
+            "amqp://h1,amqp://u:p@h2",
+            "amqp://u:1/p@h",
+            "amqp://u:p?@h",
+        ] {
+            assert!(has_password(list), "{list}");
+        }
     }
 
     #[test]
