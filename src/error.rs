@@ -4,7 +4,6 @@
 //! The codes are those of `sysexits.h`, which RabbitMQ's own command-line tools use too
 //! (RabbitMQ, "CLI tools"). This is the only place that has exit numbers.
 
-use crate::procedure::ErrorKind;
 use std::fmt;
 
 /// A way to fail. Each is one rung of the diagnosis ladder, or a fault of the command line.
@@ -111,6 +110,39 @@ impl Kind {
             Kind::BadReply => "bad-reply",
             Kind::AccessRefused => "access-refused",
             Kind::Configuration => "configuration",
+        }
+    }
+}
+
+/// What kind of error a procedure answers. On the wire it is the reply's `error` header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// No procedure has that name.
+    UnknownProcedure,
+    /// The argument is not of the procedure's form.
+    InvalidArgument,
+    /// The argument has the right form, and asks for more than this server gives.
+    OutOfRange,
+    /// The procedure failed. The caller did nothing wrong.
+    Internal,
+}
+
+impl ErrorKind {
+    /// Every kind.
+    pub const ALL: [ErrorKind; 4] = [
+        ErrorKind::UnknownProcedure,
+        ErrorKind::InvalidArgument,
+        ErrorKind::OutOfRange,
+        ErrorKind::Internal,
+    ];
+
+    /// The name of the kind on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            ErrorKind::UnknownProcedure => "unknown-procedure",
+            ErrorKind::InvalidArgument => "invalid-argument",
+            ErrorKind::OutOfRange => "out-of-range",
+            ErrorKind::Internal => "internal",
         }
     }
 }

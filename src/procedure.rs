@@ -3,43 +3,11 @@
 //! No procedure does I/O, and none can take the server down: whatever a request says, the
 //! answer is a text or an [`Error`] with a sentence for the person who made the call.
 
+use crate::error::ErrorKind;
 use crate::fib::{self, Algorithm};
 use crate::terminal::text::excerpt;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-
-/// What kind of error a procedure answers. On the wire it is the reply's `error` header.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ErrorKind {
-    /// No procedure has that name.
-    UnknownProcedure,
-    /// The argument is not of the procedure's form.
-    InvalidArgument,
-    /// The argument has the right form, and asks for more than this server gives.
-    OutOfRange,
-    /// The procedure failed. The caller did nothing wrong.
-    Internal,
-}
-
-impl ErrorKind {
-    /// Every kind.
-    pub const ALL: [ErrorKind; 4] = [
-        ErrorKind::UnknownProcedure,
-        ErrorKind::InvalidArgument,
-        ErrorKind::OutOfRange,
-        ErrorKind::Internal,
-    ];
-
-    /// The name of the kind on the wire.
-    pub fn name(self) -> &'static str {
-        match self {
-            ErrorKind::UnknownProcedure => "unknown-procedure",
-            ErrorKind::InvalidArgument => "invalid-argument",
-            ErrorKind::OutOfRange => "out-of-range",
-            ErrorKind::Internal => "internal",
-        }
-    }
-}
 
 /// A procedure's error.
 #[derive(Debug, Clone, PartialEq, Eq)]

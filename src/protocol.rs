@@ -7,8 +7,8 @@
 //! means `result`, which is what the tutorial's servers send); on an error the header `error`
 //! has its kind and the body a sentence.
 
-use crate::error::{Failure, Kind};
-use crate::procedure::{Error, ErrorKind};
+use crate::error::{ErrorKind, Failure, Kind};
+use crate::procedure::Error;
 use crate::terminal::text;
 use amiquip::{AmqpProperties, AmqpValue, Delivery, FieldTable, Publish};
 use std::fmt;

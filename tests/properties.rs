@@ -2,8 +2,9 @@
 //! and what one program writes is what the other reads.
 
 use fib_rpc::amqp::uri;
+use fib_rpc::error::ErrorKind;
 use fib_rpc::fib::{self, Algorithm};
-use fib_rpc::procedure::{self, Error, ErrorKind, Settings};
+use fib_rpc::procedure::{self, Error, Settings};
 use fib_rpc::protocol::{MAX_NAME, Reply, Request};
 use fib_rpc::terminal::text;
 use proptest::prelude::*;
