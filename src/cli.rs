@@ -1,22 +1,13 @@
-//! Both programs' arguments.
+//! Both programs' arguments. What a program does with them at its start is in [`crate::program`].
 
 use crate::amqp::queue::QueueType;
-use crate::amqp::uri;
-use crate::error::Kind;
 use crate::fib::{Algorithm, RECURSIVE_LIMIT};
 use crate::procedure::Settings;
 use crate::protocol::{MAX_EXPIRATION, MAX_NAME};
 use crate::server::drill::Drill;
-use crate::stack;
-use crate::terminal::{logging, output};
 use clap::builder::{PossibleValue, TypedValueParser};
-use clap::error::ErrorKind;
-use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, Args, Command, Parser, ValueEnum, ValueHint};
-use log::warn;
 use std::ffi::OsStr;
-use std::io::Write;
-use std::process::ExitCode;
 use std::time::Duration;
 
 /// Largest `--max-n`: the reply of a larger one would be over [`crate::protocol::MAX_BODY`].
@@ -240,78 +231,6 @@ impl Program for Server {
 impl Program for Client {
     fn common(&self) -> &Common {
         &self.common
-    }
-}
-
-/// A whole program: parses the command line, runs `run` with it on a large stack, tells an error.
-pub fn main<T: Program>(
-    program: &'static str,
-    run: fn(&T) -> anyhow::Result<ExitCode>,
-) -> ExitCode {
-    run_deep(program, || match start(program) {
-        Ok(arguments) => output::conclude(program, run(&arguments)),
-        Err(code) => code,
-    })
-}
-
-/// Runs all of `program` on a large stack; that there is none is told like any other error.
-pub fn run_deep(program: &str, whole: impl FnOnce() -> ExitCode + Send) -> ExitCode {
-    match stack::run_deep(whole) {
-        Ok(code) => code,
-        Err(error) => output::conclude(program, Err(error.into())),
-    }
-}
-
-/// The parsed command line, with logging started as it says; or the exit code if there is nothing
-/// more to do: help and version on standard output are a success, anything else is wrong usage.
-///
-/// # Errors
-///
-/// 0 or [`Kind::Usage`]'s code; what there was to tell has been told.
-fn start<T: Program>(program: &'static str) -> Result<T, ExitCode> {
-    let parsed = T::command().try_get_matches().and_then(|matches| {
-        let from_command_line = matches.value_source("url") == Some(ValueSource::CommandLine);
-        Ok((T::from_arg_matches(&matches)?, from_command_line))
-    });
-    let error = match parsed {
-        Ok((arguments, url_is_visible)) => match arguments.check() {
-            Ok(()) => {
-                let common = arguments.common();
-                logging::init(program, common.quiet, common.verbose);
-                if url_is_visible && uri::has_password(common.url()) {
-                    warn!(
-                        "others on this machine can see the password in --url; AMQP_URL hides it"
-                    );
-                }
-                return Ok(arguments);
-            }
-            Err(reason) => T::command().error(ErrorKind::ValueValidation, reason),
-        },
-        Err(error) => error,
-    };
-    // clap's own rule for this takes AMQP_URL for an argument.
-    if error.kind() == ErrorKind::MissingRequiredArgument && std::env::args_os().len() <= 1 {
-        let _ = write!(std::io::stderr(), "{}", T::command().render_long_help());
-        return Err(ExitCode::from(Kind::Usage.code()));
-    }
-    Err(tell(program, &error))
-}
-
-/// Tells what the parser of `program`'s command line has to say instead of arguments. The exit
-/// code is 0 for help and version, else [`Kind::Usage`]'s.
-pub fn tell(program: &str, error: &clap::Error) -> ExitCode {
-    // What cannot be written because nobody reads it any more needs no further word.
-    match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            let _ = error.print();
-            ExitCode::SUCCESS
-        }
-        _ => {
-            let text = error.render().to_string();
-            let text = text.strip_prefix("error: ").unwrap_or(&text);
-            let _ = write!(std::io::stderr(), "{program}: {text}");
-            ExitCode::from(Kind::Usage.code())
-        }
     }
 }
 

@@ -5,6 +5,7 @@
 //! | module | what it has |
 //! |---|---|
 //! | [`cli`] | both programs' arguments |
+//! | [`program`] | start and end of a program |
 //! | [`client`] | what the client has around its loop: calls, input, output, diagnosis, retries |
 //! | [`server`] | what the server has around its loop |
 //! | [`protocol`] | requests and replies ↔ AMQP messages |
@@ -29,6 +30,7 @@ pub mod error;
 pub mod fib;
 pub mod procedure;
 pub mod process;
+pub mod program;
 pub mod protocol;
 pub mod server;
 pub mod stack;

@@ -15,9 +15,10 @@ use fib_rpc::amqp::{queue, uri};
 use fib_rpc::cli;
 use fib_rpc::error::{Failure, Kind};
 use fib_rpc::process::signals::{Stop, stop_requests};
+use fib_rpc::program;
 use fib_rpc::protocol::MAX_NAME;
 use fib_rpc::terminal::text::line;
-use fib_rpc::terminal::{logging, output};
+use fib_rpc::terminal::logging;
 use log::warn;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -32,15 +33,15 @@ const STOP_LIMIT: Duration = Duration::from_secs(2);
 
 /// A whole program: parses the command line, runs `run` with it, tells an error.
 pub fn main<T: Parser>(run: fn(&T) -> Result<()>) -> ExitCode {
-    cli::run_deep(PROGRAM, || {
+    program::run_deep(PROGRAM, || {
         let parsed = T::command().name(PROGRAM).max_term_width(100).try_get_matches();
         let arguments = match parsed.and_then(|matches| T::from_arg_matches(&matches)) {
             Ok(arguments) => arguments,
-            Err(error) => return cli::tell(PROGRAM, &error),
+            Err(error) => return program::tell(PROGRAM, &error),
         };
         logging::init(PROGRAM, false, 0);
         let ended = run(&arguments).map(|()| ExitCode::SUCCESS);
-        output::conclude(PROGRAM, ended.map_err(with_remedy))
+        program::conclude(PROGRAM, ended.map_err(with_remedy))
     })
 }
 

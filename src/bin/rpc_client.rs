@@ -20,6 +20,7 @@ use fib_rpc::client::report::Report;
 use fib_rpc::client::retry::{INTERVAL, Patience};
 use fib_rpc::error::{Failure, Kind};
 use fib_rpc::process::signals::{self, Stop};
+use fib_rpc::program;
 use fib_rpc::protocol::{MAX_BODY, Reply, Request};
 use fib_rpc::terminal::text::{count, excerpt, lines, short, short_queue};
 use log::{info, warn};
@@ -36,7 +37,7 @@ const PROGRAM: &str = "rpc_client";
 const STOP_LIMIT: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
-    cli::main(PROGRAM, run)
+    program::main(PROGRAM, run)
 }
 
 fn run(args: &cli::Client) -> Result<ExitCode> {

@@ -15,6 +15,7 @@ use fib_rpc::error::{ErrorKind, Failure, Kind};
 use fib_rpc::procedure::{self, Settings};
 use fib_rpc::process::signals;
 use fib_rpc::process::signals::Stop;
+use fib_rpc::program;
 use fib_rpc::protocol::{MAX_BODY, Reply, Request};
 use fib_rpc::server::drill::{self, Drill};
 use fib_rpc::terminal::output;
@@ -45,7 +46,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(2);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 fn main() -> ExitCode {
-    cli::main(PROGRAM, run)
+    program::main(PROGRAM, run)
 }
 
 /// What one connection leaves to the next.

@@ -1,9 +1,8 @@
-//! Standard output, and the end of a program.
+//! Standard output, and messages on standard error.
 
-use crate::error::{Failure, Kind, code_of};
+use crate::error::{Failure, Kind};
 use std::fmt;
 use std::io::{self, Write};
-use std::process::ExitCode;
 
 /// Whoever read standard output is gone, as after `| head -1`: the program ends quietly.
 #[derive(Debug)]
@@ -40,18 +39,6 @@ pub fn written(result: io::Result<()>) -> anyhow::Result<()> {
             Failure::new(Kind::Internal, message).into()
         }
     })
-}
-
-/// The exit code for what `program` came to, after telling an error on stderr.
-pub fn conclude(program: &str, result: anyhow::Result<ExitCode>) -> ExitCode {
-    match result {
-        Ok(code) => code,
-        Err(error) if error.is::<Closed>() => ExitCode::SUCCESS,
-        Err(error) => {
-            complain(program, format_args!("{error:#}"));
-            ExitCode::from(code_of(&error))
-        }
-    }
 }
 
 /// Tells something on stderr, the program's name in front.
