@@ -5,7 +5,7 @@ use crate::amqp::uri::{Endpoint, Tls};
 use crate::error::{Failure, Kind};
 use amiquip::IoStream;
 #[cfg(feature = "tls")]
-use log::{debug, warn};
+use log::{debug, error};
 use mio::{Evented, Poll, PollOpt, Ready, Token};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
@@ -160,7 +160,8 @@ fn connector(tls: &Tls) -> Result<native_tls::TlsConnector, String> {
         builder.identity(identity);
     }
     if !tls.verify_peer {
-        warn!(
+        // Said with -q too.
+        error!(
             "verify=verify_none is unsafe: anybody on the way can read the password and the calls"
         );
         builder.danger_accept_invalid_certs(true).danger_accept_invalid_hostnames(true);
@@ -184,6 +185,9 @@ fn tls_failure(endpoint: &Endpoint, error: &native_tls::Error) -> Failure {
     } else if has(&["local issuer", "self-signed", "self signed"]) {
         let cause =
             "no authority that is trusted here signed its certificate; cacertfile names one";
+        (Kind::Configuration, cause.into())
+    } else if has(&["unsupported protocol", "protocol version", "version too low"]) {
+        let cause = "it offers no version of TLS that this program accepts (1.2 and 1.3)";
         (Kind::Configuration, cause.into())
     } else if has(&["certificate", "alert"]) {
         (Kind::Configuration, format!("{reason}; see cacertfile, certfile and keyfile"))

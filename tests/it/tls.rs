@@ -1,6 +1,9 @@
 //! `amqps://`: what is trusted, who is let in, and what an error says.
 
 use crate::harness::*;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::thread;
 
 /// A node with TLS, and what its tests need of it.
 struct Tls {
@@ -60,7 +63,11 @@ fn both_programs_over_tls() {
     assert!(users.contains("PLAIN"), "{users}");
 
     let warning = "rpc_client: verify=verify_none is unsafe: anybody on the way can read the password and the calls\n";
-    tls.call(&tls.url("verify=verify_none")).expect(0, "832040\n", warning);
+    let unsafe_url = tls.url("verify=verify_none");
+    tls.call(&unsafe_url).expect(0, "832040\n", warning);
+    // Every time.
+    let args = ["-q", "--queue", tls.queue.name(), "fib", "30"];
+    client_at(&unsafe_url, &args).expect(0, "832040\n", warning);
 
     let untrusted = "no TLS handshake with URL: no authority that is trusted here signed its certificate; cacertfile names one";
     tls.refuses(&tls.url(""), 78, untrusted);
@@ -112,4 +119,34 @@ fn a_client_certificate_that_is_missing() {
     let url = tls.url("cacertfile=DIR/ca.pem&certfile=DIR/client.pem&keyfile=DIR/client.key");
     let _server = server_at(&url, &tls.queue, &[]);
     tls.call(&url).expect(0, "832040\n", "");
+}
+
+/// A peer that answers a client's first message (RFC 5246, section 7.4.1.2) with these bytes.
+#[track_caller]
+fn speaks_an_old_version(answer: &'static [u8]) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("amqps://localhost:{}", listener.local_addr().unwrap().port());
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(answer);
+            let _ = stream.read_to_end(&mut Vec::new());
+        }
+    });
+    let stderr = format!(
+        "rpc_client: fib: no TLS handshake with {url}: it offers no version of TLS that this \
+         program accepts (1.2 and 1.3)\n"
+    );
+    client_at(&url, &["fib", "30"]).expect(78, "", &stderr);
+}
+
+#[test]
+fn a_peer_with_an_old_version_of_tls() {
+    // A fatal alert, protocol_version.
+    speaks_an_old_version(b"\x15\x03\x01\0\x02\x02\x46");
+    // A ServerHello of TLS 1.0.
+    speaks_an_old_version(
+        b"\x16\x03\x01\0\x2a\x02\0\0\x26\x03\x01\
+          01234567890123456789012345678901\0\0\x2f\0",
+    );
 }
