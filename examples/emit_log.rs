@@ -7,7 +7,7 @@ use amiquip::{ExchangeDeclareOptions, ExchangeType, Publish};
 use anyhow::Result;
 use clap::Parser;
 use common::{Broker, Receipts};
-use fib_rpc::terminal::{output, text};
+use fib_rpc::terminal::output;
 use std::process::ExitCode;
 
 const EXCHANGE: &str = "logs";
@@ -41,7 +41,7 @@ fn run(args: &Args) -> Result<()> {
     let publish = Publish { mandatory: true, ..Publish::new(message.as_bytes(), "") };
     session.ask(|| channel.basic_publish(EXCHANGE, publish))?;
     receipts.wait(&mut session)?;
-    output::line(format_args!(" [x] Sent '{}'", text::line(message.as_bytes())))?;
+    output::line(format_args!(" [x] Sent '{}'", message))?;
     session.close();
     Ok(())
 }

@@ -8,7 +8,6 @@ use anyhow::Result;
 use clap::Parser;
 use common::{Broker, Receipts};
 use fib_rpc::terminal::output;
-use fib_rpc::terminal::text::line;
 use std::process::ExitCode;
 
 const EXCHANGE: &str = "direct_logs";
@@ -48,7 +47,6 @@ fn run(args: &Args) -> Result<()> {
     let publish = Publish { mandatory: true, ..Publish::new(message.as_bytes(), severity) };
     session.ask(|| channel.basic_publish(EXCHANGE, publish))?;
     receipts.wait(&mut session)?;
-    let (severity, message) = (line(severity.as_bytes()), line(message.as_bytes()));
     output::line(format_args!(" [x] Sent '{severity}':'{message}'"))?;
     session.close();
     Ok(())

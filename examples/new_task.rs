@@ -7,7 +7,7 @@ use amiquip::{AmqpProperties, Publish, QueueDeclareOptions};
 use anyhow::Result;
 use clap::Parser;
 use common::{Broker, Receipts};
-use fib_rpc::terminal::{output, text};
+use fib_rpc::terminal::output;
 use std::process::ExitCode;
 
 const QUEUE: &str = "task_queue";
@@ -50,7 +50,7 @@ fn run(args: &Args) -> Result<()> {
     session.ask(|| channel.basic_publish("", publish))?;
     // The tutorial closes the connection, after which the message may not be on the disk yet.
     receipts.wait(&mut session)?;
-    output::line(format_args!(" [x] Sent '{}'", text::line(message.as_bytes())))?;
+    output::line(format_args!(" [x] Sent '{}'", message))?;
     session.close();
     Ok(())
 }

@@ -6,7 +6,7 @@ use amiquip::{ConsumerOptions, QueueDeclareOptions};
 use anyhow::Result;
 use clap::Parser;
 use common::{Broker, Deliveries};
-use fib_rpc::terminal::{output, text};
+use fib_rpc::terminal::output;
 use std::process::ExitCode;
 
 const QUEUE: &str = "hello";
@@ -35,7 +35,7 @@ fn run(args: &Args) -> Result<()> {
     let mut deliveries = Deliveries::consume(&mut session, &channel, QUEUE, no_ack)?;
     output::line(format_args!(" [*] Waiting for messages. To exit press CTRL+C"))?;
     while let Some(delivery) = deliveries.next(&mut session)? {
-        output::line(format_args!(" [x] Received '{}'", text::line(&delivery.body)))?;
+        output::line(format_args!(" [x] Received '{}'", String::from_utf8_lossy(&delivery.body)))?;
     }
     session.close();
     Ok(())

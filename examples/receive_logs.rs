@@ -8,7 +8,7 @@ use amiquip::{ConsumerOptions, ExchangeDeclareOptions, ExchangeType, FieldTable}
 use anyhow::Result;
 use clap::Parser;
 use common::{Broker, Deliveries};
-use fib_rpc::terminal::{output, text};
+use fib_rpc::terminal::output;
 use std::process::ExitCode;
 
 const EXCHANGE: &str = "logs";
@@ -40,7 +40,7 @@ fn run(args: &Args) -> Result<()> {
     let mut deliveries = Deliveries::consume(&mut session, &channel, queue.name(), no_ack)?;
     output::line(format_args!(" [*] Waiting for logs. To exit press CTRL+C"))?;
     while let Some(delivery) = deliveries.next(&mut session)? {
-        output::line(format_args!(" [x] '{}'", text::line(&delivery.body)))?;
+        output::line(format_args!(" [x] '{}'", String::from_utf8_lossy(&delivery.body)))?;
     }
     session.close();
     Ok(())

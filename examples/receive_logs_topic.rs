@@ -9,7 +9,6 @@ use anyhow::Result;
 use clap::Parser;
 use common::{Broker, Deliveries};
 use fib_rpc::terminal::output;
-use fib_rpc::terminal::text::line;
 use std::process::ExitCode;
 
 const EXCHANGE: &str = "topic_logs";
@@ -50,8 +49,8 @@ fn run(args: &Args) -> Result<()> {
     let mut deliveries = Deliveries::consume(&mut session, &channel, queue.name(), no_ack)?;
     output::line(format_args!(" [*] Waiting for logs. To exit press CTRL+C"))?;
     while let Some(delivery) = deliveries.next(&mut session)? {
-        let key = line(delivery.routing_key.as_bytes());
-        output::line(format_args!(" [x] '{key}':'{}'", line(&delivery.body)))?;
+        let key = &delivery.routing_key;
+        output::line(format_args!(" [x] '{key}':'{}'", String::from_utf8_lossy(&delivery.body)))?;
     }
     session.close();
     Ok(())

@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::Parser;
 use common::{Broker, Deliveries};
 use fib_rpc::error::{Failure, Kind};
-use fib_rpc::terminal::{output, text};
+use fib_rpc::terminal::output;
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
@@ -63,7 +63,7 @@ fn work(args: &Args) -> Result<()> {
 }
 
 fn perform(task: &Delivery) -> Result<()> {
-    output::line(format_args!(" [x] Received '{}'", text::line(&task.body)))?;
+    output::line(format_args!(" [x] Received '{}'", String::from_utf8_lossy(&task.body)))?;
     let dots = task.body.iter().filter(|byte| **byte == b'.').count();
     thread::sleep(Duration::from_secs(dots as u64));
     output::line(format_args!(" [x] Done"))

@@ -6,7 +6,7 @@ use crate::cli::Program;
 use crate::error::{Kind, code_of};
 use crate::stack;
 use crate::terminal::output::Closed;
-use crate::terminal::{logging, output};
+use crate::terminal::{logging, output, text};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use log::warn;
@@ -68,17 +68,20 @@ fn start<T: Program>(program: &'static str) -> Result<T, ExitCode> {
 }
 
 /// Tells what the parser of `program`'s command line has to say instead of arguments. The exit
-/// code is 0 for help and version, else [`Kind::Usage`]'s.
+/// code is 0 for help and version ([`Kind::Internal`]'s if they cannot be written), else
+/// [`Kind::Usage`]'s.
 pub fn tell(program: &str, error: &clap::Error) -> ExitCode {
-    // What cannot be written because nobody reads it any more needs no further word.
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            let _ = error.print();
-            ExitCode::SUCCESS
+            let shown = output::check()
+                .and_then(|()| output::written(error.print()))
+                .and_then(|()| output::written(std::io::stdout().flush()));
+            conclude(program, shown.map(|()| ExitCode::SUCCESS))
         }
         _ => {
             let text = error.render().to_string();
-            let text = text.strip_prefix("error: ").unwrap_or(&text);
+            let text = text::on_terminal(text.strip_prefix("error: ").unwrap_or(&text));
+            // If standard error is closed, there is nobody to tell.
             let _ = write!(std::io::stderr(), "{program}: {text}");
             ExitCode::from(Kind::Usage.code())
         }

@@ -90,7 +90,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// The call as a person knows it, `fib(30)`, fit for a terminal.
+/// The call as a person knows it, `fib(30)`, each part cut to 64 characters.
 impl fmt::Display for Request<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&text::call(self.procedure, self.argument))

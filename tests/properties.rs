@@ -127,8 +127,8 @@ proptest! {
     }
 
     #[test]
-    fn an_excerpt_is_one_short_line(bytes in any::<Vec<u8>>()) {
-        let shown = text::excerpt(&bytes);
+    fn an_excerpt_in_a_message_is_one_short_line(bytes in any::<Vec<u8>>()) {
+        let shown = text::message(&text::excerpt(&bytes));
         prop_assert!(!shown.contains(char::is_control));
         let escape = '\u{10ffff}'.escape_unicode().count();
         prop_assert!(shown.chars().count() <= 64 * escape + 1);

@@ -17,7 +17,6 @@ use fib_rpc::error::{Failure, Kind};
 use fib_rpc::process::signals::{Stop, stop_requests};
 use fib_rpc::program;
 use fib_rpc::protocol::MAX_NAME;
-use fib_rpc::terminal::text::line;
 use fib_rpc::terminal::logging;
 use log::warn;
 use std::process::ExitCode;
@@ -169,7 +168,6 @@ fn unconfirmed(session: &mut Session) -> Failure {
 /// server is: nobody got what was sent, and only the exit code can tell a script so.
 fn unroutable(returned: &Return) -> Failure {
     let Return { exchange, routing_key, .. } = returned;
-    let routing_key = line(routing_key.as_bytes());
     let message = match (exchange.as_str(), routing_key.as_str()) {
         ("", queue) => format!("the queue \"{queue}\" is gone, and the message with it"),
         (exchange, "") => format!(

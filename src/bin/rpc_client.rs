@@ -22,7 +22,7 @@ use fib_rpc::error::{Failure, Kind};
 use fib_rpc::process::signals::{self, Stop};
 use fib_rpc::program;
 use fib_rpc::protocol::{MAX_BODY, Reply, Request};
-use fib_rpc::terminal::text::{count, excerpt, lines, short, short_queue};
+use fib_rpc::terminal::text::{count, excerpt, short, short_queue};
 use log::{info, warn};
 use std::cell::Cell;
 use std::io;
@@ -51,6 +51,7 @@ fn run(args: &cli::Client) -> Result<ExitCode> {
         };
         let began = Instant::now();
         let Err(error) = converse(reached, &mut calls, brokers.len() > 1) else { break };
+        calls.waiting_since = Instant::now();
         if let Some(stop) = error.downcast_ref::<Stop>() {
             calls.report.end()?;
             return Ok(stop.end_process());
@@ -316,6 +317,8 @@ struct Calls<'a> {
     max_body: usize,
     /// The deadline of a call that could not be made yet, since no connection was good enough.
     next_deadline: Option<Option<Instant>>,
+    /// Since when calls that are not made yet wait for a connection.
+    waiting_since: Instant,
     /// Replies that no call awaited.
     discarded: u32,
     /// Whether it was told that the broker refuses requests.
@@ -334,6 +337,7 @@ impl<'a> Calls<'a> {
             batch: Batch::new(args.in_flight.into()),
             max_body: MAX_BODY,
             next_deadline: None,
+            waiting_since: Instant::now(),
             discarded: 0,
             told_refusal: false,
             report: Report::new(PROGRAM, args),
@@ -360,22 +364,26 @@ impl<'a> Calls<'a> {
         self.batch.awaited().next().is_none()
     }
 
-    /// Adds a call with this argument, to be published unless it has an outcome already.
-    fn begin(&mut self, argument: Argument) -> Result<&mut Call> {
-        let now = Instant::now();
-        let size = argument.bytes.len();
-        let mut call = Call {
+    /// A call with this argument that was `started` then.
+    fn call(&self, argument: Argument, started: Instant) -> Call {
+        Call {
             argument: argument.bytes,
             line: argument.line,
-            started: now,
-            ended: now,
+            started,
+            ended: started,
             deadline: self.deadline_of_one_made_now(),
             attempts: 0,
             correlation_id: String::new(),
             unconfirmed: None,
             refused: false,
             outcome: None,
-        };
+        }
+    }
+
+    /// Adds a call with this argument, to be published unless it has an outcome already.
+    fn begin(&mut self, argument: Argument) -> Result<&mut Call> {
+        let size = argument.bytes.len();
+        let mut call = self.call(argument, Instant::now());
         self.report.begins(&call)?;
         let most = self.max_body;
         if size > most {
@@ -408,8 +416,7 @@ impl<'a> Calls<'a> {
         };
         call.end(Reply::decode(&delivery.properties, delivery.body).and_then(|reply| {
             info!("reply: {}, correlation_id {}", reply.kind(), short(id));
-            // The sentence is a stranger's, like any message.
-            reply.outcome.map_err(|error| Failure::new(error.kind.into(), lines(&error.message)))
+            reply.outcome.map_err(|error| Failure::new(error.kind.into(), error.message))
         }));
     }
 
@@ -493,15 +500,20 @@ impl<'a> Calls<'a> {
     fn end_by(mut self, failure: &Failure) -> Result<ExitCode> {
         self.fail(failure);
         self.tell_done()?;
-        // One object a call, made or not. Lines of standard input that may never come are none.
-        if self.args.format == Format::Json && !input::reads_stdin(&self.args.arguments) {
+        let has_begun = self.report.has_begun();
+        let mut is_untold = !has_begun;
+        // One object a call, made or not, and as many in the statistics. Lines of standard input that
+        // may never come are none.
+        let is_json = self.args.format == Format::Json;
+        if (is_json || self.args.stats) && !input::reads_stdin(&self.args.arguments) {
             for argument in self.input.clone() {
-                self.begin(argument?)?.end(Err(failure.clone()));
-                self.tell_done()?;
+                let mut call = self.call(argument?, self.waiting_since);
+                call.ended = Instant::now();
+                self.report.not_made(&call, &Err(failure.clone()))?;
+                is_untold = !is_json;
             }
         }
-        let has_begun = self.report.has_begun();
-        if !has_begun || !matches!(self.input.try_recv(), Err(TryRecvError::Disconnected)) {
+        if is_untold || !matches!(self.input.try_recv(), Err(TryRecvError::Disconnected)) {
             let what = match has_begun {
                 true => "no more calls are made".into(),
                 false => excerpt(self.args.procedure.as_bytes()),

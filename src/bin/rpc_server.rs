@@ -18,8 +18,8 @@ use fib_rpc::process::signals::Stop;
 use fib_rpc::program;
 use fib_rpc::protocol::{MAX_BODY, Reply, Request};
 use fib_rpc::server::drill::{self, Drill};
-use fib_rpc::terminal::output;
-use fib_rpc::terminal::text::{short, short_queue};
+use fib_rpc::terminal::output::Transcript;
+use fib_rpc::terminal::text::{duration, short, short_queue};
 use log::{info, warn};
 use std::collections::VecDeque;
 use std::fmt;
@@ -60,6 +60,7 @@ struct Memory {
     /// The largest body that the broker takes, as far as is known.
     max_body: usize,
     backoff: Backoff,
+    transcript: Arc<Transcript>,
 }
 
 fn run(args: &cli::Server) -> Result<ExitCode> {
@@ -71,6 +72,7 @@ fn run(args: &cli::Server) -> Result<ExitCode> {
         served: false,
         max_body: MAX_BODY,
         backoff: Backoff::new(PAUSES.0, PAUSES.1),
+        transcript: Arc::new(Transcript::new(!args.common.quiet)),
     };
     loop {
         let error = match connect(args, &brokers, &stop, &mut memory) {
@@ -93,7 +95,7 @@ fn run(args: &cli::Server) -> Result<ExitCode> {
         };
         // Once for each reason, not for each attempt.
         match memory.told.replace(failure.kind) {
-            Some(told) if told == failure.kind => info!("{failure}; again in {delay:.1?}"),
+            Some(told) if told == failure.kind => info!("{failure}; again in {}", duration(delay)),
             _ => warn!("{failure}; trying again"),
         }
         if stop.recv_timeout(delay).is_ok() {
@@ -116,7 +118,7 @@ fn connect(
         prefetch: args.prefetch,
         settings: args.settings(),
         drill: args.drill,
-        quiet: args.common.quiet,
+        transcript: Arc::clone(&memory.transcript),
         max_body: memory.max_body,
         // In a cluster, the node that took a reply can die before it has passed it on.
         confirms: brokers.len() > 1,
@@ -225,9 +227,7 @@ fn supervise(
     }
     memory.served = true;
     memory.backoff.reset();
-    if !desk.quiet {
-        output::line(format_args!(" [x] Awaiting RPC requests"))?;
-    }
+    desk.transcript.line(format_args!(" [x] Awaiting RPC requests"));
     drop(hold_begin);
 
     loop {
@@ -343,7 +343,7 @@ struct Desk {
     prefetch: u16,
     settings: Settings,
     drill: Option<Drill>,
-    quiet: bool,
+    transcript: Arc<Transcript>,
     max_body: usize,
     /// Whether requests are acked only when the broker has confirmed their replies.
     confirms: bool,
@@ -417,9 +417,7 @@ impl Desk {
             warn!("{request} came without a readable reply_to: nobody to answer; dropped");
             return Ok(0);
         };
-        if !self.quiet {
-            output::line(format_args!(" [.] {request}"))?;
-        }
+        self.transcript.line(format_args!(" [.] {request}"));
         self.computing.fetch_add(1, Ordering::SeqCst);
         if let Some(slow @ Drill::Slow(delay)) = self.drill {
             drill::announce(slow, format_args!("{request} waits"));

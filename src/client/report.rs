@@ -4,12 +4,14 @@
 use crate::cli::{self, Format};
 use crate::client::calls::Call;
 use crate::error::{Failure, Kind};
-use crate::terminal::output;
-use crate::terminal::text::{self, lines};
+use crate::terminal::{output, text};
 use anyhow::Result;
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
+use serde_json::Serializer;
+use serde_json::ser::Formatter;
+use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
 use std::process::ExitCode;
@@ -30,6 +32,7 @@ pub struct Report<'a> {
     program: &'static str,
     /// Results that came together are written together.
     out: BufWriter<Stdout>,
+    is_terminal: bool,
     args: &'a cli::Client,
     format: Format,
     /// When the first call was begun.
@@ -53,7 +56,7 @@ struct Json<'a> {
     error: Option<JsonError<'a>>,
     elapsed_ms: f64,
     attempts: u32,
-    correlation_id: &'a str,
+    correlation_id: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -62,22 +65,42 @@ struct JsonError<'a> {
     message: &'a str,
 }
 
+/// JSON in which characters that are harmful to a terminal are escapes, all of them, wherever it goes.
+struct Harmless;
+
+impl Formatter for Harmless {
+    fn write_string_fragment<W>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()>
+    where
+        W: ?Sized + Write,
+    {
+        for part in fragment.split_inclusive(text::is_harmful) {
+            let end = part.find(text::is_harmful).unwrap_or(part.len());
+            writer.write_all(&part.as_bytes()[..end])?;
+            for unit in part[end..].encode_utf16() {
+                write!(writer, "\\u{unit:04x}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl<'a> Report<'a> {
     /// A report for `program` in the format that `args` ask for.
     pub fn new(program: &'static str, args: &'a cli::Client) -> Report<'a> {
-        let terminal = io::stdout().is_terminal();
+        let is_terminal = io::stdout().is_terminal();
         let format = match args.format {
             Format::Auto | Format::Transcript if args.common.quiet => Format::Plain,
-            Format::Auto if terminal => Format::Transcript,
+            Format::Auto if is_terminal => Format::Transcript,
             Format::Auto => Format::Plain,
             given => given,
         };
         // On the same terminal the results themselves show how far it is.
-        let wanted = !args.common.quiet && !terminal && io::stderr().is_terminal();
+        let wanted = !args.common.quiet && !is_terminal && io::stderr().is_terminal();
         let latencies = Histogram::new_with_bounds(1, LONGEST_LATENCY, 3);
         Report {
             program,
             out: BufWriter::with_capacity(OUT_CAPACITY, io::stdout()),
+            is_terminal,
             args,
             format,
             started: None,
@@ -92,12 +115,14 @@ impl<'a> Report<'a> {
     ///
     /// # Errors
     ///
-    /// As of [`output::written`].
+    /// Those of [`output::check`] and [`output::written`].
     pub fn begins(&mut self, call: &Call) -> Result<()> {
+        output::check()?;
         self.started.get_or_insert(call.started);
         match self.format {
             Format::Transcript => {
                 let name = self.name(call);
+                let name = text::one_line(&name);
                 output::written(writeln!(self.out, " [x] Requesting {name}"))?;
                 // Before what -v tells of its publication.
                 self.flush()
@@ -121,27 +146,23 @@ impl<'a> Report<'a> {
     ///
     /// As of [`output::written`].
     pub fn tell(&mut self, call: &Call, outcome: &Result<String, Failure>) -> Result<()> {
-        let elapsed = call.ended.duration_since(call.started);
-        self.latencies.saturating_record(elapsed.as_micros() as u64);
+        self.add_up(call, outcome);
         if let Some(bar) = &self.progress {
             bar.inc(1);
             if self.elapsed() > LONG && bar.is_hidden() {
                 bar.set_draw_target(ProgressDrawTarget::stderr());
             }
         }
-        if let Err(failure) = outcome {
-            self.failed += 1;
-            self.count(failure.kind);
-        }
         match (self.format, outcome) {
-            (Format::Json, _) => {
-                let json = self.json(call, outcome, elapsed)?;
-                output::written(writeln!(self.out, "{json}"))
+            (Format::Json, _) => output::written(self.write_json(call, outcome)),
+            (format, Ok(result)) => {
+                let got = if format == Format::Transcript { " [.] Got " } else { "" };
+                let result = match self.is_terminal {
+                    true => text::on_terminal(result),
+                    false => Cow::from(result),
+                };
+                output::written(writeln!(self.out, "{got}{result}"))
             }
-            (Format::Transcript, Ok(result)) => {
-                output::written(writeln!(self.out, " [.] Got {}", lines(result)))
-            }
-            (_, Ok(result)) => output::written(writeln!(self.out, "{result}")),
             (_, Err(failure)) => {
                 // In the order in which they were told, should both streams go to one terminal.
                 self.flush()?;
@@ -149,6 +170,36 @@ impl<'a> Report<'a> {
                 self.complain(format_args!("{line}{}: {}", self.name(call), explained(failure)));
                 Ok(())
             }
+        }
+    }
+
+    /// Takes a call into account that could not even be begun. JSON has an object for it too; what
+    /// there is to say in other formats is not said for each.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`output::check`] and [`output::written`].
+    pub fn not_made(&mut self, call: &Call, outcome: &Result<String, Failure>) -> Result<()> {
+        self.started.get_or_insert(call.started);
+        match self.format {
+            Format::Json => {
+                output::check()?;
+                self.tell(call, outcome)
+            }
+            _ => {
+                self.add_up(call, outcome);
+                Ok(())
+            }
+        }
+    }
+
+    /// Adds a call to the statistics.
+    fn add_up(&mut self, call: &Call, outcome: &Result<String, Failure>) {
+        let elapsed = call.ended.duration_since(call.started);
+        self.latencies.saturating_record(elapsed.as_micros() as u64);
+        if let Err(failure) = outcome {
+            self.failed += 1;
+            self.count(failure.kind);
         }
     }
 
@@ -209,12 +260,8 @@ impl<'a> Report<'a> {
         text::call(&self.args.procedure, &call.argument)
     }
 
-    fn json(
-        &self,
-        call: &Call,
-        outcome: &Result<String, Failure>,
-        elapsed: Duration,
-    ) -> Result<String> {
+    fn write_json(&mut self, call: &Call, outcome: &Result<String, Failure>) -> io::Result<()> {
+        let elapsed = call.ended.duration_since(call.started);
         let json = Json {
             procedure: &self.args.procedure,
             argument: &String::from_utf8_lossy(&call.argument),
@@ -226,9 +273,11 @@ impl<'a> Report<'a> {
                 .map(|failure| JsonError { kind: failure.kind.name(), message: &failure.message }),
             elapsed_ms: elapsed.as_micros() as f64 / 1e3,
             attempts: call.attempts,
-            correlation_id: &call.correlation_id,
+            // One that was never published has none.
+            correlation_id: Some(call.correlation_id.as_str()).filter(|id| !id.is_empty()),
         };
-        Ok(serde_json::to_string(&json)?)
+        json.serialize(&mut Serializer::with_formatter(&mut self.out, Harmless))?;
+        writeln!(self.out)
     }
 }
 

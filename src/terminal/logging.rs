@@ -1,8 +1,36 @@
-//! Diagnostics on stderr, each line with the program's name in front.
+//! Diagnostics on standard error, each on one line with the program's name in front.
 
-use env_logger::Builder;
-use log::LevelFilter;
-use std::io::Write;
+use crate::terminal::output;
+use env_filter::{Builder, Filter};
+use log::{LevelFilter, Log, Metadata, Record, warn};
+
+/// The module of the client library whose log of the login shows the password. Whatever RUST_LOG
+/// says, that is not for anybody's eyes.
+const SECRET: &str = "amiquip::io_loop::handshake_state";
+
+struct Logger {
+    program: &'static str,
+    filter: Filter,
+}
+
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.filter.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let (program, target) = (self.program, record.target());
+        if !self.filter.matches(record) || target.starts_with(SECRET) {
+            return;
+        }
+        match target.starts_with("fib_rpc") || target.starts_with(program) {
+            true => output::complain(program, *record.args()),
+            false => output::complain(program, format_args!("[{target}] {}", record.args())),
+        }
+    }
+
+    fn flush(&self) {}
+}
 
 /// Starts logging for `program`: warnings, unless `quiet`; with `verbose` of 1 each AMQP step, of
 /// 2 details, of 3 the client library's log too. The environment variable `RUST_LOG` overrides
@@ -16,30 +44,26 @@ pub fn init(program: &'static str, quiet: bool, verbose: u8) {
         (_, _) => LevelFilter::Trace,
     };
     let theirs = if !quiet && verbose > 2 { LevelFilter::Trace } else { LevelFilter::Off };
-    let mut builder = Builder::new();
-    match std::env::var("RUST_LOG") {
-        Ok(filter) if !filter.is_empty() => builder.parse_filters(&filter),
-        _ => builder
-            .filter_level(LevelFilter::Off)
-            .filter_module("amiquip", theirs)
-            .filter_module("fib_rpc", ours)
-            .filter_module(program, ours),
+    let mut given = Builder::new();
+    let mut levels = Builder::new();
+    levels
+        .filter_level(LevelFilter::Off)
+        .filter_module("amiquip", theirs)
+        .filter_module("fib_rpc", ours)
+        .filter_module(program, ours);
+    let (filter, error) = match std::env::var("RUST_LOG") {
+        Ok(rules) if !rules.is_empty() => match given.try_parse(&rules) {
+            Ok(given) => (given.build(), None),
+            Err(error) => (levels.build(), Some(error)),
+        },
+        _ => (levels.build(), None),
     };
-    builder
-        .format(move |line, record| {
-            // The library's log of the login shows the password. Whatever RUST_LOG says, that
-            // module's log is not for anybody's eyes.
-            if record.target().starts_with("amiquip::io_loop::handshake_state") {
-                return Ok(());
-            }
-            match record.target() {
-                target if target.starts_with("fib_rpc") || target.starts_with(program) => {
-                    writeln!(line, "{program}: {}", record.args())
-                }
-                target => writeln!(line, "{program}: [{target}] {}", record.args()),
-            }
-        })
-        .init();
+    log::set_max_level(filter.filter());
+    // It fails if there is a logger already, which then goes on.
+    let _ = log::set_logger(Box::leak(Box::new(Logger { program, filter })));
+    if let Some(error) = error {
+        warn!("RUST_LOG is ignored: {error}");
+    }
     std::panic::set_hook(Box::new(|panic| {
         // The client library's I/O thread can panic when both sides close at once. What that comes
         // to, its caller is told as an error.

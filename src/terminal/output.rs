@@ -1,29 +1,51 @@
 //! Standard output, and messages on standard error.
 
 use crate::error::{Failure, Kind};
+use crate::terminal::text;
+use log::warn;
+use mio::unix::EventedFd;
+use mio::{Events, Poll, PollOpt, Ready, Token};
 use std::fmt;
 use std::io::{self, Write};
+use std::mem;
+use std::os::fd::AsRawFd;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
-/// Whoever read standard output is gone, as after `| head -1`: the program ends quietly.
+/// Whoever read standard output is gone, as after `| head -1`: a client ends quietly.
 #[derive(Debug)]
 pub struct Closed;
 
 impl fmt::Display for Closed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("standard output was closed")
+        f.write_str("nobody reads standard output any more")
     }
 }
 
 impl std::error::Error for Closed {}
 
-/// Writes a line to standard output, to be seen at once.
+/// Makes sure that standard output was open when the program began.
 ///
 /// # Errors
 ///
-/// As of [`written`].
+/// [`Kind::Internal`] if not: what is written would vanish.
+pub fn check() -> anyhow::Result<()> {
+    match start::was_closed() {
+        true => written(Err(io::Error::other("it is closed"))),
+        false => Ok(()),
+    }
+}
+
+/// Writes a line of a transcript to standard output, to be seen at once. It stays one line, whatever a
+/// stranger's text in it is ([`text::one_line`]).
+///
+/// # Errors
+///
+/// Those of [`check`] and [`written`].
 pub fn line(line: fmt::Arguments<'_>) -> anyhow::Result<()> {
+    check()?;
     // Flushed at the end of each line.
-    written(writeln!(io::stdout(), "{line}"))
+    written(writeln!(io::stdout(), "{}", text::one_line(&line.to_string())))
 }
 
 /// What an attempt to write to standard output came to.
@@ -41,8 +63,114 @@ pub fn written(result: io::Result<()>) -> anyhow::Result<()> {
     })
 }
 
-/// Tells something on stderr, the program's name in front.
+/// Tells something on standard error, the program's name in front, as [`text::message`] has it.
 pub fn complain(program: &str, line: fmt::Arguments<'_>) {
-    // If stderr is closed, there is nobody to tell.
-    let _ = writeln!(io::stderr(), "{program}: {line}");
+    // In one piece, so that no line of another process gets in between. If standard error is
+    // closed, there is nobody to tell.
+    let line = format!("{program}: {}\n", text::message(&line.to_string()));
+    let _ = io::stderr().write_all(line.as_bytes());
+}
+
+/// How long a line of a [`Transcript`] waits for a reader that does not read.
+const ROOM_LIMIT: Duration = Duration::from_millis(500);
+
+/// A service's transcript on standard output, which the service does not depend on: when nobody reads
+/// it any more, or its disk is full, the service goes on without, and says so once. No line waits
+/// longer than half a second for a reader that has stopped reading. While it does not read, the
+/// others do not wait at all, and are left out.
+pub struct Transcript(Mutex<State>);
+
+struct State {
+    is_written: bool,
+    /// None for what takes everything at once, such as a file.
+    room: Option<Room>,
+    is_full: bool,
+    was_full: bool,
+}
+
+impl Transcript {
+    /// A transcript, or, if it is not `wanted`, none: its lines are written nowhere.
+    pub fn new(wanted: bool) -> Transcript {
+        let room = if wanted { Room::new().ok() } else { None };
+        let state = State { is_written: wanted, room, is_full: false, was_full: false };
+        Transcript(Mutex::new(state))
+    }
+
+    /// Writes a line, as [`line`] does. At most 4 KiB of it: a pipe takes so much in one piece or
+    /// not at all (POSIX, PIPE_BUF).
+    pub fn line(&self, line: fmt::Arguments<'_>) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !state.is_written {
+            return;
+        }
+        let limit = if state.is_full { Duration::ZERO } else { ROOM_LIMIT };
+        state.is_full = state.room.as_mut().is_some_and(|room| !room.comes_within(limit));
+        if state.is_full {
+            if !mem::replace(&mut state.was_full, true) {
+                warn!(
+                    "nobody reads standard output, which is full; the transcript has gaps from now on"
+                );
+            }
+        } else if let Err(error) = self::line(line) {
+            state.is_written = false;
+            warn!("{error}; the server goes on without its transcript");
+        }
+    }
+}
+
+/// Whether standard output, a pipe or a terminal, takes another line without a wait.
+struct Room {
+    poll: Poll,
+    events: Events,
+}
+
+impl Room {
+    /// Fails for what has always room, a file: epoll(7) refuses it.
+    fn new() -> io::Result<Room> {
+        let poll = Poll::new()?;
+        let stdout = io::stdout().as_raw_fd();
+        poll.register(&EventedFd(&stdout), Token(0), Ready::writable(), PollOpt::level())?;
+        Ok(Room { poll, events: Events::with_capacity(1) })
+    }
+
+    /// A pipe without a reader has room too: for an error.
+    fn comes_within(&mut self, limit: Duration) -> bool {
+        self.poll.poll(&mut self.events, Some(limit)).is_err() || !self.events.is_empty()
+    }
+}
+
+/// What standard output was when the process began. In place of one that is closed, Rust's runtime
+/// opens `/dev/null` before `main`, where it cannot be told any more from one that somebody chose.
+#[cfg(target_os = "linux")]
+mod start {
+    use std::fs;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    static WAS_CLOSED: AtomicBool = AtomicBool::new(false);
+
+    /// Called before the runtime's beginning, as all functions in this section are (System V ABI,
+    /// "Initialization and Termination Functions").
+    // SAFETY: The section is for pointers to functions without arguments. It is not read or
+    // written otherwise.
+    #[used]
+    #[unsafe(link_section = ".init_array")]
+    static LOOK: extern "C" fn() = look;
+
+    extern "C" fn look() {
+        let is_there = |path| fs::symlink_metadata(path).is_ok();
+        // Without /proc nothing is known.
+        let was_closed = is_there("/proc/self/fd") && !is_there("/proc/self/fd/1");
+        WAS_CLOSED.store(was_closed, Ordering::Relaxed);
+    }
+
+    pub fn was_closed() -> bool {
+        WAS_CLOSED.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod start {
+    pub fn was_closed() -> bool {
+        false
+    }
 }

@@ -1,20 +1,74 @@
-//! Bytes from a stranger, made fit for a person's terminal.
+//! Texts on their way to a person. Whatever a stranger wrote is kept as it is inside the programs, and
+//! made harmless where it leaves them: by [`message`] on standard error, by [`one_line`] in a
+//! transcript, by [`on_terminal`] in a result that goes to a terminal.
 
-/// How many characters of a stranger's bytes a diagnostic or a transcript line shows.
+use humantime::format_duration;
+use std::borrow::Cow;
+use std::time::Duration;
+
+/// How many characters of a name or an argument a sentence shows.
 const EXCERPT_CHARS: usize = 64;
 
-/// At most 64 characters of `bytes`, on one line, control characters and bytes that are not
-/// UTF-8 escaped: a request must not be able to move the cursor of the server's terminal, nor
-/// to fill its log.
+/// How many characters of a message standard error gets, before those that are harmful are escaped. The
+/// longest of our own, about a list of brokers, fits in; a stranger's sentence may have 16 MiB.
+const MESSAGE_CHARS: usize = 2_000;
+
+/// Whether a character can move a terminal's cursor or change its state (controls), make a line
+/// read as something else (bidirectional controls), or hide in it (characters that show nothing).
+/// These are Unicode's categories Cc and Cf, apart from signs that belong to a script, and the
+/// separators of lines and paragraphs.
+pub fn is_harmful(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
+            | '\u{e0000}'..='\u{e007f}')
+}
+
+/// A message for standard error: at most 2,000 characters of it, as [`one_line`].
+pub fn message(text: &str) -> String {
+    one_line(&cut(text, MESSAGE_CHARS)).into_owned()
+}
+
+/// `text` on one line, with its harmful characters as escapes such as `\n` and `\u{1b}`.
+pub fn one_line(text: &str) -> Cow<'_, str> {
+    escaped(text, |_| false)
+}
+
+/// `text` with its harmful characters as escapes, but for newlines and tabs, which lay it out.
+pub fn on_terminal(text: &str) -> Cow<'_, str> {
+    escaped(text, |c| c == '\n' || c == '\t')
+}
+
+fn escaped(text: &str, is_kept: impl Fn(char) -> bool) -> Cow<'_, str> {
+    let is_escaped = |c| is_harmful(c) && !is_kept(c);
+    if !text.contains(is_escaped) {
+        return text.into();
+    }
+    let mut out = String::with_capacity(2 * text.len());
+    for c in text.chars() {
+        match is_escaped(c) {
+            true => out.extend(c.escape_default()),
+            false => out.push(c),
+        }
+    }
+    out.into()
+}
+
+/// `text`, or, if it is longer, its first `most` characters and an ellipsis.
+fn cut(text: &str, most: usize) -> Cow<'_, str> {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}…", &text[..end]).into(),
+        None => text.into(),
+    }
+}
+
+/// At most 64 characters of `bytes`, what is not UTF-8 replaced: a request must not be able to
+/// fill the server's log.
 pub fn excerpt(bytes: &[u8]) -> String {
     // No character is longer than 4 bytes: what lies behind cannot be among the first ones.
     let head = &bytes[..bytes.len().min(4 * (EXCERPT_CHARS + 1))];
-    let text = String::from_utf8_lossy(head);
-    let mut shown: String = text.chars().take(EXCERPT_CHARS).collect();
-    if text.chars().nth(EXCERPT_CHARS).is_some() {
-        shown.push('…');
-    }
-    printable(&shown, |_| false)
+    cut(&String::from_utf8_lossy(head), EXCERPT_CHARS).into_owned()
 }
 
 /// A call as a person knows it: `fib(30)`.
@@ -22,22 +76,15 @@ pub fn call(procedure: &str, argument: &[u8]) -> String {
     format!("{}({})", excerpt(procedure.as_bytes()), excerpt(argument))
 }
 
-/// All of `bytes`, on one line, escaped like an [`excerpt`].
-pub fn line(bytes: &[u8]) -> String {
-    printable(&String::from_utf8_lossy(bytes), |_| false)
-}
-
 /// The beginning of an id, enough for a person to follow one call in two programs' logs.
-pub fn short(id: Option<&str>) -> String {
-    id.map_or("none".into(), |id| excerpt(head(id, 8).as_bytes()))
+pub fn short(id: Option<&str>) -> &str {
+    id.map_or("none", |id| head(id, 8))
 }
 
 /// A queue's name; of one that the broker made up only the beginning, for the same purpose.
-pub fn short_queue(name: &str) -> String {
-    match head(name, 12) {
-        head if name.starts_with("amq.") && head != name => excerpt(head.as_bytes()) + "…",
-        _ => excerpt(name.as_bytes()),
-    }
+pub fn short_queue(name: &str) -> Cow<'_, str> {
+    let most = if name.starts_with("amq.") { 12 } else { EXCERPT_CHARS };
+    cut(name, most)
 }
 
 /// The first characters, `most` of them.
@@ -51,24 +98,11 @@ pub fn count(n: impl Into<u64>, one: &str, more: &str) -> String {
     format!("{n} {}", if n == 1 { one } else { more })
 }
 
-/// `text` with its control characters escaped, but for those that lay out lines.
-pub fn lines(text: &str) -> String {
-    printable(text, |c| c == '\n' || c == '\t')
-}
-
-fn printable(text: &str, keep: impl Fn(char) -> bool) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        // The bidirectional controls can make a line read as something else.
-        let unsafe_to_show = c.is_control()
-            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if unsafe_to_show && !keep(c) {
-            out.extend(c.escape_default());
-        } else {
-            out.push(c);
-        }
-    }
-    out
+/// A duration in whole milliseconds, rounded up: `1s 500ms`. What is left of a time limit, or a
+/// delay that was drawn by lot, has nanoseconds, which tell nobody anything.
+pub fn duration(duration: Duration) -> String {
+    let milliseconds = duration.as_nanos().div_ceil(1_000_000);
+    format_duration(Duration::from_millis(milliseconds.try_into().unwrap_or(u64::MAX))).to_string()
 }
 
 #[cfg(test)]
@@ -76,20 +110,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_excerpt_is_short_and_on_one_line() {
+    fn an_excerpt_is_short() {
         assert_eq!(excerpt(b"30"), "30");
-        assert_eq!(excerpt(b"a\x1b[2Jb\nc"), "a\\u{1b}[2Jb\\nc");
+        assert_eq!(excerpt(b"a\x1b[2Jb\nc"), "a\x1b[2Jb\nc");
         assert_eq!(excerpt(b"caf\xe9"), "caf\u{fffd}");
-        assert_eq!(excerpt("\u{202e}30".as_bytes()), "\\u{202e}30");
         assert_eq!(excerpt(&[b'9'; 64]), "9".repeat(64));
         assert_eq!(excerpt(&[b'9'; 1_000_000]), "9".repeat(64) + "…");
         assert_eq!(excerpt("é".repeat(65).as_bytes()), "é".repeat(64) + "…");
     }
 
     #[test]
-    fn a_line_is_whole_and_one() {
-        assert_eq!(line(b"a\x1b[2Jb\nc\xe9"), "a\\u{1b}[2Jb\\nc\u{fffd}");
-        assert_eq!(line(&[b'9'; 65]), "9".repeat(65));
+    fn a_message_is_one_line_of_bounded_length() {
+        assert_eq!(message("a\x1b[2Jb\n\tc\u{fffd}"), "a\\u{1b}[2Jb\\n\\tc\u{fffd}");
+        assert_eq!(message(&"9".repeat(2_000)), "9".repeat(2_000));
+        assert_eq!(message(&"é".repeat(2_001)), "é".repeat(2_000) + "…");
+    }
+
+    #[test]
+    fn what_a_terminal_shows_keeps_its_layout_and_loses_its_controls() {
+        assert_eq!(on_terminal("a\n\tb\x07\r"), "a\n\tb\\u{7}\\r");
+        for harmful in
+            "\0\x1b\x7f\u{80}\u{9b}\u{61c}\u{200b}\u{200f}\u{2028}\u{2029}\u{202e}\u{2060}\u{2069}\u{feff}\u{e0041}"
+                .chars()
+        {
+            let escape = format!("\\u{{{:x}}}", u32::from(harmful));
+            assert_eq!(on_terminal(&harmful.to_string()), escape);
+        }
+        assert_eq!(on_terminal("Zażółć 日本 🦀 \u{fffd}"), "Zażółć 日本 🦀 \u{fffd}");
     }
 
     #[test]
@@ -104,11 +151,13 @@ mod tests {
     fn a_queue_is_told_by_its_name_unless_the_broker_made_it_up() {
         assert_eq!(short_queue("rpc_queue_of_mine"), "rpc_queue_of_mine");
         assert_eq!(short_queue("amq.gen-pHxooL2Bp598REfC3isrvA"), "amq.gen-pHxo…");
-        assert_eq!(short_queue("amq.\nx"), "amq.\\nx");
     }
 
     #[test]
-    fn lines_keep_their_layout_and_lose_their_controls() {
-        assert_eq!(lines("a\n\tb\x07\r"), "a\n\tb\\u{7}\\r");
+    fn durations_have_whole_milliseconds() {
+        for (microseconds, shown) in [(0, "0s"), (1, "1ms"), (1_500_001, "1s 501ms")] {
+            assert_eq!(duration(Duration::from_micros(microseconds)), shown);
+        }
+        assert_eq!(duration(Duration::from_nanos(1)), "1ms");
     }
 }

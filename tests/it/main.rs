@@ -13,4 +13,5 @@ mod hostile;
 mod readme;
 mod scripts;
 mod server;
+mod terminal;
 mod tls;
