@@ -428,7 +428,7 @@ def a_server_that_acks_and_never_replies(case):
     server = case.server(queue, lambda request, body: [])
     came = case.our_client(queue, "--timeout", "1s", "fib", "30")
     expect("exit code and results", (75, ""), came[:2])
-    expect_in("its diagnostics", "no answer within 1s: 1 server consumes from the queue", came[2])
+    expect_in("its diagnostics", "no answer within 1s: 1 consumer serves the queue", came[2])
     expect("requests", 1, len(server.requests))
 
 

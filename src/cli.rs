@@ -60,11 +60,11 @@ pub struct Common {
     pub connect_timeout: Duration,
 
     /// Nothing but results and errors: no transcript, no warnings
-    #[arg(short, long, conflicts_with = "verbose")]
+    #[arg(short, long, overrides_with = "verbose")]
     pub quiet: bool,
 
     /// Tell each AMQP step on stderr (-vv, -vvv: more); RUST_LOG overrides
-    #[arg(short, long, action = ArgAction::Count)]
+    #[arg(short, long, action = ArgAction::Count, overrides_with = "quiet")]
     pub verbose: u8,
 }
 
@@ -86,6 +86,7 @@ pub fn url_or_default(url: &str) -> &str {
 /// Answers remote procedure calls that come through a RabbitMQ queue: fib, fun, a, b, ping, list.
 #[derive(Debug, Parser)]
 #[command(name = "rpc_server", version, after_help = SERVER_EXAMPLES, max_term_width = 100)]
+#[command(args_override_self = true)]
 pub struct Server {
     /// What both programs have.
     #[command(flatten)]
@@ -148,6 +149,7 @@ pub enum Format {
 /// Calls a remote procedure through a RabbitMQ queue and writes its result to standard output.
 #[derive(Debug, Parser)]
 #[command(name = "rpc_client", version, after_help = CLIENT_EXAMPLES, max_term_width = 100)]
+#[command(args_override_self = true)]
 pub struct Client {
     /// Name of the procedure; `list` names them
     #[arg(value_parser = name)]

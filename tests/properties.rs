@@ -127,6 +127,14 @@ proptest! {
     }
 
     #[test]
+    fn nothing_harmful_gets_through(text in any::<String>()) {
+        let message = text::message(&text);
+        prop_assert!(!message.contains(text::is_harmful) && !message.contains('\n'));
+        let shown = text::on_terminal(&text).replace(['\n', '\t'], "");
+        prop_assert!(!shown.contains(text::is_harmful), "{shown:?}");
+    }
+
+    #[test]
     fn an_excerpt_in_a_message_is_one_short_line(bytes in any::<Vec<u8>>()) {
         let shown = text::message(&text::excerpt(&bytes));
         prop_assert!(!shown.contains(char::is_control));

@@ -5,12 +5,12 @@ use crate::amqp::transport;
 use crate::amqp::uri::{Credentials, Endpoint};
 use crate::amqp::watchdog::Watchdog;
 use crate::error::{Failure, Kind};
+use crate::terminal::text;
 use amiquip::{
     Auth, Channel, Confirm, ConfirmPayload, Connection, ConnectionBlockedNotification,
     ConnectionOptions, ConnectionTuning, Error,
 };
 use crossbeam_channel::Receiver;
-use humantime::format_duration;
 use log::{debug, info, warn};
 use std::time::{Duration, Instant};
 
@@ -89,7 +89,7 @@ impl Session {
             match Session::open_one(endpoint, limit, program) {
                 Ok(session) => {
                     for failure in failures {
-                        debug!("{failure}");
+                        info!("{failure}");
                     }
                     return Ok(session);
                 }
@@ -125,9 +125,7 @@ impl Session {
             Ok((connection, notices))
         });
         if watchdog.fired() {
-            // What is left of a client's --timeout has nanoseconds, which tell nobody anything.
-            let milliseconds = limit.as_micros().div_ceil(1_000) as u64;
-            let limit = format_duration(Duration::from_millis(milliseconds));
+            let limit = text::duration(limit.max(Duration::from_millis(1)));
             let mut message = format!(
                 "{endpoint} took the connection, but did not finish the handshake within {limit}; \
                  is RabbitMQ listening there? (--connect-timeout allows more)"

@@ -106,7 +106,7 @@ fn reach(
         };
         // For the declares to come, too.
         session.hurry(left);
-        match diagnosis::served(&mut session, &args.common.queue) {
+        match diagnosis::served(&mut session, &args.common.queue, patience.waits()) {
             Ok(channel) => Ok((session, channel)),
             Err(failure) => {
                 kept = (failure.kind != Kind::ConnectionLost).then_some(session);
@@ -146,6 +146,7 @@ fn converse(
         replies: consumer.receiver(),
         returns,
         confirms,
+        in_cluster,
         published: Cell::new(0),
     };
     let stop = calls.stop()?;
@@ -162,6 +163,7 @@ struct Line<'a> {
     replies: &'a Receiver<ConsumerMessage>,
     returns: Receiver<Return>,
     confirms: Receiver<Confirm>,
+    in_cluster: bool,
     /// How many requests went out, which is how publisher confirms count them.
     published: Cell<u64>,
 }
@@ -220,8 +222,9 @@ impl Line<'_> {
                     let id = message.properties.correlation_id().as_deref();
                     let (code, text) = (message.reply_code, &message.reply_text);
                     info!("return: {code} {text}, correlation_id {}", short(id));
+                    let args = calls.args;
                     if let Some(call) = calls.batch.find(id) {
-                        call.end(Err(diagnosis::no_queue(session, &calls.args.common.queue)));
+                        call.end(Err(diagnosis::no_queue(session, &args.common.queue, args.wait)));
                     }
                 }
                 recv(self.confirms) -> confirm => {
@@ -243,7 +246,7 @@ impl Line<'_> {
                 recv(timeout) -> _ => {
                     let args = calls.args;
                     let mut failure =
-                        diagnosis::timed_out(session, &args.common.queue, args.timeout);
+                        diagnosis::timed_out(session, &args.common.queue, args.timeout, self.in_cluster);
                     if calls.discarded > 0 {
                         let replies = count(calls.discarded, "reply", "replies");
                         failure.message += &format!("; {replies} came that no call awaits");

@@ -385,7 +385,8 @@ impl Desk {
                 },
             };
             let replies = self.answer(channel, &delivery)?;
-            if self.strikes(Drill::CrashBeforeAck, format_args!("the reply is out: dies now")) {
+            let dies = format_args!("the reply is out: dies now");
+            if replies > 0 && self.strikes(Drill::CrashBeforeAck, dies) {
                 // The answer to any synchronous method says that the broker has the reply by then.
                 channel.qos(0, self.prefetch, false)?;
                 drill::crash();

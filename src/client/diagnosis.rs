@@ -16,15 +16,20 @@ const LIMIT: Duration = Duration::from_secs(1);
 /// What helps where servers are busy.
 const MORE: &str = "give more time with --timeout, or start more servers";
 
-/// A channel on which to make calls, if there is the queue and somebody consumes from it.
+/// What helps against a queue that does not take every request.
+const REJECTED: &str =
+    "a queue with a length limit and reject-publish may have rejected the request";
+
+/// A channel on which to make calls, if there is the queue and somebody consumes from it. `waits` says
+/// whether the client waits for it already.
 ///
 /// # Errors
 ///
 /// [`Kind::QueueMissing`], [`Kind::NoConsumer`], and those of [`queue::inspect`].
-pub fn served(session: &mut Session, queue: &str) -> Result<Channel, Failure> {
+pub fn served(session: &mut Session, queue: &str, waits: bool) -> Result<Channel, Failure> {
     let channel = session.channel()?;
     let state = queue::inspect(session, &channel, queue).map_err(|failure| match failure.kind {
-        Kind::QueueMissing => no_queue(session, queue),
+        Kind::QueueMissing => no_queue(session, queue, waits),
         _ => failure,
     })?;
     info!("queue {queue} is there: {state}");
@@ -33,24 +38,31 @@ pub fn served(session: &mut Session, queue: &str) -> Result<Channel, Failure> {
     }
     session.ask(|| channel.close())?;
     let message = format!(
-        "nobody consumes from the queue \"{queue}\" on {}, where {}; start rpc_server (--wait waits for it)",
+        "nobody consumes from the queue \"{queue}\" on {}, where {}; start rpc_server{}",
         session.endpoint(),
-        waiting(state)
+        waiting(state),
+        hint(waits)
     );
     Err(Failure::new(Kind::NoConsumer, message))
 }
 
 /// There is no request queue.
-pub fn no_queue(session: &Session, queue: &str) -> Failure {
+pub fn no_queue(session: &Session, queue: &str, waits: bool) -> Failure {
     let message = format!(
-        "there is no queue \"{queue}\" on {}; start rpc_server, or name its queue with --queue (--wait waits for it)",
-        session.endpoint()
+        "there is no queue \"{queue}\" on {}; start rpc_server, or name its queue with --queue{}",
+        session.endpoint(),
+        hint(waits)
     );
     Failure::new(Kind::QueueMissing, message)
 }
 
-/// Why a call had no answer within `timeout`.
-pub fn timed_out(session: &mut Session, queue: &str, timeout: Duration) -> Failure {
+fn hint(waits: bool) -> &'static str {
+    if waits { "" } else { " (--wait waits for it)" }
+}
+
+/// Why a call had no answer within `timeout`. With `confirms`, the broker tells of a request that it
+/// rejects.
+pub fn timed_out(session: &mut Session, queue: &str, timeout: Duration, confirms: bool) -> Failure {
     if let Some(failure) = session.obstruction() {
         return late(&failure, timeout);
     }
@@ -62,11 +74,17 @@ pub fn timed_out(session: &mut Session, queue: &str, timeout: Duration) -> Failu
             "nobody consumes from the queue \"{queue}\" any more, where {}; start rpc_server again",
             waiting(state)
         ),
-        Ok(state) => format!(
-            "{} from the queue \"{queue}\", where {}; {MORE}",
-            count(state.consumers, "server consumes", "servers consume"),
-            waiting(state)
-        ),
+        Ok(state) => {
+            let rejected = match state.messages > 0 && !confirms {
+                true => format!("; {REJECTED}"),
+                false => String::new(),
+            };
+            format!(
+                "{} the queue \"{queue}\", where {}; {MORE}{rejected}",
+                count(state.consumers, "consumer serves", "consumers serve"),
+                waiting(state)
+            )
+        }
         Err(failure) if failure.kind == Kind::QueueMissing => {
             format!("the queue \"{queue}\" was deleted; start rpc_server again")
         }

@@ -74,6 +74,11 @@ impl Patience {
         self.sleep(delay);
     }
 
+    /// Whether it waits for what is not there: a client that does needs no hint that it could.
+    pub fn waits(&self) -> bool {
+        self.wait
+    }
+
     /// Waits until `deadline` from now on.
     pub fn wait_until(&mut self, deadline: Option<Instant>) {
         self.deadline = deadline;

@@ -216,7 +216,7 @@ fn waiting_for_a_server_has_an_end() {
     let queue = Queue::new();
     let ended = queue.client(&["-q", "--wait", "--timeout", "2s", "fib", "30"]);
     let stderr = format!(
-        "rpc_client: fib: there is no queue \"{}\" on {}; start rpc_server, or name its queue with --queue (--wait waits for it) (waited 2s)\n",
+        "rpc_client: fib: there is no queue \"{}\" on {}; start rpc_server, or name its queue with --queue (waited 2s)\n",
         queue.name(),
         shown(&broker())
     );
@@ -305,7 +305,7 @@ fn a_server_slower_than_the_timeout() {
     let _server = server(&queue, &["--algorithm", "recursive", "--max-n", "93"]);
     let ended = queue.client(&["--timeout", "1s", "fib", "93"]);
     let stderr = format!(
-        "rpc_client: fib(93): no answer within 1s: 1 server consumes from the queue \"{}\", where 0 requests wait; give more time with --timeout, or start more servers\n",
+        "rpc_client: fib(93): no answer within 1s: 1 consumer serves the queue \"{}\", where 0 requests wait; give more time with --timeout, or start more servers\n",
         queue.name()
     );
     ended.expect(75, "", &stderr);
@@ -324,7 +324,7 @@ fn a_busy_server_and_requests_ahead() {
     let ended = queue.client(&["--timeout", "300ms", "ping"]);
     assert_eq!((ended.code(), ended.stdout.as_str()), (75, ""), "{ended:?}");
     // The broker drops the expired request when it comes to the head of the queue.
-    let expected = "rpc_client: ping(): no answer within 300ms: 1 server consumes from the queue";
+    let expected = "rpc_client: ping(): no answer within 300ms: 1 consumer serves the queue";
     assert!(ended.stderr.starts_with(expected), "{ended:?}");
     assert!(ended.stderr.contains("where 3 requests wait"), "{ended:?}");
 }
@@ -336,7 +336,7 @@ fn a_frozen_server() {
     server.signal("STOP");
     let ended = queue.client(&["--timeout", "1s", "fib", "30"]);
     let stderr = format!(
-        "rpc_client: fib(30): no answer within 1s: 1 server consumes from the queue \"{}\", where 0 requests wait; give more time with --timeout, or start more servers\n",
+        "rpc_client: fib(30): no answer within 1s: 1 consumer serves the queue \"{}\", where 0 requests wait; give more time with --timeout, or start more servers\n",
         queue.name()
     );
     ended.expect(75, "", &stderr);

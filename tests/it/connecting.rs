@@ -590,3 +590,39 @@ fn wait_waits_for_a_broker() {
     let ended = waiting.wait();
     assert_eq!((ended.code(), ended.stdout.as_str()), (0, "832040\n"), "{ended:?}");
 }
+
+#[test]
+fn a_bound_below_a_millisecond_is_told_as_one() {
+    let url = peer(|mut stream| {
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    let ended = client_at(&url, &["--connect-timeout", "1ns", "fib", "30"]);
+    assert_eq!((ended.code(), ended.stdout.as_str()), (69, ""), "{ended:?}");
+    // Which of the two steps it is that takes too long is a matter of chance.
+    let is_told = ended.stderr.contains(" within 1ms; ") || ended.stderr.contains("cannot reach ");
+    assert!(is_told, "{ended:?}");
+}
+
+#[test]
+fn the_wait_before_the_next_attempt_is_told_in_milliseconds() {
+    let url = format!("amqp://127.0.0.1:{}", refused_port());
+    let server = Process::spawn(&mut server_command(&url, &["-v"]));
+    server.await_stderr("; again in ");
+    server.signal("TERM");
+    let ended = server.wait();
+    let (_, delay) = ended.stderr.split_once("; again in ").unwrap();
+    assert!(humantime::parse_duration(delay.trim_end()).is_ok(), "{ended:?}");
+    assert!(!delay.contains('.'), "{ended:?}");
+}
+
+#[test]
+fn a_dead_first_broker_is_told_at_v() {
+    let queue = Queue::new();
+    let _server = server(&queue, &[]);
+    let dead = format!("amqp://127.0.0.1:{}", refused_port());
+    let list = format!("{dead},{}", broker());
+    let ended = client_at(&list, &["-v", "--queue", queue.name(), "fib", "30"]);
+    assert_eq!((ended.code(), ended.stdout.as_str()), (0, "832040\n"), "{ended:?}");
+    let told = format!("rpc_client: cannot reach {dead}: Connection refused");
+    assert!(ended.stderr.contains(&told), "{ended:?}");
+}

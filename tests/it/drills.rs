@@ -52,6 +52,21 @@ fn a_crash_before_the_ack_means_a_second_reply_which_is_discarded() {
     assert_eq!((ended.code(), ended.stdout.as_str()), (0, "832040\n55\n"), "{ended:?}");
 }
 
+/// Of a request that cannot be answered, the broker has no reply.
+#[test]
+fn a_crash_before_the_ack_needs_a_reply() {
+    let queue = Queue::new();
+    let crashing = server(&queue, &["--drill", "crash-before-ack"]);
+    let amqp = Amqp::new();
+    amqp.publish(queue.name(), b"29", amiquip::AmqpProperties::default());
+    crashing.await_stderr("fib(29) came without a readable reply_to");
+    queue.client(&["fib", "30"]).expect(0, "832040\n", "");
+    let crashed = crashing.wait();
+    assert_eq!(crashed.code(), KILLED);
+    assert_eq!(crashed.stderr.matches("dies now").count(), 1, "{crashed:?}");
+    queue.await_state((1, 0));
+}
+
 #[test]
 fn duplicate_replies_are_discarded() {
     let queue = Queue::new();
@@ -87,7 +102,7 @@ fn a_reply_with_another_id_is_no_answer() {
     assert_eq!((ended.code(), ended.stdout.as_str()), (75, ""), "{ended:?}");
     for said in [
         "rpc_client: discard a reply: correlation_id ",
-        "rpc_client: fib(30): no answer within 2s: 1 server consumes from the queue ",
+        "rpc_client: fib(30): no answer within 2s: 1 consumer serves the queue ",
         "; 1 reply came that no call awaits\n",
     ] {
         assert!(ended.stderr.contains(said), "{ended:?}");
@@ -103,7 +118,7 @@ fn a_slow_server_meets_the_time_limit() {
     let ended = queue.client(&["--timeout", "1s", "fib", "10", "20"]);
     assert_eq!((ended.code(), ended.stdout.as_str()), (75, ""), "{ended:?}");
     for call in ["fib(10)", "fib(20)"] {
-        let said = format!("rpc_client: {call}: no answer within 1s: 1 server consumes from ");
+        let said = format!("rpc_client: {call}: no answer within 1s: 1 consumer serves ");
         assert!(ended.stderr.contains(&said), "{ended:?}");
     }
     let ended = queue.client(&["--timeout", "2m", "fib", "30"]);

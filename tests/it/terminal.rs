@@ -326,3 +326,56 @@ fn a_bad_rust_log_is_told_like_any_warning() {
     assert!(ended.stderr.contains("loud\\u{1b}"), "{ended:?}");
     assert_eq!(ended.stderr.lines().count(), 2, "{ended:?}");
 }
+
+#[test]
+fn of_an_option_that_is_given_twice_the_last_counts() {
+    let queue = Queue::new();
+    let server =
+        server(&queue, &["--max-n", "1", "--max-n", "100", "--workers", "1", "--workers", "2"]);
+    queue.await_state((0, 2));
+    let args = ["--queue", "another", "--queue", queue.name(), "--wait", "--wait", "--stats"];
+    let more = ["--stats", "-v", "-q", "--format", "json", "--format", "plain", "fib", "30", "29"];
+    let ended = client(&[&args[..], &more].concat());
+    assert_eq!((ended.code(), ended.stdout.as_str()), (0, "832040\n514229\n"), "{ended:?}");
+    assert!(ended.stderr.starts_with("rpc_client: 2 calls, 0 failed, "), "{ended:?}");
+    let ended = queue.client(&["-q", "-v", "-v", "-q", "-v", "fib", "30"]);
+    assert!(ended.stderr.starts_with("rpc_client: connected to "), "{ended:?}");
+    server.signal("TERM");
+    assert_eq!(server.wait().code(), 0);
+}
+
+/// Without confirms, nothing tells that the broker rejected a request.
+#[test]
+fn a_full_queue_that_rejects_is_named_as_a_possibility() {
+    let queue = Queue::new();
+    let amqp = Amqp::new();
+    let mut arguments = FieldTable::new();
+    arguments.insert("x-max-length".into(), AmqpValue::LongInt(1));
+    arguments.insert("x-overflow".into(), AmqpValue::LongString("reject-publish".into()));
+    let options = QueueDeclareOptions { durable: true, arguments, ..Default::default() };
+    amqp.channel.queue_declare(queue.name(), options).unwrap();
+    let server = server(&queue, &[]);
+    server.signal("STOP");
+    let properties = AmqpProperties::default().with_reply_to(amqp.exclusive());
+    amqp.publish(queue.name(), b"1", properties.clone());
+    queue.await_state((0, 1));
+    amqp.publish(queue.name(), b"2", properties);
+    queue.await_state((1, 1));
+    let ended = queue.client(&["--timeout", "300ms", "fib", "30"]);
+    let expected = format!(
+        "rpc_client: fib(30): no answer within 300ms: 1 consumer serves the queue \"{}\", where 1 request waits; give more time with --timeout, or start more servers; a queue with a length limit and reject-publish may have rejected the request\n",
+        queue.name()
+    );
+    ended.expect(75, "", &expected);
+}
+
+/// A worker is a consumer, and no server.
+#[test]
+fn consumers_are_not_told_as_servers() {
+    let queue = Queue::new();
+    let server = server(&queue, &["--workers", "2"]);
+    server.signal("STOP");
+    let ended = queue.client(&["--timeout", "300ms", "fib", "30"]);
+    let expected = "no answer within 300ms: 2 consumers serve the queue ";
+    assert!(ended.stderr.contains(expected), "{ended:?}");
+}
