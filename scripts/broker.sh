@@ -166,7 +166,7 @@ spawn() {
 # Starts the node of the settings and waits until it answers, and has said that it is complete: it listens before that, and
 # rabbitmqctl would find the application not running. On failure, why tells why.
 launch_node() {
-    local deadline=$((SECONDS + 120)) logged
+    local deadline=$((SECONDS + 300)) logged
     touch "$node/log"
     logged=$(wc -c <"$node/log")
     if [ -z "$epmd_pid" ]; then spawn epmd epmd -port "$epmd_port"; fi
@@ -179,7 +179,7 @@ launch_node() {
         elif ! alive "$beam_pid"; then
             why='its process ended'
         elif [ $SECONDS -gt $deadline ]; then
-            why='it did not accept connections within 120 seconds'
+            why='it did not accept connections within 300 seconds'
         else
             sleep 0.05
             continue

@@ -84,7 +84,7 @@ at_once() {
 # After the first, because two that start at once could each found a cluster.
 start_others() {
     BROKER_JOIN=$dir at_once start 2 3 >/dev/null
-    if ! (broker 1 ctl --quiet await_online_nodes 3 --timeout 60) >&2; then
+    if ! (broker 1 ctl --quiet await_online_nodes 3 --timeout 300) >&2; then
         fail 69 "the nodes in $dir started, but do not form a cluster; see the files log in the folders fib-rpc-node there"
     fi
 }
