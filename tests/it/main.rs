@@ -7,6 +7,7 @@ mod client;
 mod cluster;
 mod connecting;
 mod drills;
+mod fake_broker;
 mod faults;
 mod harness;
 mod hostile;

@@ -55,6 +55,12 @@ pub fn publish(url: &str, queue: &str, flags: u16, properties: &[u8], body: &[u8
 
 pub const FRAME_MAX: usize = 131_072;
 
+/// A frame as AMQP 0-9-1, section 2.3.5, has it: type 1 is a method, 2 a content header, 3 a body.
+pub fn frame(kind: u8, channel: u16, payload: &[u8]) -> Vec<u8> {
+    let size = (payload.len() as u32).to_be_bytes();
+    [&[kind][..], &channel.to_be_bytes(), &size, payload, &[0xce]].concat()
+}
+
 struct Peer(TcpStream);
 
 impl Peer {
@@ -80,12 +86,7 @@ impl Peer {
     }
 
     fn send(&mut self, kind: u8, channel: u16, payload: &[u8]) {
-        let mut frame = vec![kind];
-        frame.extend(channel.to_be_bytes());
-        frame.extend((payload.len() as u32).to_be_bytes());
-        frame.extend(payload);
-        frame.push(0xce);
-        self.0.write_all(&frame).unwrap();
+        self.0.write_all(&frame(kind, channel, payload)).unwrap();
     }
 
     /// Reads up to the method with this class and number.
