@@ -7,7 +7,6 @@ use amiquip::{ConsumerOptions, Delivery, QueueDeclareOptions};
 use anyhow::Result;
 use clap::Parser;
 use common::{Broker, Deliveries};
-use fib_rpc::error::{Failure, Kind};
 use fib_rpc::terminal::output;
 use std::process::ExitCode;
 use std::thread;
@@ -32,17 +31,6 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
-    let worked = work(args);
-    let failure = worked.as_ref().err().and_then(|error| error.downcast_ref());
-    if let Some(Failure { kind: Kind::Unreadable, .. }) = failure
-        && let Some(task) = args.broker.discard_unreadable(QUEUE)?
-    {
-        perform(&task)?;
-    }
-    worked
-}
-
-fn work(args: &Args) -> Result<()> {
     let mut session = args.broker.connect()?;
     let channel = session.channel()?;
     let durable = QueueDeclareOptions { durable: true, ..Default::default() };

@@ -33,8 +33,6 @@ pub enum Kind {
     TimedOut,
     /// The connection was lost with a call unanswered.
     ConnectionLost,
-    /// The connection was lost to a message that cannot be read: its properties are not UTF-8.
-    Unreadable,
     /// The message is larger than the broker takes.
     TooLarge,
     /// The broker does not take messages at the moment.
@@ -49,7 +47,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 18] = [
+    pub const ALL: [Kind; 17] = [
         Kind::Usage,
         Kind::UnknownProcedure,
         Kind::InvalidArgument,
@@ -62,7 +60,6 @@ impl Kind {
         Kind::Internal,
         Kind::TimedOut,
         Kind::ConnectionLost,
-        Kind::Unreadable,
         Kind::TooLarge,
         Kind::Blocked,
         Kind::BadReply,
@@ -83,7 +80,7 @@ impl Kind {
             | Kind::QueueUnusable => 69, // EX_UNAVAILABLE
             Kind::ProcedureFailed | Kind::Internal => 70, // EX_SOFTWARE
             Kind::TimedOut | Kind::ConnectionLost | Kind::Blocked => 75, // EX_TEMPFAIL
-            Kind::BadReply | Kind::Unreadable => 76, // EX_PROTOCOL
+            Kind::BadReply => 76, // EX_PROTOCOL
             Kind::AccessRefused => 77, // EX_NOPERM
             Kind::Configuration => 78, // EX_CONFIG
         }
@@ -104,7 +101,6 @@ impl Kind {
             Kind::Internal => "client-failed",
             Kind::TimedOut => "timed-out",
             Kind::ConnectionLost => "connection-lost",
-            Kind::Unreadable => "unreadable",
             Kind::TooLarge => "too-large",
             Kind::Blocked => "blocked",
             Kind::BadReply => "bad-reply",

@@ -14,7 +14,6 @@
 //! | [`amqp`] | URIs, connections, queues, and the guards around them |
 //! | [`terminal`] | standard output, diagnostics on stderr, text made harmless |
 //! | [`process`] | signals |
-//! | [`stack`] | room for deeply nested headers |
 //! | [`error`] | what went wrong → exit code |
 //!
 //! Server: delivery → [`protocol::Request`] → [`procedure::call`] → [`fib`] → [`protocol::Reply`] →
@@ -33,5 +32,4 @@ pub mod process;
 pub mod program;
 pub mod protocol;
 pub mod server;
-pub mod stack;
 pub mod terminal;

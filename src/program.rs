@@ -4,7 +4,6 @@
 use crate::amqp::uri;
 use crate::cli::Program;
 use crate::error::{Kind, code_of};
-use crate::stack;
 use crate::terminal::output::Closed;
 use crate::terminal::{logging, output, text};
 use clap::error::ErrorKind;
@@ -13,22 +12,14 @@ use log::warn;
 use std::io::Write;
 use std::process::ExitCode;
 
-/// A whole program: parses the command line, runs `run` with it on a large stack, tells an error.
+/// A whole program: parses the command line, runs `run` with it, tells an error.
 pub fn main<T: Program>(
     program: &'static str,
     run: fn(&T) -> anyhow::Result<ExitCode>,
 ) -> ExitCode {
-    run_deep(program, || match start(program) {
+    match start(program) {
         Ok(arguments) => conclude(program, run(&arguments)),
         Err(code) => code,
-    })
-}
-
-/// Runs all of `program` on a large stack; that there is none is told like any other error.
-pub fn run_deep(program: &str, whole: impl FnOnce() -> ExitCode + Send) -> ExitCode {
-    match stack::run_deep(whole) {
-        Ok(code) => code,
-        Err(error) => conclude(program, Err(error.into())),
     }
 }
 

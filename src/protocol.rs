@@ -7,6 +7,7 @@
 //! means `result`, which is what the tutorial's servers send); on an error the header `error`
 //! has its kind and the body a sentence.
 
+use crate::amqp::sanitizer::SUBSTITUTE;
 use crate::error::{ErrorKind, Failure, Kind};
 use crate::procedure::Error;
 use crate::terminal::text;
@@ -39,7 +40,8 @@ pub struct Request<'a> {
     pub procedure: &'a str,
     /// The argument. Any bytes: whether they are text is for the server to judge.
     pub argument: &'a [u8],
-    /// The queue that awaits the reply: 1 to 255 bytes. None: the request cannot be answered.
+    /// The queue that awaits the reply: 1 to 255 bytes. None: the request cannot be answered, since it
+    /// has no such name, or since that or its correlation id came with bytes that are not UTF-8.
     pub reply_to: Option<&'a str>,
     /// Comes back in the reply, which is how the client tells replies apart.
     pub correlation_id: Option<&'a str>,
@@ -76,6 +78,8 @@ impl<'a> Request<'a> {
 
     /// The request in a message with these properties and this body.
     pub fn decode(properties: &'a AmqpProperties, body: &'a [u8]) -> Request<'a> {
+        let is_whole = |text: &str| !text.as_bytes().contains(&SUBSTITUTE);
+        let correlation_id = properties.correlation_id().as_deref();
         let milliseconds = properties.expiration().as_deref().and_then(|ms| ms.parse().ok());
         Request {
             procedure: properties.app_id().as_deref().unwrap_or(DEFAULT_PROCEDURE),
@@ -83,8 +87,9 @@ impl<'a> Request<'a> {
             reply_to: properties
                 .reply_to()
                 .as_deref()
-                .filter(|name| (1..=MAX_NAME).contains(&name.len())),
-            correlation_id: properties.correlation_id().as_deref(),
+                .filter(|name| (1..=MAX_NAME).contains(&name.len()) && is_whole(name))
+                .filter(|_| correlation_id.is_none_or(is_whole)),
+            correlation_id,
             expiration: milliseconds.map(Duration::from_millis),
         }
     }
@@ -206,6 +211,20 @@ mod tests {
             .with_correlation_id("id".into())
             .with_expiration("1500".into());
         assert_eq!(publish.properties, properties);
+    }
+
+    #[test]
+    fn a_request_whose_ids_were_mended_cannot_be_answered() {
+        let readable = AmqpProperties::default()
+            .with_reply_to("amq.gen-x".into())
+            .with_correlation_id("id".into());
+        let properties = [
+            readable.clone(),
+            readable.clone().with_reply_to("amq.gen-\u{1a}".into()),
+            readable.with_correlation_id("\u{1a}\u{1a}".into()),
+        ];
+        let reply_to = properties.each_ref().map(|all| Request::decode(all, b"").reply_to);
+        assert_eq!(reply_to, [Some("amq.gen-x"), None, None]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use anyhow::Result;
 use clap::{Args, Parser};
 use crossbeam_channel::{Receiver, after, select, select_biased};
 use fib_rpc::amqp::connection::{Session, confirm_mode};
-use fib_rpc::amqp::{queue, uri};
+use fib_rpc::amqp::uri;
 use fib_rpc::cli;
 use fib_rpc::error::{Failure, Kind};
 use fib_rpc::process::signals::{Stop, stop_requests};
@@ -32,16 +32,14 @@ const STOP_LIMIT: Duration = Duration::from_secs(2);
 
 /// A whole program: parses the command line, runs `run` with it, tells an error.
 pub fn main<T: Parser>(run: fn(&T) -> Result<()>) -> ExitCode {
-    program::run_deep(PROGRAM, || {
-        let parsed = T::command().name(PROGRAM).max_term_width(100).try_get_matches();
-        let arguments = match parsed.and_then(|matches| T::from_arg_matches(&matches)) {
-            Ok(arguments) => arguments,
-            Err(error) => return program::tell(PROGRAM, &error),
-        };
-        logging::init(PROGRAM, false, 0);
-        let ended = run(&arguments).map(|()| ExitCode::SUCCESS);
-        program::conclude(PROGRAM, ended.map_err(with_remedy))
-    })
+    let parsed = T::command().name(PROGRAM).max_term_width(100).try_get_matches();
+    let arguments = match parsed.and_then(|matches| T::from_arg_matches(&matches)) {
+        Ok(arguments) => arguments,
+        Err(error) => return program::tell(PROGRAM, &error),
+    };
+    logging::init(PROGRAM, false, 0);
+    let ended = run(&arguments).map(|()| ExitCode::SUCCESS);
+    program::conclude(PROGRAM, ended.map_err(with_remedy))
 }
 
 /// Adds what can be done when a queue or an exchange was declared otherwise (406).
@@ -75,17 +73,6 @@ impl Broker {
     pub fn connect(&self) -> Result<Session, Failure> {
         let brokers = uri::parse_list(cli::url_or_default(&self.url))?;
         Session::open(&brokers, self.connect_timeout, PROGRAM)
-    }
-
-    /// Discards the message that a connection was lost to, on a connection of its own. Should another
-    /// one be there by now, that is returned.
-    pub fn discard_unreadable(&self, queue: &str) -> Result<Option<Delivery>, Failure> {
-        let mut session = self.connect()?;
-        let channel = session.channel()?;
-        match queue::discard_unreadable(&mut session, &channel, queue) {
-            Err(Failure { kind: Kind::Unreadable, .. }) => Ok(None),
-            got => got,
-        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! An [`Endpoint`] to an open AMQP connection, and the guards around it: opening and closing take
 //! bounded time whatever the broker does, and an error tells what broke.
 
+use crate::amqp::inbox::Inbox;
+use crate::amqp::sanitizer::FRAME_MAX;
 use crate::amqp::transport;
 use crate::amqp::uri::{Credentials, Endpoint};
 use crate::amqp::watchdog::Watchdog;
@@ -12,6 +14,8 @@ use amiquip::{
 };
 use crossbeam_channel::Receiver;
 use log::{debug, info, warn};
+use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Bound on a synchronous method (a declare, a cancel) unless [`Session::hurry`] shortens it: a
@@ -49,6 +53,7 @@ pub struct Session {
     notices: Receiver<ConnectionBlockedNotification>,
     blocked: Option<String>,
     endpoint: String,
+    inbox: Arc<Inbox>,
 }
 
 impl Session {
@@ -110,13 +115,16 @@ impl Session {
         })?;
         let left = deadline.saturating_duration_since(Instant::now());
         let (began, mut in_login) = (Instant::now(), false);
+        let inbox = Arc::new(Inbox::default());
         let opened: Result<_, Failure> = watchdog.bounded(left, || {
-            let transport = transport::establish(endpoint, socket)?;
+            let transport = transport::establish(endpoint, socket, Arc::clone(&inbox))?;
             let tuning = ConnectionTuning::default().mem_channel_bound(FRAMES_AHEAD);
             let mut connection =
                 Connection::insecure_open_stream(transport, options(endpoint, program), tuning)
                     .map_err(|error| {
                         in_login = matches!(error, Error::InvalidCredentials);
+                        // What the library reports as refused credentials, whatever it was.
+                        let error = inbox.violation().map_or(error, violation);
                         refusal(endpoint, error, began.elapsed())
                     })?;
             let notices = connection
@@ -145,7 +153,15 @@ impl Session {
             notices,
             blocked: None,
             endpoint,
+            inbox,
         })
+    }
+
+    /// Counts what comes by this connection. Whoever knows how many messages can wait at a time says so
+    /// by [`Inbox::expect_at_most`], and then calls [`Inbox::taken`] for each message that is taken from
+    /// a receiver; of those that come from [`Session::notices`], [`Session::note`] does so.
+    pub fn inbox(&self) -> &Arc<Inbox> {
+        &self.inbox
     }
 
     /// Where the connection goes, for messages.
@@ -206,6 +222,7 @@ impl Session {
 
     /// Takes note of what came from [`Session::notices`], and tells it.
     pub fn note(&mut self, notice: ConnectionBlockedNotification) {
+        self.inbox.taken();
         self.blocked = match notice {
             ConnectionBlockedNotification::Blocked(reason) => {
                 warn!("{} blocks publishing ({reason}); waiting", self.endpoint);
@@ -272,19 +289,17 @@ impl Session {
             return Failure::new(Kind::Configuration, message);
         }
         let cause = self.close_connection().err().unwrap_or(error);
-        let endpoint = &self.endpoint;
-        match (&cause, self.obstruction()) {
-            (Error::MalformedFrame, _) => Failure::new(
-                Kind::Unreadable,
-                format!("{endpoint} sent a message that the client library cannot read"),
-            ),
-            (_, Some(failure)) if self.watchdog.fired() => failure,
+        match self.obstruction() {
+            Some(failure) if self.watchdog.fired() => failure,
             _ => Failure::new(Kind::ConnectionLost, self.how_lost(&cause)),
         }
     }
 
     fn how_lost(&self, cause: &Error) -> String {
         let endpoint = &self.endpoint;
+        if let Some(reason) = self.inbox.violation() {
+            return format!("the connection to {endpoint} was ended: {reason}");
+        }
         match cause {
             _ if self.watchdog.fired() => {
                 format!("{endpoint} no longer answers; the connection was given up")
@@ -372,6 +387,7 @@ fn options(endpoint: &Endpoint, program: &str) -> ConnectionOptions<Auth> {
         .virtual_host(endpoint.vhost.clone())
         .heartbeat(endpoint.heartbeat)
         .channel_max(endpoint.channel_max)
+        .frame_max(FRAME_MAX)
         .information(Some(format!("{program} {}", env!("CARGO_PKG_VERSION"))))
 }
 
@@ -451,8 +467,14 @@ fn refusal(endpoint: &Endpoint, error: Error, after: Duration) -> Failure {
     Failure::new(kind, message)
 }
 
-/// Whether it was the first bytes that were wrong, as [`crate::amqp::transport`] has it.
+/// The error with which [`crate::amqp::transport`] ends what breaks the rules.
+fn violation(reason: &str) -> Error {
+    let source = io::Error::new(io::ErrorKind::InvalidData, reason);
+    Error::IoErrorReadingSocket { source }
+}
+
+/// Whether this is such an error.
 fn speaks_otherwise(error: &Error) -> bool {
     let Error::IoErrorReadingSocket { source } = error else { return false };
-    source.kind() == std::io::ErrorKind::InvalidData
+    source.kind() == io::ErrorKind::InvalidData
 }

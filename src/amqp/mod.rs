@@ -3,7 +3,9 @@
 
 pub mod backoff;
 pub mod connection;
+pub mod inbox;
 pub mod queue;
+pub mod sanitizer;
 pub mod transport;
 pub mod uri;
 pub mod watchdog;

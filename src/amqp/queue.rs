@@ -3,9 +3,9 @@
 use crate::amqp::connection::Session;
 use crate::error::{Failure, Kind};
 use crate::terminal::text::count;
-use amiquip::{AmqpValue, Channel, Delivery, FieldTable, QueueDeclareOptions};
+use amiquip::{AmqpValue, Channel, FieldTable, QueueDeclareOptions};
 use clap::ValueEnum;
-use log::{info, warn};
+use log::info;
 use std::fmt;
 
 /// The type of a queue that the server creates (RabbitMQ, "Queues", "Queue Types").
@@ -78,27 +78,6 @@ pub fn inspect_apart(session: &mut Session, queue: &str) -> Result<State, Failur
     let state = inspect(session, &channel, queue)?;
     session.ask(|| channel.close())?;
     Ok(state)
-}
-
-/// Discards the message at the head of `queue`, to which a connection was lost because it cannot be
-/// read: it would come back, and end the next connection too. The broker forgets a message without
-/// acks as it sends it. If another message is there by now, it is returned, and as forgotten.
-///
-/// # Errors
-///
-/// [`Kind::Unreadable`] once the message is discarded, which costs this connection as well;
-/// [`Kind::AccessRefused`], [`Kind::ConnectionLost`].
-pub fn discard_unreadable(
-    session: &mut Session,
-    channel: &Channel,
-    queue: &str,
-) -> Result<Option<Delivery>, Failure> {
-    let got = session.ask(|| channel.basic_get(queue, true)).inspect_err(|failure| {
-        if failure.kind == Kind::Unreadable {
-            warn!("discarded a message from {queue}: its properties are not UTF-8");
-        }
-    })?;
-    Ok(got.map(|got| got.delivery))
 }
 
 /// Makes sure that `queue` is there. One that exists is used as it is, whatever its type and

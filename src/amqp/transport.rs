@@ -1,14 +1,17 @@
-//! The byte stream below a connection: TCP with TCP_NODELAY, TLS if asked for, and a look at the
-//! first bytes.
+//! The byte stream below a connection: TCP with TCP_NODELAY, TLS if asked for, and a check of all
+//! that comes.
 
+use crate::amqp::inbox::Inbox;
+use crate::amqp::sanitizer::{FRAME_MAX, Phase, Sanitizer};
 use crate::amqp::uri::{Endpoint, Tls};
 use crate::error::{Failure, Kind};
 use amiquip::IoStream;
 #[cfg(feature = "tls")]
 use log::{debug, error};
-use mio::{Evented, Poll, PollOpt, Ready, Token};
+use mio::{Evented, Poll, PollOpt, Ready, Registration, SetReadiness, Token};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -65,17 +68,30 @@ fn resolve(endpoint: &Endpoint, deadline: Instant) -> io::Result<Vec<SocketAddr>
     })
 }
 
-/// A stream ready for the AMQP handshake.
+/// A stream ready for the AMQP handshake, of which only what a [`Sanitizer`] has checked is read.
 pub struct Transport {
     stream: Stream,
-    /// Where the peer's first bytes are collected, until they are known to be AMQP.
-    opening: Option<Vec<u8>>,
-    /// Whether the last read brought about one message.
+    sanitizer: Sanitizer,
+    inbox: Arc<Inbox>,
+    /// What came from the socket: up to `start` it was read from here, up to `checked` it can be, up
+    /// to `end` it is still to be checked.
+    buffer: Vec<u8>,
+    start: usize,
+    checked: usize,
+    end: usize,
+    /// Whether the next read is to pretend that nothing more has come.
+    pauses: bool,
+    /// Wakes the library's loop after such a read.
+    alarm: (Registration, SetReadiness),
+    /// Whether the last read from the socket brought about one message.
     has_one: bool,
 }
 
 /// A read of at most so many bytes is one small message, not a stretch of many.
 const ONE: usize = 400;
+
+/// Room for the largest frame that is common.
+const BUFFER_SIZE: usize = FRAME_MAX as usize;
 
 enum Stream {
     Plain(mio::net::TcpStream),
@@ -84,13 +100,17 @@ enum Stream {
 }
 
 /// Makes a transport of a dialled connection, with the TLS handshake if the endpoint wants one.
-/// Blocks until a handshake is done: to be called under a [`crate::amqp::watchdog::Watchdog`].
+/// `inbox` counts what comes, and says why reading failed. Blocks until a handshake is done: to be called under a [`crate::amqp::watchdog::Watchdog`].
 ///
 /// # Errors
 ///
 /// [`Kind::Configuration`] for a certificate that cannot be read or is not trusted,
 /// [`Kind::BrokerUnreachable`] if the peer does not speak TLS.
-pub fn establish(endpoint: &Endpoint, socket: TcpStream) -> Result<Transport, Failure> {
+pub fn establish(
+    endpoint: &Endpoint,
+    socket: TcpStream,
+    inbox: Arc<Inbox>,
+) -> Result<Transport, Failure> {
     let io_failure = |error: io::Error| {
         Failure::new(Kind::BrokerUnreachable, format!("cannot reach {endpoint}: {error}"))
     };
@@ -98,7 +118,18 @@ pub fn establish(endpoint: &Endpoint, socket: TcpStream) -> Result<Transport, Fa
         None => Stream::Plain(mio::net::TcpStream::from_stream(socket).map_err(io_failure)?),
         Some(tls) => handshake(endpoint, tls, socket)?,
     };
-    Ok(Transport { stream, opening: Some(Vec::new()), has_one: false })
+    Ok(Transport {
+        stream,
+        sanitizer: Sanitizer::new(Arc::clone(&inbox)),
+        inbox,
+        buffer: vec![0; BUFFER_SIZE],
+        start: 0,
+        checked: 0,
+        end: 0,
+        pauses: false,
+        alarm: Registration::new2(),
+        has_one: false,
+    })
 }
 
 #[cfg(not(feature = "tls"))]
@@ -200,42 +231,46 @@ fn tls_failure(endpoint: &Endpoint, error: &native_tls::Error) -> Failure {
 }
 
 impl Transport {
-    /// Looks at what has come so far, `bytes` being the newest of it.
-    ///
-    /// What follows a protocol header is a method frame on channel 0, `connection.start`: type
-    /// 1, channel 0, then the size (AMQP 0-9-1, sections 2.2.4 and 2.3.5). A peer that speaks
-    /// another protocol would make the client library take its text for a size of a gigabyte.
-    fn inspect(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let Some(opening) = &mut self.opening else { return Ok(()) };
-        opening.extend_from_slice(&bytes[..bytes.len().min(7 - opening.len())]);
-        let amqp = [1, 0, 0, 0];
-        let common = opening.len().min(amqp.len());
-        if opening[..common] != amqp[..common] {
-            let what = match &opening[..] {
-                [b'H', b'T', b'T', ..] => "what answers there speaks HTTP, not AMQP",
-                [b'A', b'M', b'Q', ..] => "what answers there does not speak AMQP 0-9-1",
-                [0x15, 0x03, ..] => "what answers there wants TLS: is it an amqps:// port?",
-                _ => "what answers there does not speak AMQP",
-            };
-            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+    /// Checks what can be checked of what came.
+    fn check(&mut self) {
+        loop {
+            let phase = self.sanitizer.phase();
+            match self.sanitizer.check(&mut self.buffer[self.checked..self.end]) {
+                Ok(0) => return,
+                Ok(length) => self.checked += length,
+                Err(reason) => return self.inbox.violated(reason),
+            }
+            // The library takes a frame that comes together with the one that ends the handshake, or
+            // the connection, for a part of that. It sees one at a time then.
+            self.pauses = matches!(phase, Phase::New | Phase::Handshake);
+            if self.pauses || self.sanitizer.phase() == Phase::Closed {
+                return;
+            }
         }
-        if opening.len() == 7 {
-            self.opening = None;
-        }
-        Ok(())
     }
-}
 
-impl Read for Transport {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+    /// Reads from the socket, once. Returns how many bytes came: 0 at its end.
+    fn fill(&mut self) -> io::Result<usize> {
+        if self.start > 0 {
+            self.buffer.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            (self.start, self.checked) = (0, 0);
+        }
+        if self.end == self.buffer.len() {
+            // A large frame, of a size that the sanitizer has seen.
+            self.buffer.resize(2 * self.end, 0);
+        } else if self.end == 0 && self.buffer.len() > BUFFER_SIZE {
+            self.buffer = vec![0; BUFFER_SIZE];
+        }
+        let free = &mut self.buffer[self.end..];
         let result = match &mut self.stream {
-            Stream::Plain(stream) => stream.read(buffer),
+            Stream::Plain(stream) => stream.read(free),
             #[cfg(feature = "tls")]
-            Stream::Tls(stream) => stream.read(buffer),
+            Stream::Tls(stream) => stream.read(free),
         };
         match result {
             Ok(read) => {
-                self.inspect(&buffer[..read])?;
+                self.end += read;
                 self.has_one = read <= ONE;
             }
             // The library's I/O thread goes to sleep now, and has just woken the thread that answers
@@ -244,6 +279,36 @@ impl Read for Transport {
             Err(_) => {}
         }
         result
+    }
+}
+
+/// The library reads until there is nothing more, and then waits for the socket to tell of new bytes
+/// (mio's edge-triggered mode): so all that is checked is handed out before that, and when there is more
+/// in spite of it, the alarm says so.
+impl Read for Transport {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if self.start < self.checked {
+                let read = (&self.buffer[self.start..self.checked]).read(buffer)?;
+                self.start += read;
+                return Ok(read);
+            }
+            if let Some(reason) = self.inbox.violation() {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+            }
+            if std::mem::take(&mut self.pauses) {
+                self.alarm.1.set_readiness(Ready::readable())?;
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            if self.sanitizer.phase() == Phase::Closed {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            self.check();
+            let is_settled = self.start < self.checked || self.inbox.violation().is_some();
+            if !is_settled && self.fill()? == 0 {
+                return Ok(0);
+            }
+        }
     }
 }
 
@@ -283,6 +348,7 @@ impl Evented for Transport {
         interest: Ready,
         opts: PollOpt,
     ) -> io::Result<()> {
+        self.alarm.0.register(poll, token, Ready::readable(), PollOpt::edge())?;
         self.socket().register(poll, token, interest, opts)
     }
 
@@ -297,6 +363,7 @@ impl Evented for Transport {
     }
 
     fn deregister(&self, poll: &Poll) -> io::Result<()> {
+        Evented::deregister(&self.alarm.0, poll)?;
         self.socket().deregister(poll)
     }
 }

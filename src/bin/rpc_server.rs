@@ -53,8 +53,6 @@ fn main() -> ExitCode {
 struct Memory {
     /// Why the last one was lost, once that was told.
     told: Option<Kind>,
-    /// Whether it was lost to a message that cannot be read.
-    unreadable: bool,
     /// Whether there ever was one on which the server could serve.
     served: bool,
     /// The largest body that the broker takes, as far as is known.
@@ -68,7 +66,6 @@ fn run(args: &cli::Server) -> Result<ExitCode> {
     let brokers = uri::parse_list(args.common.url())?;
     let mut memory = Memory {
         told: None,
-        unreadable: false,
         served: false,
         max_body: MAX_BODY,
         backoff: Backoff::new(PAUSES.0, PAUSES.1),
@@ -88,11 +85,7 @@ fn run(args: &cli::Server) -> Result<ExitCode> {
             }
             _ => {}
         }
-        let delay = match failure.kind {
-            // The next connection deals with it, and service must go on.
-            Kind::Unreadable => Duration::ZERO,
-            _ => memory.backoff.delay(),
-        };
+        let delay = memory.backoff.delay();
         // Once for each reason, not for each attempt.
         match memory.told.replace(failure.kind) {
             Some(told) if told == failure.kind => info!("{failure}; again in {}", duration(delay)),
@@ -126,15 +119,11 @@ fn connect(
         computing: AtomicUsize::new(0),
         events,
     });
-    if memory.unreadable {
-        rescue(&mut session, &desk, memory)?;
-    }
     let served = supervise(&mut session, &desk, &happened, args.workers, stop, memory);
     // What is unacknowledged, the prefetched requests among it, goes back to the queue. A worker
     // that is still computing finds its connection gone.
     session.close();
     match served.as_ref().err().and_then(|error| error.downcast_ref()) {
-        Some(Failure { kind: Kind::Unreadable, .. }) => memory.unreadable = true,
         // The request will come again, to be answered with an error then.
         Some(failure @ Failure { kind: Kind::TooLarge, .. }) => {
             let smaller = desk.largest.load(Ordering::SeqCst).saturating_sub(1);
@@ -173,18 +162,6 @@ fn open(
             Err(_) => Err(Failure::new(Kind::Internal, "the thread that connects panicked")),
         },
     }
-}
-
-/// Discards the message that an earlier connection was lost to, which the client library tells only
-/// by giving up the connection. If another one is there by now, it is answered like any other.
-fn rescue(session: &mut Session, desk: &Desk, memory: &mut Memory) -> Result<()> {
-    let channel = session.channel()?;
-    let got = queue::discard_unreadable(session, &channel, &desk.queue);
-    memory.unreadable = got.as_ref().is_err_and(|failure| failure.kind != Kind::Unreadable);
-    if let Some(delivery) = got? {
-        desk.answer(&channel, &delivery).map_err(|broken| broken.explain(session))?;
-    }
-    Ok(session.ask(|| channel.close())?)
 }
 
 /// Starts the workers and watches over them and the connection, until a signal asks to stop.

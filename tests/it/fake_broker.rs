@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "no script uses all of it")]
 
 use crate::harness::PATIENCE;
-use crate::raw::{frame, short_string, table};
+use crate::harness::raw::{frame, short_string, table};
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;

@@ -1,0 +1,119 @@
+//! A count of what has come in and was not taken yet.
+//!
+//! The client library queues what comes for its user without a bound. A broker, or a stranger who
+//! floods a queue, could fill the memory so: hence what is more than was asked for may have no
+//! more than [`EXCESS`] bytes.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+/// How much memory may be taken by what nobody asked for, in bytes.
+const EXCESS: u64 = 16 << 20;
+
+/// What the thread that reads a connection and those that take messages from it both know.
+#[derive(Debug)]
+pub struct Inbox {
+    /// How many came and were not taken.
+    waiting: AtomicU64,
+    /// How many may wait, however large they are.
+    expected: AtomicU64,
+    /// The size of what came since no more than that waited, in bytes.
+    excess: AtomicU64,
+    violation: OnceLock<String>,
+}
+
+impl Default for Inbox {
+    /// Expects any number.
+    fn default() -> Inbox {
+        Inbox {
+            waiting: AtomicU64::new(0),
+            expected: AtomicU64::new(u64::MAX),
+            excess: AtomicU64::new(0),
+            violation: OnceLock::new(),
+        }
+    }
+}
+
+impl Inbox {
+    /// From now on no more than `most` messages are expected to wait at any time: deliveries, returned
+    /// messages, publisher confirms and notices of a blocked connection, all together. More may come
+    /// for a moment, since the broker does not know when one is taken; but when more wait, and they
+    /// came with more than 16 MiB, the connection ends. Without this, any number is expected.
+    pub fn expect_at_most(&self, most: u64) {
+        self.expected.store(most, SeqCst);
+    }
+
+    /// To be called for each message that was taken from one of the connection's receivers.
+    pub fn taken(&self) {
+        let _ = self.waiting.fetch_update(SeqCst, SeqCst, |waiting| waiting.checked_sub(1));
+    }
+
+    /// A message has come that takes `size` bytes of memory. Whether that can be borne.
+    #[must_use]
+    pub fn arrived(&self, size: u64) -> bool {
+        if self.waiting.fetch_add(1, SeqCst) <= self.expected.load(SeqCst) {
+            self.excess.store(0, SeqCst);
+        }
+        self.grown(size)
+    }
+
+    /// The message that arrived last takes another `size` bytes. Whether that can be borne.
+    #[must_use]
+    pub fn grown(&self, size: u64) -> bool {
+        let excess = self.excess.fetch_add(size, SeqCst) + size;
+        excess <= EXCESS || self.waiting.load(SeqCst) <= self.expected.load(SeqCst)
+    }
+
+    /// Why reading ended, if it was because the peer broke the protocol's rules or flooded us.
+    pub fn violation(&self) -> Option<&str> {
+        self.violation.get().map(String::as_str)
+    }
+
+    /// Keeps the first reason for which reading ended.
+    pub(crate) fn violated(&self, reason: String) {
+        let _ = self.violation.set(reason);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_asked_for_may_have_any_size() {
+        let inbox = Inbox::default();
+        assert!((0..100).all(|_| inbox.arrived(EXCESS)));
+        let inbox = Inbox::default();
+        inbox.expect_at_most(2);
+        assert!(inbox.arrived(EXCESS) && inbox.arrived(1) && inbox.grown(EXCESS));
+    }
+
+    #[test]
+    fn what_nobody_asked_for_has_a_limit() {
+        let inbox = Inbox::default();
+        inbox.expect_at_most(1);
+        assert!(inbox.arrived(EXCESS));
+        assert!(inbox.arrived(1) && inbox.arrived(EXCESS - 1));
+        assert!(!inbox.arrived(1));
+    }
+
+    /// One more than expected is normal: it came before the one that was taken was acked.
+    #[test]
+    fn the_limit_begins_anew_when_what_was_not_asked_for_is_taken() {
+        let inbox = Inbox::default();
+        inbox.expect_at_most(1);
+        assert!(inbox.arrived(1));
+        for _ in 0..10 {
+            assert!(inbox.arrived(EXCESS));
+            inbox.taken();
+        }
+    }
+
+    #[test]
+    fn taking_what_was_not_counted_does_no_harm() {
+        let inbox = Inbox::default();
+        inbox.expect_at_most(0);
+        inbox.taken();
+        assert!(!inbox.arrived(EXCESS + 1));
+    }
+}

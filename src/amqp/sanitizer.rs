@@ -1,0 +1,483 @@
+//! What a broker sends, checked and mended before the client library sees it.
+//!
+//! The library trusts the broker: text that is not UTF-8 ends its connection, a table that is nested deep
+//! overflows its stack, and it allocates whatever size is announced. A message can do the first two to
+//! every program that gets it, one after the other. So each frame (AMQP 0-9-1, section 2.3.5) is
+//! looked at first:
+//!
+//! - Bytes that are not UTF-8, where text belongs, become [`SUBSTITUTE`], one for one.
+//! - A table or an array that is nested deeper than [`DEPTH_MAX`] becomes a byte array, which has the same layout.
+//! - What breaks the rules of the protocol, or the limits below, is an error that says what it was.
+//!
+//! No size ever changes, so that it is done in place, and what is in order stays as it was.
+
+use crate::amqp::inbox::Inbox;
+use std::sync::Arc;
+
+/// What stands in place of a byte that is not UTF-8: ASCII's SUB, which is made for this.
+pub const SUBSTITUTE: u8 = 0x1a;
+
+/// The largest frame that we agree to, in bytes (connection.tune): what RabbitMQ proposes.
+pub const FRAME_MAX: u32 = 131_072;
+
+/// The largest frame for a content header, in bytes. RabbitMQ sends one that is larger than
+/// was agreed, if the message came in by a connection with a larger `frame_max`.
+const HEADER_FRAME_MAX: u32 = 4 << 20;
+
+/// The largest body, in bytes: RabbitMQ cannot be told to take more (`max_message_size`).
+const BODY_MAX: u64 = 512 << 20;
+
+/// How deep tables and arrays can be nested.
+pub const DEPTH_MAX: usize = 100;
+
+/// What a message takes in memory beside its bytes: the library's structures for it.
+const MESSAGE_SIZE: u64 = 1024;
+
+/// The same for a publisher confirm or a notice of a blocked connection.
+const NOTICE_SIZE: u64 = 256;
+
+/// The same for a value in a table or an array.
+const VALUE_SIZE: u64 = 128;
+
+// Frame types and the frame's last octet (AMQP 0-9-1, section 4.2.3), and what surrounds a payload.
+const METHOD: u8 = 1;
+const HEADER: u8 = 2;
+const BODY: u8 = 3;
+const HEARTBEAT: u8 = 8;
+const FRAME_END: u8 = 0xce;
+const HEAD: usize = 7;
+const OVERHEAD: usize = HEAD + 1;
+
+/// The type of an argument or a property (AMQP 0-9-1, section 4.2.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Type {
+    /// So many octets: a number, or bits.
+    Octets(usize),
+    /// Up to 255 bytes.
+    ShortText,
+    /// Up to 4 GiB.
+    LongText,
+    /// Names and values.
+    Table,
+}
+
+use Type::{LongText, Octets, ShortText, Table};
+
+/// The properties of a message, in the order of their flags, the highest first (section 1.8).
+pub const PROPERTIES: [Type; 14] = [
+    ShortText, // content_type
+    ShortText, // content_encoding
+    Table,     // headers
+    Octets(1), // delivery_mode
+    Octets(1), // priority
+    ShortText, // correlation_id
+    ShortText, // reply_to
+    ShortText, // expiration
+    ShortText, // message_id
+    Octets(8), // timestamp
+    ShortText, // type
+    ShortText, // user_id
+    ShortText, // app_id
+    ShortText, // cluster_id
+];
+
+/// The name and the arguments of a method that a broker sends, by its class and number (AMQP
+/// 0-9-1, section 1.3, and RabbitMQ, "AMQP 0-9-1 Protocol Extensions"). None: no broker sends it.
+#[rustfmt::skip]
+pub fn method(class: u16, number: u16) -> Option<(&'static str, &'static [Type])> {
+    const CLOSE: &[Type] = &[Octets(2), ShortText, Octets(2), Octets(2)];
+    Some(match (class, number) {
+        (10, 10) => ("connection.start", &[Octets(1), Octets(1), Table, LongText, LongText]),
+        (10, 20) => ("connection.secure", &[LongText]),
+        (10, 30) => ("connection.tune", &[Octets(2), Octets(4), Octets(2)]),
+        (10, 41) => ("connection.open-ok", &[ShortText]),
+        (10, 50) => ("connection.close", CLOSE),
+        (10, 51) => ("connection.close-ok", &[]),
+        (10, 60) => ("connection.blocked", &[ShortText]),
+        (10, 61) => ("connection.unblocked", &[]),
+        (20, 11) => ("channel.open-ok", &[LongText]),
+        (20, 20) => ("channel.flow", &[Octets(1)]),
+        (20, 21) => ("channel.flow-ok", &[Octets(1)]),
+        (20, 40) => ("channel.close", CLOSE),
+        (20, 41) => ("channel.close-ok", &[]),
+        (40, 11) => ("exchange.declare-ok", &[]),
+        (40, 21) => ("exchange.delete-ok", &[]),
+        (40, 31) => ("exchange.bind-ok", &[]),
+        (40, 51) => ("exchange.unbind-ok", &[]),
+        (50, 11) => ("queue.declare-ok", &[ShortText, Octets(4), Octets(4)]),
+        (50, 21) => ("queue.bind-ok", &[]),
+        (50, 31) => ("queue.purge-ok", &[Octets(4)]),
+        (50, 41) => ("queue.delete-ok", &[Octets(4)]),
+        (50, 51) => ("queue.unbind-ok", &[]),
+        (60, 11) => ("basic.qos-ok", &[]),
+        (60, 21) => ("basic.consume-ok", &[ShortText]),
+        (60, 30) => ("basic.cancel", &[ShortText, Octets(1)]),
+        (60, 31) => ("basic.cancel-ok", &[ShortText]),
+        (60, 50) => ("basic.return", &[Octets(2), ShortText, ShortText, ShortText]),
+        (60, 60) => ("basic.deliver", &[ShortText, Octets(8), Octets(1), ShortText, ShortText]),
+        (60, 71) => ("basic.get-ok", &[Octets(8), Octets(1), ShortText, ShortText, Octets(4)]),
+        (60, 72) => ("basic.get-empty", &[ShortText]),
+        (60, 80) => ("basic.ack", &[Octets(8), Octets(1)]),
+        (60, 111) => ("basic.recover-ok", &[]),
+        (60, 120) => ("basic.nack", &[Octets(8), Octets(1)]),
+        (85, 11) => ("confirm.select-ok", &[]),
+        (90, 11) => ("tx.select-ok", &[]),
+        (90, 21) => ("tx.commit-ok", &[]),
+        (90, 31) => ("tx.rollback-ok", &[]),
+        _ => return None,
+    })
+}
+
+/// Follows one connection's stream, from the broker's first byte on.
+pub struct Sanitizer {
+    inbox: Arc<Inbox>,
+    phase: Phase,
+    /// The largest frame, and the largest with a content header.
+    frame_max: usize,
+    header_frame_max: usize,
+    /// What is still to come of a body frame, its last octet included.
+    body_frame: usize,
+    /// Messages that have not come to their end.
+    contents: Vec<Content>,
+}
+
+/// How far a connection has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Nothing has come yet.
+    New,
+    /// The broker speaks AMQP 0-9-1, and the connection is not open yet.
+    Handshake,
+    /// It is open.
+    Open,
+    /// The broker closed it, or agreed to that: nothing of what follows counts.
+    Closed,
+}
+
+struct Content {
+    channel: u16,
+    /// How many bytes of the body are still to come. None: the content header is.
+    left: Option<u64>,
+}
+
+impl Sanitizer {
+    /// For a new connection, which counts in `inbox` what the client library queues.
+    pub fn new(inbox: Arc<Inbox>) -> Sanitizer {
+        Sanitizer {
+            inbox,
+            phase: Phase::New,
+            frame_max: FRAME_MAX as usize,
+            header_frame_max: FRAME_MAX as usize,
+            body_frame: 0,
+            contents: Vec::new(),
+        }
+    }
+
+    /// How far the connection has come with what was checked so far.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Checks the next piece of the stream, and mends it in place. `bytes` begins where the piece before
+    /// it ended, and may have more than one. Returns the piece's length: that of a whole frame, or for
+    /// a body, which needs no mending, of what there is of it. 0: more bytes are needed, and those
+    /// that are there are to be presented again with them.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong, as a sentence about the broker, "it". The stream cannot be followed any more then.
+    pub fn check(&mut self, bytes: &mut [u8]) -> Result<usize, String> {
+        if self.body_frame > 0 {
+            return self.pass_body(bytes);
+        }
+        if self.phase == Phase::New {
+            inspect_first(bytes)?;
+        }
+        let Some(&[kind, high, low, ref size @ ..]) = bytes.first_chunk::<HEAD>() else {
+            return Ok(0);
+        };
+        let (channel, size) = (u16::from_be_bytes([high, low]), u32::from_be_bytes(*size) as usize);
+        let most = match kind {
+            METHOD | BODY | HEARTBEAT => self.frame_max,
+            HEADER => self.header_frame_max,
+            _ => return Err(format!("it sent a frame of type {kind}, which AMQP does not have")),
+        };
+        if size > most - OVERHEAD {
+            let size = size as u64 + OVERHEAD as u64;
+            return Err(format!("it sent a frame of {size} bytes, where {most} are the most"));
+        }
+        if kind == BODY {
+            self.begin_body(channel, size)?;
+            self.body_frame = size + 1;
+            return Ok(HEAD);
+        }
+        let Some(frame) = bytes.get_mut(..size + OVERHEAD) else { return Ok(0) };
+        check_end(frame[size + HEAD])?;
+        let payload = &mut frame[HEAD..size + HEAD];
+        match kind {
+            METHOD => self.check_method(channel, payload)?,
+            HEADER => self.check_header(channel, payload)?,
+            _ => {}
+        }
+        Ok(size + OVERHEAD)
+    }
+
+    fn pass_body(&mut self, bytes: &[u8]) -> Result<usize, String> {
+        let length = bytes.len().min(self.body_frame);
+        self.body_frame -= length;
+        if self.body_frame == 0 {
+            check_end(bytes[length - 1])?;
+        }
+        Ok(length)
+    }
+
+    fn begin_body(&mut self, channel: u16, size: usize) -> Result<(), String> {
+        let size = size as u64;
+        let content = self.contents.iter().position(|content| content.channel == channel);
+        let Some((at, left)) = content.and_then(|at| Some((at, self.contents[at].left?))) else {
+            return Err("it sent a body that belongs to no message".into());
+        };
+        if size > left {
+            return Err("it sent a body that is longer than was announced".into());
+        }
+        self.contents[at].left = Some(left - size);
+        if left == size {
+            self.contents.swap_remove(at);
+        }
+        bearable(self.inbox.grown(size))
+    }
+
+    fn check_method(&mut self, channel: u16, payload: &mut [u8]) -> Result<(), String> {
+        let Some((&mut [c0, c1, n0, n1], arguments)) = payload.split_first_chunk_mut() else {
+            return Err("it sent a method without a number".into());
+        };
+        let id = (u16::from_be_bytes([c0, c1]), u16::from_be_bytes([n0, n1]));
+        let Some((name, types)) = method(id.0, id.1) else {
+            let (class, number) = id;
+            return Err(format!("it sent method {number} of class {class}, which no broker sends"));
+        };
+        let mut reader = Reader { rest: &mut arguments[..], is_flat: false, values: 0 };
+        if types.iter().try_for_each(|&argument| reader.read(argument)).is_none() {
+            return Err(format!("it sent a {name} whose arguments cannot be read"));
+        }
+        match id {
+            (10, 10) => self.phase = Phase::Handshake,
+            (10, 30) => self.tune(arguments),
+            (10, 41) => self.phase = Phase::Open,
+            (10, 50 | 51) => self.phase = Phase::Closed,
+            (20, 40 | 41) => self.contents.retain(|content| content.channel != channel),
+            (60, 50 | 60 | 71) => {
+                if self.contents.iter().any(|content| content.channel == channel) {
+                    return Err(format!("it sent a {name} in the middle of another message"));
+                }
+                self.contents.push(Content { channel, left: None });
+                // A message that was asked for by basic.get is not queued.
+                bearable(id == (60, 71) || self.inbox.arrived(MESSAGE_SIZE))?;
+            }
+            (60, 80 | 120) | (10, 60 | 61) => bearable(self.inbox.arrived(NOTICE_SIZE))?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The broker says which frames it takes, and we agree to no larger ones than we want.
+    fn tune(&mut self, arguments: &[u8]) {
+        let &[_, _, b0, b1, b2, b3, ..] = arguments else { return };
+        // 0 is no limit. A broker that takes less than 4,096 (frame-min-size) is refused by the library.
+        let proposed = match u32::from_be_bytes([b0, b1, b2, b3]) {
+            0 => u32::MAX,
+            proposed => proposed.max(4096),
+        };
+        self.frame_max = proposed.min(FRAME_MAX) as usize;
+        self.header_frame_max = proposed.min(HEADER_FRAME_MAX) as usize;
+    }
+
+    fn check_header(&mut self, channel: u16, payload: &mut [u8]) -> Result<(), String> {
+        let is_wanted = |content: &Content| content.channel == channel && content.left.is_none();
+        let Some(at) = self.contents.iter().position(is_wanted) else {
+            return Err("it sent a content header that belongs to no message".into());
+        };
+        let length = payload.len();
+        // A header that is larger than was agreed is not worth what it costs to take it apart.
+        let is_flat = length + OVERHEAD > self.frame_max;
+        let mut reader = Reader { rest: payload, is_flat, values: 0 };
+        let Some(size) = reader.content_header() else {
+            return Err("it sent a message whose properties cannot be read".into());
+        };
+        let values = reader.values;
+        let announced = self.contents.iter().filter_map(|content| content.left).sum::<u64>();
+        if size > BODY_MAX - announced.min(BODY_MAX) {
+            return Err(format!(
+                "it announced a body of {size} bytes, where {BODY_MAX} are the most"
+            ));
+        }
+        self.contents[at].left = Some(size);
+        if size == 0 {
+            self.contents.swap_remove(at);
+        }
+        bearable(self.inbox.grown(length as u64 + values * VALUE_SIZE))
+    }
+}
+
+/// Looks at what there is of the first frame, a `connection.start`: a method on channel 0. A peer that
+/// speaks another protocol would have its text taken for a size.
+fn inspect_first(bytes: &[u8]) -> Result<(), String> {
+    let amqp = [METHOD, 0, 0, 0];
+    let common = bytes.len().min(amqp.len());
+    if bytes[..common] == amqp[..common] {
+        return Ok(());
+    }
+    Err(match bytes {
+        [b'H', b'T', b'T', ..] => "what answers there speaks HTTP, not AMQP",
+        [b'A', b'M', b'Q', ..] => "what answers there does not speak AMQP 0-9-1",
+        [0x15, 0x03, ..] => "what answers there wants TLS: is it an amqps:// port?",
+        _ => "what answers there does not speak AMQP",
+    }
+    .into())
+}
+
+fn check_end(octet: u8) -> Result<(), String> {
+    match octet {
+        FRAME_END => Ok(()),
+        _ => Err(format!("it sent a frame that ends with {octet:#04x} instead of 0xce")),
+    }
+}
+
+fn bearable(is_bearable: bool) -> Result<(), String> {
+    match is_bearable {
+        true => Ok(()),
+        false => {
+            Err("it sent more messages than were asked for, faster than they are taken".into())
+        }
+    }
+}
+
+/// Reads values, mending them on the way. None: they do not end where their frame or table does, or
+/// have a type that does not exist.
+struct Reader<'a> {
+    rest: &'a mut [u8],
+    /// Whether the outermost table is made flat already.
+    is_flat: bool,
+    /// How many values there were in tables and arrays.
+    values: u64,
+}
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, length: usize) -> Option<&'a mut [u8]> {
+        self.rest.split_off_mut(..length)
+    }
+
+    fn number<const N: usize>(&mut self) -> Option<[u8; N]> {
+        self.take(N)?.first_chunk().copied()
+    }
+
+    fn length(&mut self) -> Option<usize> {
+        Some(u32::from_be_bytes(self.number()?) as usize)
+    }
+
+    fn read(&mut self, kind: Type) -> Option<()> {
+        match kind {
+            Octets(length) => self.take(length).map(drop),
+            ShortText => self.short_text(),
+            LongText => self.long_text(),
+            Table => self.table(1),
+        }
+    }
+
+    /// The payload of a content header frame. Returns the size that it announces.
+    fn content_header(&mut self) -> Option<u64> {
+        self.take(4)?; // class and weight
+        let size = u64::from_be_bytes(self.number()?);
+        let flags = u16::from_be_bytes(self.number()?);
+        // The last two are for properties that there are none of.
+        if flags & 0b11 != 0 {
+            return None;
+        }
+        for (index, &property) in PROPERTIES.iter().enumerate() {
+            if flags & (1 << (15 - index)) != 0 {
+                self.read(property)?;
+            }
+        }
+        Some(size)
+    }
+
+    fn short_text(&mut self) -> Option<()> {
+        let [length] = self.number()?;
+        self.take(length.into()).map(mend)
+    }
+
+    fn long_text(&mut self) -> Option<()> {
+        let length = self.length()?;
+        self.take(length).map(mend)
+    }
+
+    fn table(&mut self, depth: usize) -> Option<()> {
+        let length = self.length()?;
+        let content = self.take(length)?;
+        if self.is_flat && flatten(content) {
+            return Some(());
+        }
+        let mut entries = Reader { rest: content, is_flat: false, values: 0 };
+        while !entries.rest.is_empty() {
+            entries.short_text()?;
+            entries.value(depth)?;
+        }
+        self.values += entries.values;
+        Some(())
+    }
+
+    fn array(&mut self, depth: usize) -> Option<()> {
+        let length = self.length()?;
+        let mut elements = Reader { rest: self.take(length)?, is_flat: false, values: 0 };
+        while !elements.rest.is_empty() {
+            elements.value(depth)?;
+        }
+        self.values += elements.values;
+        Some(())
+    }
+
+    /// A value in a table or an array at `depth`, with the type before it (section 4.2.5.5, and RabbitMQ,
+    /// "AMQP 0-9-1 Errata", section 3, which the client library follows).
+    fn value(&mut self, depth: usize) -> Option<()> {
+        self.values += 1;
+        let [kind] = self.take(1)? else { return None };
+        if depth >= DEPTH_MAX && matches!(kind, b'F' | b'A') {
+            *kind = b'x';
+        }
+        match *kind {
+            b'V' => Some(()),
+            b't' | b'b' | b'B' => self.take(1).map(drop),
+            b's' | b'U' | b'u' => self.take(2).map(drop),
+            b'I' | b'i' | b'f' => self.take(4).map(drop),
+            b'D' => self.take(5).map(drop),
+            b'L' | b'l' | b'd' | b'T' => self.take(8).map(drop),
+            b'S' => self.long_text(),
+            b'x' => {
+                let length = self.length()?;
+                self.take(length).map(drop)
+            }
+            b'F' => self.table(depth + 1),
+            b'A' => self.array(depth + 1),
+            _ => None,
+        }
+    }
+}
+
+/// Makes a table's content one byte array with an empty name. Whether it is long enough for that.
+fn flatten(content: &mut [u8]) -> bool {
+    let length = content.len().saturating_sub(6) as u32;
+    let Some((head, _)) = content.split_first_chunk_mut::<6>() else { return false };
+    *head = [0, b'x', 0, 0, 0, 0];
+    head[2..].copy_from_slice(&length.to_be_bytes());
+    true
+}
+
+/// Puts a [`SUBSTITUTE`] in place of each byte that is not UTF-8.
+fn mend(text: &mut [u8]) {
+    let mut at = 0;
+    while let Err(error) = std::str::from_utf8(&text[at..]) {
+        let bad = at + error.valid_up_to();
+        at = error.error_len().map_or(text.len(), |length| bad + length);
+        text[bad..at].fill(SUBSTITUTE);
+    }
+}
