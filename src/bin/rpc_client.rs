@@ -127,6 +127,8 @@ fn converse(
     calls: &mut Calls<'_>,
     in_cluster: bool,
 ) -> Result<()> {
+    // Of each call a reply, and its request's return and confirm.
+    session.inbox().expect_at_most(3 * u64::from(calls.args.in_flight));
     let returns = session.ask(|| channel.listen_for_returns())?;
     let confirms = match in_cluster {
         // There, the node that took a request can die before it has passed it on.
@@ -207,7 +209,10 @@ impl Line<'_> {
                     return Err(stop?.into());
                 }
                 recv(self.replies) -> message => match message {
-                    Ok(ConsumerMessage::Delivery(delivery)) => calls.answered(delivery),
+                    Ok(ConsumerMessage::Delivery(delivery)) => {
+                        session.inbox().taken();
+                        calls.answered(delivery);
+                    }
                     Ok(ConsumerMessage::ServerClosedChannel(error)) => {
                         return Err(session.explain(error).into());
                     }
@@ -219,6 +224,7 @@ impl Line<'_> {
                 },
                 recv(self.returns) -> returned => {
                     let message = returned.map_err(|_| session.lost())?;
+                    session.inbox().taken();
                     let id = message.properties.correlation_id().as_deref();
                     let (code, text) = (message.reply_code, &message.reply_text);
                     info!("return: {code} {text}, correlation_id {}", short(id));
@@ -229,6 +235,7 @@ impl Line<'_> {
                 }
                 recv(self.confirms) -> confirm => {
                     let confirm = confirm.map_err(|_| session.lost())?;
+                    session.inbox().taken();
                     if calls.confirmed(confirm, session.endpoint()) {
                         again = after(INTERVAL);
                     }

@@ -8,6 +8,7 @@ use anyhow::Result;
 use crossbeam_channel::{Receiver, RecvError, Sender, bounded, never, select_biased, unbounded};
 use fib_rpc::amqp::backoff::Backoff;
 use fib_rpc::amqp::connection::{Session, confirm_mode, covers, size_limit};
+use fib_rpc::amqp::inbox::Inbox;
 use fib_rpc::amqp::queue;
 use fib_rpc::amqp::uri::{self, Endpoint};
 use fib_rpc::cli;
@@ -118,7 +119,12 @@ fn connect(
         largest: AtomicUsize::new(0),
         computing: AtomicUsize::new(0),
         events,
+        inbox: Arc::clone(session.inbox()),
     });
+    if args.prefetch > 0 {
+        // The requests in hand, and a confirm for each.
+        desk.inbox.expect_at_most(2 * u64::from(args.workers) * u64::from(args.prefetch));
+    }
     let served = supervise(&mut session, &desk, &happened, args.workers, stop, memory);
     // What is unacknowledged, the prefetched requests among it, goes back to the queue. A worker
     // that is still computing finds its connection gone.
@@ -329,6 +335,7 @@ struct Desk {
     /// How many workers compute.
     computing: AtomicUsize,
     events: Sender<Event>,
+    inbox: Arc<Inbox>,
 }
 
 impl Desk {
@@ -351,6 +358,7 @@ impl Desk {
             let delivery = select_biased! {
                 recv(end) -> _ => break,
                 recv(unconfirmed.confirms) -> confirm => {
+                    self.inbox.taken();
                     unconfirmed.settle(channel, confirm?)?;
                     continue;
                 }
@@ -361,6 +369,7 @@ impl Desk {
                     _ => return Err(RecvError.into()),
                 },
             };
+            self.inbox.taken();
             let replies = self.answer(channel, &delivery)?;
             let dies = format_args!("the reply is out: dies now");
             if replies > 0 && self.strikes(Drill::CrashBeforeAck, dies) {

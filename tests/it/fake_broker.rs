@@ -1,7 +1,5 @@
 //! A peer in the broker's place that tells the lies which no broker tells: frames by a script.
 
-#![allow(dead_code, reason = "no script uses all of it")]
-
 use crate::harness::PATIENCE;
 use crate::harness::raw::{frame, short_string, table};
 use std::io::{self, Read, Write};
@@ -11,8 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 // Class and number of the methods that scripts use most (AMQP 0-9-1, section 1.3).
+pub const CLOSE: [u8; 4] = [0, 10, 0, 50];
 pub const OPEN_OK: [u8; 4] = [0, 10, 0, 41];
-pub const CHANNEL_OPEN: [u8; 4] = [0, 20, 0, 10];
 pub const QUEUE_DECLARE: [u8; 4] = [0, 50, 0, 10];
 
 /// Listens on a port of its own until the test ends.
@@ -142,11 +140,14 @@ impl Conversation {
     }
 }
 
-/// A message to the consumer of [`Conversation::serve_until_consume`], without what comes after its
-/// content header, which announces a body of `size` bytes and has no properties.
-pub fn delivery(channel: u16, number: u64, size: u64) -> Vec<u8> {
+/// The beginning of a message to the consumer of [`Conversation::serve_until_consume`].
+pub fn deliver(channel: u16, number: u64) -> Vec<u8> {
     let tag = short_string(b"tag");
-    let deliver = [&[0, 60, 0, 60][..], &tag, &number.to_be_bytes(), &[0, 0, 0]].concat();
-    let header = [&[0, 60, 0, 0][..], &size.to_be_bytes(), &[0, 0]].concat();
-    [frame(1, channel, &deliver), frame(2, channel, &header)].concat()
+    let number = number.to_be_bytes();
+    frame(1, channel, &[&[0, 60, 0, 60][..], &tag, &number, &[0, 0, 0]].concat())
+}
+
+/// A content header that announces a body of `size` bytes; `properties` are flags and values.
+pub fn header(channel: u16, size: u64, properties: &[u8]) -> Vec<u8> {
+    frame(2, channel, &[&[0, 60, 0, 0][..], &size.to_be_bytes(), properties].concat())
 }

@@ -164,6 +164,15 @@ impl Process {
         self.stdout.text()
     }
 
+    /// The most memory that it ever had at a time (VmHWM, proc(5)), in MB.
+    pub fn peak_memory(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(path).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kilobytes = peak.and_then(|peak| peak.split_whitespace().next()).unwrap();
+        kilobytes.parse::<u64>().unwrap() * 1024 / 1_000_000
+    }
+
     /// Sends a signal: `TERM`, `INT`, `KILL`, `STOP`, `CONT`.
     pub fn signal(&self, signal: &str) {
         kill(self.child.id(), signal);

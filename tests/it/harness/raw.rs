@@ -9,6 +9,7 @@ use std::net::TcpStream;
 pub const CONTENT_TYPE: u16 = 1 << 15;
 pub const CONTENT_ENCODING: u16 = 1 << 14;
 pub const HEADERS: u16 = 1 << 13;
+pub const CORRELATION_ID: u16 = 1 << 10;
 pub const REPLY_TO: u16 = 1 << 9;
 
 pub fn short_string(bytes: &[u8]) -> Vec<u8> {
@@ -29,21 +30,22 @@ pub fn nested(depth: usize) -> Vec<u8> {
     table(&content.collect::<Vec<u8>>())
 }
 
-/// Properties that end the client library's connection, in two ways that RabbitMQ passes on.
+/// Properties that would end the client library's connection, in two ways that RabbitMQ passes on.
 pub fn unreadable() -> [(u16, Vec<u8>); 2] {
     let header = table(b"\x01kS\0\0\0\x01v");
     let properties = [short_string(b"caf\xe9"), header].concat();
     [(CONTENT_TYPE | HEADERS, properties.clone()), (CONTENT_ENCODING | HEADERS, properties)]
 }
 
-/// Publishes to a queue of the node at `url`, and returns when the broker has the message.
+/// Publishes to a queue of the node at `url`, and returns when the broker has the message. A node whose
+/// `frame_max` allows it takes properties that are larger than usual.
 pub fn publish(url: &str, queue: &str, flags: u16, properties: &[u8], body: &[u8]) {
-    let mut peer = Peer::open(url);
+    let frame_max = FRAME_MAX.max(properties.len() + 22);
+    let mut peer = Peer::open(url, frame_max);
     let routing_key = short_string(queue.as_bytes());
     peer.send(1, 1, &[&[0, 60, 0, 40, 0, 0, 0][..], &routing_key, &[0]].concat());
     let size = (body.len() as u64).to_be_bytes();
     let header = [&[0, 60, 0, 0][..], &size, &flags.to_be_bytes(), properties].concat();
-    assert!(header.len() + 8 <= FRAME_MAX, "the header does not fit into a frame");
     peer.send(2, 1, &header);
     for chunk in body.chunks(FRAME_MAX - 8) {
         peer.send(3, 1, chunk);
@@ -64,7 +66,7 @@ pub fn frame(kind: u8, channel: u16, payload: &[u8]) -> Vec<u8> {
 struct Peer(TcpStream);
 
 impl Peer {
-    fn open(url: &str) -> Peer {
+    fn open(url: &str, frame_max: usize) -> Peer {
         let hostport = url.rsplit(['@', '/']).next().unwrap();
         let stream = TcpStream::connect(hostport).unwrap();
         stream.set_nodelay(true).unwrap();
@@ -76,7 +78,7 @@ impl Peer {
         let start_ok = [&[0, 10, 0, 11, 0, 0, 0, 0][..], &short_string(b"PLAIN"), &login];
         peer.send(1, 0, &[&start_ok.concat(), &short_string(b"en_US")[..]].concat());
         peer.expect([0, 10, 0, 30]);
-        let frame_max = (FRAME_MAX as u32).to_be_bytes();
+        let frame_max = (frame_max as u32).to_be_bytes();
         peer.send(1, 0, &[&[0, 10, 0, 31, 0, 8][..], &frame_max, &[0, 0]].concat());
         peer.send(1, 0, &[&[0, 10, 0, 40][..], &short_string(b"/"), &[0, 0]].concat());
         peer.expect([0, 10, 0, 41]);
