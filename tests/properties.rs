@@ -321,8 +321,9 @@ impl Broker {
     /// Does some harm to a stream, wherever it strikes.
     fn harm(&mut self, stream: &mut Vec<u8>) {
         for _ in 0..self.random.u8(1..4) {
-            let at = self.random.usize(..stream.len());
+            let at = self.random.usize(..stream.len().max(1));
             match self.random.u8(..8) {
+                _ if stream.len() < 2 => return,
                 0 => drop(stream.remove(at)),
                 1 => stream.insert(at, self.random.u8(..)),
                 2 => stream.truncate(at.max(1)),

@@ -39,8 +39,10 @@ const NOTICE_SIZE: u64 = 256;
 /// The same for a value in a table or an array.
 const VALUE_SIZE: u64 = 128;
 
-// Frame types and the frame's last octet (AMQP 0-9-1, section 4.2.3), and what surrounds a payload.
-const METHOD: u8 = 1;
+/// The type of a frame that is a method (AMQP 0-9-1, section 4.2.3).
+pub const METHOD: u8 = 1;
+
+// The other types, a frame's last octet, and the size of what surrounds a payload.
 const HEADER: u8 = 2;
 const BODY: u8 = 3;
 const HEARTBEAT: u8 = 8;

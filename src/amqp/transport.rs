@@ -2,7 +2,7 @@
 //! that comes.
 
 use crate::amqp::inbox::Inbox;
-use crate::amqp::sanitizer::{FRAME_MAX, Phase, Sanitizer};
+use crate::amqp::sanitizer::{FRAME_MAX, METHOD, Phase, Sanitizer};
 use crate::amqp::uri::{Endpoint, Tls};
 use crate::error::{Failure, Kind};
 use amiquip::IoStream;
@@ -235,14 +235,15 @@ impl Transport {
     fn check(&mut self) {
         loop {
             let phase = self.sanitizer.phase();
+            let is_method = self.buffer.get(self.checked) == Some(&METHOD);
             match self.sanitizer.check(&mut self.buffer[self.checked..self.end]) {
                 Ok(0) => return,
                 Ok(length) => self.checked += length,
                 Err(reason) => return self.inbox.violated(reason),
             }
             // The library takes a frame that comes together with the one that ends the handshake, or
-            // the connection, for a part of that. It sees one at a time then.
-            self.pauses = matches!(phase, Phase::New | Phase::Handshake);
+            // the connection, for a part of that. It sees one method at a time then.
+            self.pauses = is_method && matches!(phase, Phase::New | Phase::Handshake);
             if self.pauses || self.sanitizer.phase() == Phase::Closed {
                 return;
             }

@@ -11,6 +11,7 @@ use crate::harness::raw::{
 use crate::harness::*;
 use amiquip::{AmqpProperties, AmqpValue, FieldTable, QueueDeclareOptions};
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -359,30 +360,40 @@ fn a_body_that_never_comes() {
     victims.say("BROKER closed the connection: bye");
 }
 
+/// On the first connection, sends so many messages with these headers and a body of this size.
+fn flooding(times: usize, headers: &[u8], size: usize) -> FakeBroker {
+    let flags = (HEADERS | REPLY_TO).to_be_bytes();
+    let properties = [&flags[..], headers, &short_string(b"r")].concat();
+    let flooded = AtomicBool::new(false);
+    FakeBroker::start(move |conversation| {
+        if flooded.swap(true, Ordering::SeqCst) {
+            return conversation.drain();
+        }
+        conversation.log_in()?;
+        let channel = conversation.serve_until_consume()?;
+        let header = header(channel, size as u64, &properties);
+        let body = frame(3, channel, &vec![b'1'; size]);
+        let body = if size > 0 { &body[..] } else { &[] };
+        flood(conversation, times, &[&deliver(channel, 1)[..], &header, body].concat())?;
+        conversation.method(0, CLOSE, BYE)?;
+        conversation.drain()
+    })
+}
+
 #[test]
 fn floods_of_messages() {
-    // Headers that are small on the wire and large in memory.
-    let voids = [&b"\x01aA"[..], &table(&b"V".repeat(100_000))].concat();
-    let floods = [(200_000, table(b""), 0), (2_000, table(b""), 100_000), (100, table(&voids), 0)];
-    for (times, headers, size) in floods {
-        let flags = (HEADERS | REPLY_TO).to_be_bytes();
-        let properties = [&flags[..], &headers, &short_string(b"r")].concat();
-        let broker = FakeBroker::start(move |conversation| {
-            conversation.log_in()?;
-            let channel = conversation.serve_until_consume()?;
-            let header = header(channel, size as u64, &properties);
-            let body = frame(3, channel, &vec![b'1'; size]);
-            let body = if size > 0 { &body[..] } else { &[] };
-            let message = [&deliver(channel, 1)[..], &header, body].concat();
-            flood(conversation, times, &message)?;
-            conversation.method(0, CLOSE, BYE)?;
-            conversation.drain()
-        });
+    let empty = table(b"");
+    // Small on the wire and large in memory.
+    let voids = table(&[&b"\x01aA"[..], &table(&b"V".repeat(100_000))].concat());
+    for (times, headers, size) in [(200_000, &empty, 0), (2_000, &empty, 100_000), (100, &voids, 0)]
+    {
         // Takes one message, and no more.
+        let broker = flooding(times, headers, size);
         let args = ["--drill", "slow=1h"];
         let server = Process::spawn(&mut server_command(&broker.url, &args));
         server.await_stderr("was ended: it sent more messages than were asked for, faster than they are taken; trying again");
         // Takes all that come.
+        let broker = flooding(times, headers, size);
         let args = ["--timeout", "1h", "fib", "30"];
         let client = Process::spawn(&mut client_command(&broker.url, &args));
         client.await_stderr("; trying again");
