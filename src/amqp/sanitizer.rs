@@ -483,3 +483,201 @@ fn mend(text: &mut [u8]) {
         text[bad..at].fill(SUBSTITUTE);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OPEN_OK: &[u8] = &[1, 0, 0, 0, 0, 0, 5, 0, 10, 0, 41, 0, 0xce];
+
+    fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
+        let size = (payload.len() as u32).to_be_bytes();
+        [&[kind, 0, 1][..], &size, payload, &[FRAME_END]].concat()
+    }
+
+    fn deliver() -> Vec<u8> {
+        frame(METHOD, &[0, 60, 0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0])
+    }
+
+    fn header(size: u64, properties: &[u8]) -> Vec<u8> {
+        frame(HEADER, &[&[0, 60, 0, 0][..], &size.to_be_bytes(), properties].concat())
+    }
+
+    /// Tables in tables, from the outside in.
+    fn nested(depth: usize) -> Vec<u8> {
+        let length = |depth: usize| (6 * (depth as u32 - 1)).to_be_bytes();
+        let inner = (1..depth).rev().flat_map(|depth| [[0, b'F'].to_vec(), length(depth).to_vec()]);
+        [length(depth).to_vec()].into_iter().chain(inner).flatten().collect()
+    }
+
+    /// What is handed on of a stream that is there as a whole, and why no more is.
+    fn check(mut stream: Vec<u8>) -> (Vec<u8>, Option<String>) {
+        let mut sanitizer = Sanitizer { phase: Phase::Open, ..Sanitizer::new(Arc::default()) };
+        let mut checked = 0;
+        let reason = loop {
+            match sanitizer.check(&mut stream[checked..]) {
+                Ok(0) => break None,
+                Ok(length) => checked += length,
+                Err(reason) => break Some(reason),
+            }
+        };
+        stream.truncate(checked);
+        (stream, reason)
+    }
+
+    #[track_caller]
+    fn refused(stream: Vec<u8>, reason: &str) {
+        assert_eq!(check(stream).1.as_deref(), Some(reason));
+    }
+
+    #[test]
+    fn what_is_not_utf8_becomes_substitutes() {
+        // A content_type and a correlation_id.
+        let flags = [0x84, 0];
+        let mended = |text: &[u8]| {
+            let text = [&[text.len() as u8], text].concat();
+            let stream = [deliver(), header(0, &[&flags, &text[..], b"\x01i"].concat())].concat();
+            let (checked, reason) = check(stream);
+            assert_eq!(reason, None);
+            checked[deliver().len() + HEAD + 15..checked.len() - 3].to_vec()
+        };
+        assert_eq!(mended(b"caf\xe9"), b"caf\x1a");
+        assert_eq!(mended("café".as_bytes()), "café".as_bytes());
+        assert_eq!(mended(b"\xc3"), b"\x1a");
+        assert_eq!(mended(b"a\xffb\xf0\x9f\xa6c"), b"a\x1ab\x1a\x1a\x1ac");
+    }
+
+    #[test]
+    fn a_table_that_is_nested_too_deep_becomes_bytes() {
+        let message = |depth| {
+            let properties = [&[0x20, 0][..], &nested(depth)].concat();
+            [deliver(), header(0, &properties)].concat()
+        };
+        assert_eq!(check(message(DEPTH_MAX)), (message(DEPTH_MAX), None));
+        let (checked, reason) = check(message(DEPTH_MAX + 1));
+        assert_eq!(reason, None);
+        let changed = message(DEPTH_MAX + 1);
+        let changes: Vec<_> = changed.iter().zip(&checked).filter(|(a, b)| a != b).collect();
+        assert_eq!(changes, [(&b'F', &b'x')]);
+        // As many as fit into a frame.
+        assert_eq!(check(message(20_000)).0.len(), message(20_000).len());
+    }
+
+    #[test]
+    fn a_header_that_is_larger_than_was_agreed_loses_its_table() {
+        let tune = frame(METHOD, &[0, 10, 0, 30, 0, 0, 0, 0x20, 0, 0, 0, 0]);
+        let properties = [&[0x20, 0][..], &nested(200_000)].concat();
+        let large = header(0, &properties);
+        let (checked, reason) = check([&tune[..], &deliver(), &large].concat());
+        assert_eq!(reason, None);
+        let table = &checked[tune.len() + deliver().len() + HEAD + 14..];
+        assert_eq!(table[4..6], [0, b'x']);
+        let reason = "it sent a frame of 1200020 bytes, where 131072 are the most";
+        refused([deliver(), large].concat(), reason);
+    }
+
+    #[test]
+    fn frames_that_break_the_rules_are_named() {
+        refused(frame(4, b""), "it sent a frame of type 4, which AMQP does not have");
+        let reason = "it sent a frame of 4294967303 bytes, where 131072 are the most";
+        refused(vec![1, 0, 0, 0xff, 0xff, 0xff, 0xff], reason);
+        let mut cut = frame(BODY, b"");
+        cut[HEAD] = 0;
+        refused(
+            [deliver(), header(1, &[0, 0]), cut].concat(),
+            "it sent a frame that ends with 0x00 instead of 0xce",
+        );
+        refused(frame(METHOD, &[0, 60, 0]), "it sent a method without a number");
+        let reason = "it sent method 40 of class 60, which no broker sends";
+        refused(frame(METHOD, &[0, 60, 0, 40]), reason);
+        let reason = "it sent a queue.declare-ok whose arguments cannot be read";
+        refused(frame(METHOD, &[0, 50, 0, 11, 9]), reason);
+    }
+
+    #[test]
+    fn contents_that_break_the_rules_are_named() {
+        refused(frame(BODY, b"1"), "it sent a body that belongs to no message");
+        refused(
+            [deliver(), frame(BODY, b"1")].concat(),
+            "it sent a body that belongs to no message",
+        );
+        refused(header(1, &[0, 0]), "it sent a content header that belongs to no message");
+        let reason = "it sent a basic.deliver in the middle of another message";
+        refused([deliver(), deliver()].concat(), reason);
+        let reason = "it sent a body that is longer than was announced";
+        refused([deliver(), header(1, &[0, 0]), frame(BODY, b"12")].concat(), reason);
+        let reason = "it sent a message whose properties cannot be read";
+        refused([deliver(), header(1, &[0x20, 0, 0, 0, 0, 3, 0, b'?', 0])].concat(), reason);
+        refused([deliver(), header(1, &[0, 1])].concat(), reason);
+        let reason = "it announced a body of 536870913 bytes, where 536870912 are the most";
+        refused([deliver(), header(BODY_MAX + 1, &[0, 0])].concat(), reason);
+        // What a channel has left unfinished when it is closed does not count.
+        let close_ok = frame(METHOD, &[0, 20, 0, 41]);
+        let again = [&deliver()[..], &close_ok, &deliver()].concat();
+        assert_eq!(check(again.clone()), (again, None));
+    }
+
+    #[test]
+    fn what_is_announced_is_bounded_over_all_channels() {
+        let mut other = [deliver(), header(BODY_MAX, &[0, 0])].concat();
+        let half = [deliver(), header(BODY_MAX / 2 + 1, &[0, 0])].concat();
+        assert_eq!(check(other.clone()), (other.clone(), None));
+        (other[2], other[deliver().len() + 2]) = (2, 2);
+        let reason = "it announced a body of 536870912 bytes, where 536870912 are the most";
+        refused([half, other].concat(), reason);
+    }
+
+    #[test]
+    fn the_first_bytes_tell_another_protocol() {
+        let first = |bytes: &[u8]| Sanitizer::new(Arc::default()).check(&mut bytes.to_vec());
+        assert_eq!(first(b""), Ok(0));
+        assert_eq!(first(&[1, 0]), Ok(0));
+        let http = Err("what answers there speaks HTTP, not AMQP".into());
+        assert_eq!(first(b"HTTP/1.1 400"), http);
+        assert_eq!(first(b"HTT"), http);
+        assert_eq!(
+            first(b"AMQP\x03\x01\0\0"),
+            Err("what answers there does not speak AMQP 0-9-1".into())
+        );
+        assert_eq!(
+            first(&[0x15, 3, 1]),
+            Err("what answers there wants TLS: is it an amqps:// port?".into())
+        );
+        assert_eq!(first(b"SSH-"), Err("what answers there does not speak AMQP".into()));
+    }
+
+    #[test]
+    fn the_phase_follows_the_methods() {
+        let mut sanitizer = Sanitizer::new(Arc::default());
+        let start = [&[0, 10, 0, 10, 0, 9][..], &[0; 12]].concat();
+        let mut stream = frame(METHOD, &start);
+        stream[2] = 0;
+        assert_eq!(sanitizer.check(&mut stream), Ok(stream.len()));
+        assert_eq!(sanitizer.phase(), Phase::Handshake);
+        assert_eq!(sanitizer.check(&mut OPEN_OK.to_vec()), Ok(OPEN_OK.len()));
+        assert_eq!(sanitizer.phase(), Phase::Open);
+        let mut close_ok = frame(METHOD, &[0, 10, 0, 51]);
+        assert_eq!(sanitizer.check(&mut close_ok), Ok(close_ok.len()));
+        assert_eq!(sanitizer.phase(), Phase::Closed);
+    }
+
+    #[test]
+    fn more_messages_than_were_asked_for_end_it() {
+        let inbox = Arc::new(Inbox::default());
+        inbox.expect_at_most(1);
+        let mut sanitizer = Sanitizer { phase: Phase::Open, ..Sanitizer::new(inbox) };
+        let message = [deliver(), header(0, &[0, 0])].concat();
+        let mut sent = 0;
+        let reason = loop {
+            let mut stream = message.clone();
+            let (method, content) = stream.split_at_mut(deliver().len());
+            if let Err(reason) = sanitizer.check(method).and_then(|_| sanitizer.check(content)) {
+                break reason;
+            }
+            sent += 1;
+        };
+        let expected = "it sent more messages than were asked for, faster than they are taken";
+        assert_eq!(reason, expected);
+        assert!((10_000..20_000).contains(&sent), "{sent}");
+    }
+}
