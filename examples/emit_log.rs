@@ -34,12 +34,12 @@ fn run(args: &Args) -> Result<()> {
     let mut session = args.broker.connect()?;
     let channel = session.channel()?;
     let options = ExchangeDeclareOptions::default();
-    session.ask(|| channel.exchange_declare(ExchangeType::Fanout, EXCHANGE, options))?;
+    session.call(|| channel.exchange_declare(ExchangeType::Fanout, EXCHANGE, options))?;
 
     let receipts = Receipts::ask(&mut session, &channel)?;
     // A fanout exchange takes no notice of the routing key.
     let publish = Publish { mandatory: true, ..Publish::new(message.as_bytes(), "") };
-    session.ask(|| channel.basic_publish(EXCHANGE, publish))?;
+    session.call(|| channel.basic_publish(EXCHANGE, publish))?;
     receipts.wait(&mut session)?;
     output::line(format_args!(" [x] Sent '{}'", message))?;
     session.close();

@@ -41,11 +41,11 @@ fn run(args: &Args) -> Result<()> {
     let mut session = args.broker.connect()?;
     let channel = session.channel()?;
     let options = ExchangeDeclareOptions::default();
-    session.ask(|| channel.exchange_declare(ExchangeType::Direct, EXCHANGE, options))?;
+    session.call(|| channel.exchange_declare(ExchangeType::Direct, EXCHANGE, options))?;
 
     let receipts = Receipts::ask(&mut session, &channel)?;
     let publish = Publish { mandatory: true, ..Publish::new(message.as_bytes(), severity) };
-    session.ask(|| channel.basic_publish(EXCHANGE, publish))?;
+    session.call(|| channel.basic_publish(EXCHANGE, publish))?;
     receipts.wait(&mut session)?;
     output::line(format_args!(" [x] Sent '{severity}':'{message}'"))?;
     session.close();

@@ -41,11 +41,11 @@ fn run(args: &Args) -> Result<()> {
     let mut session = args.broker.connect()?;
     let channel = session.channel()?;
     let options = ExchangeDeclareOptions::default();
-    session.ask(|| channel.exchange_declare(ExchangeType::Topic, EXCHANGE, options))?;
+    session.call(|| channel.exchange_declare(ExchangeType::Topic, EXCHANGE, options))?;
 
     let receipts = Receipts::ask(&mut session, &channel)?;
     let publish = Publish { mandatory: true, ..Publish::new(message.as_bytes(), key) };
-    session.ask(|| channel.basic_publish(EXCHANGE, publish))?;
+    session.call(|| channel.basic_publish(EXCHANGE, publish))?;
     receipts.wait(&mut session)?;
     output::line(format_args!(" [x] Sent '{key}':'{message}'"))?;
     session.close();

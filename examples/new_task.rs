@@ -41,13 +41,13 @@ fn run(args: &Args) -> Result<()> {
     // A durable queue is there again after a restart of the broker; what is in it, if the messages
     // are persistent as well.
     let durable = QueueDeclareOptions { durable: true, ..Default::default() };
-    session.ask(|| channel.queue_declare(QUEUE, durable))?;
+    session.call(|| channel.queue_declare(QUEUE, durable))?;
 
     let receipts = Receipts::ask(&mut session, &channel)?;
     let persistent = AmqpProperties::default().with_delivery_mode(PERSISTENT);
     let publish = Publish::with_properties(message.as_bytes(), QUEUE, persistent);
     let publish = Publish { mandatory: true, ..publish };
-    session.ask(|| channel.basic_publish("", publish))?;
+    session.call(|| channel.basic_publish("", publish))?;
     // The tutorial closes the connection, after which the message may not be on the disk yet.
     receipts.wait(&mut session)?;
     output::line(format_args!(" [x] Sent '{}'", message))?;

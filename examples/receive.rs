@@ -28,7 +28,7 @@ fn run(args: &Args) -> Result<()> {
     let channel = session.channel()?;
     // As in send: to declare a queue that exists changes nothing.
     let durable = QueueDeclareOptions { durable: true, ..Default::default() };
-    session.ask(|| channel.queue_declare(QUEUE, durable))?;
+    session.call(|| channel.queue_declare(QUEUE, durable))?;
 
     // The broker forgets each message as it sends it; tutorial two does otherwise.
     let no_ack = ConsumerOptions { no_ack: true, ..Default::default() };

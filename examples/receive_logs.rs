@@ -29,12 +29,12 @@ fn run(args: &Args) -> Result<()> {
     let mut session = args.broker.connect()?;
     let channel = session.channel()?;
     let options = ExchangeDeclareOptions::default();
-    session.ask(|| channel.exchange_declare(ExchangeType::Fanout, EXCHANGE, options))?;
+    session.call(|| channel.exchange_declare(ExchangeType::Fanout, EXCHANGE, options))?;
 
     // A queue of this program's own: the broker names it, and deletes it with the connection.
     let exclusive = QueueDeclareOptions { exclusive: true, ..Default::default() };
-    let queue = session.ask(|| channel.queue_declare("", exclusive))?;
-    session.ask(|| channel.queue_bind(queue.name(), EXCHANGE, "", FieldTable::new()))?;
+    let queue = session.call(|| channel.queue_declare("", exclusive))?;
+    session.call(|| channel.queue_bind(queue.name(), EXCHANGE, "", FieldTable::new()))?;
 
     let no_ack = ConsumerOptions { no_ack: true, ..Default::default() };
     let mut deliveries = Deliveries::consume(&mut session, &channel, queue.name(), no_ack)?;

@@ -36,14 +36,14 @@ fn run(args: &Args) -> Result<()> {
     let mut session = args.broker.connect()?;
     let channel = session.channel()?;
     let options = ExchangeDeclareOptions::default();
-    session.ask(|| channel.exchange_declare(ExchangeType::Direct, EXCHANGE, options))?;
+    session.call(|| channel.exchange_declare(ExchangeType::Direct, EXCHANGE, options))?;
 
     let exclusive = QueueDeclareOptions { exclusive: true, ..Default::default() };
-    let queue = session.ask(|| channel.queue_declare("", exclusive))?;
+    let queue = session.call(|| channel.queue_declare("", exclusive))?;
     // A binding for each severity. A message goes to the queues with a binding key that is its
     // routing key.
     for severity in &args.severities {
-        session.ask(|| channel.queue_bind(queue.name(), EXCHANGE, severity, FieldTable::new()))?;
+        session.call(|| channel.queue_bind(queue.name(), EXCHANGE, severity, FieldTable::new()))?;
     }
 
     let no_ack = ConsumerOptions { no_ack: true, ..Default::default() };

@@ -36,13 +36,13 @@ fn run(args: &Args) -> Result<()> {
     let mut session = args.broker.connect()?;
     let channel = session.channel()?;
     let options = ExchangeDeclareOptions::default();
-    session.ask(|| channel.exchange_declare(ExchangeType::Topic, EXCHANGE, options))?;
+    session.call(|| channel.exchange_declare(ExchangeType::Topic, EXCHANGE, options))?;
 
     let exclusive = QueueDeclareOptions { exclusive: true, ..Default::default() };
-    let queue = session.ask(|| channel.queue_declare("", exclusive))?;
+    let queue = session.call(|| channel.queue_declare("", exclusive))?;
     // A queue gets a message once, however many of its binding keys match.
     for key in &args.binding_keys {
-        session.ask(|| channel.queue_bind(queue.name(), EXCHANGE, key, FieldTable::new()))?;
+        session.call(|| channel.queue_bind(queue.name(), EXCHANGE, key, FieldTable::new()))?;
     }
 
     let no_ack = ConsumerOptions { no_ack: true, ..Default::default() };

@@ -29,13 +29,13 @@ fn run(args: &Args) -> Result<()> {
     // Durable, unlike the tutorial's first one: RabbitMQ 4.3 denies queues that are neither durable
     // nor exclusive. Declared in both programs, since nobody knows which is started first.
     let durable = QueueDeclareOptions { durable: true, ..Default::default() };
-    session.ask(|| channel.queue_declare(QUEUE, durable))?;
+    session.call(|| channel.queue_declare(QUEUE, durable))?;
 
     let receipts = Receipts::ask(&mut session, &channel)?;
     let message = "Hello World!";
     // By way of the default exchange, the routing key is the name of a queue.
     let publish = Publish { mandatory: true, ..Publish::new(message.as_bytes(), QUEUE) };
-    session.ask(|| channel.basic_publish("", publish))?;
+    session.call(|| channel.basic_publish("", publish))?;
     receipts.wait(&mut session)?;
     output::line(format_args!(" [x] Sent '{message}'"))?;
     session.close();

@@ -34,17 +34,17 @@ fn run(args: &Args) -> Result<()> {
     let mut session = args.broker.connect()?;
     let channel = session.channel()?;
     let durable = QueueDeclareOptions { durable: true, ..Default::default() };
-    session.ask(|| channel.queue_declare(QUEUE, durable))?;
+    session.call(|| channel.queue_declare(QUEUE, durable))?;
 
     // Fair dispatch: no second task for a worker that has not acked its first.
-    session.ask(|| channel.qos(0, 1, false))?;
+    session.call(|| channel.qos(0, 1, false))?;
     let with_acks = ConsumerOptions::default();
     let mut deliveries = Deliveries::consume(&mut session, &channel, QUEUE, with_acks)?;
     output::line(format_args!(" [*] Waiting for messages. To exit press CTRL+C"))?;
     while let Some(delivery) = deliveries.next(&mut session)? {
         perform(&delivery)?;
         // Only now: the task of a worker that dies goes back to the queue.
-        session.ask(|| delivery.ack(&channel))?;
+        session.call(|| delivery.ack(&channel))?;
     }
     session.close();
     Ok(())

@@ -34,7 +34,10 @@ pub enum Kind {
     /// The connection was lost with a call unanswered.
     ConnectionLost,
     /// The message is larger than the broker takes.
-    TooLarge,
+    TooLarge {
+        /// The largest body that it takes, in bytes.
+        limit: usize,
+    },
     /// The broker does not take messages at the moment.
     Blocked,
     /// The reply is not one: empty, or not text.
@@ -60,7 +63,7 @@ impl Kind {
         Kind::Internal,
         Kind::TimedOut,
         Kind::ConnectionLost,
-        Kind::TooLarge,
+        Kind::TooLarge { limit: 0 },
         Kind::Blocked,
         Kind::BadReply,
         Kind::AccessRefused,
@@ -71,9 +74,10 @@ impl Kind {
     pub fn code(self) -> u8 {
         match self {
             Kind::Usage => 64, // EX_USAGE
-            Kind::UnknownProcedure | Kind::InvalidArgument | Kind::OutOfRange | Kind::TooLarge => {
-                65
-            } // EX_DATAERR
+            Kind::UnknownProcedure
+            | Kind::InvalidArgument
+            | Kind::OutOfRange
+            | Kind::TooLarge { .. } => 65, // EX_DATAERR
             Kind::BrokerUnreachable
             | Kind::QueueMissing
             | Kind::NoConsumer
@@ -101,7 +105,7 @@ impl Kind {
             Kind::Internal => "client-failed",
             Kind::TimedOut => "timed-out",
             Kind::ConnectionLost => "connection-lost",
-            Kind::TooLarge => "too-large",
+            Kind::TooLarge { .. } => "too-large",
             Kind::Blocked => "blocked",
             Kind::BadReply => "bad-reply",
             Kind::AccessRefused => "access-refused",

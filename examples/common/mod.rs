@@ -6,11 +6,13 @@
 
 #![allow(dead_code, reason = "no example uses all of it")]
 
-use amiquip::{Channel, Confirm, Consumer, ConsumerMessage, ConsumerOptions, Delivery, Return};
+use amiquip::{Channel, Confirm, Consumer, ConsumerOptions, Delivery, Error, Return};
 use anyhow::Result;
 use clap::{Args, Parser};
 use crossbeam_channel::{Receiver, after, select, select_biased};
-use fib_rpc::amqp::connection::{Session, confirm_mode};
+use fib_rpc::amqp::confirms::Confirms;
+use fib_rpc::amqp::connection::Session;
+use fib_rpc::amqp::consumer::{self, ConsumerError};
 use fib_rpc::amqp::uri;
 use fib_rpc::cli;
 use fib_rpc::error::{Failure, Kind};
@@ -95,15 +97,15 @@ pub fn key(text: &str) -> Result<String, String> {
 /// was published as `mandatory`).
 pub struct Receipts<'a> {
     channel: &'a Channel,
-    confirms: Receiver<Confirm>,
+    confirms: Confirms,
     returns: Receiver<Return>,
 }
 
 impl Receipts<'_> {
     /// To be asked for before the message is published.
     pub fn ask<'a>(session: &mut Session, channel: &'a Channel) -> Result<Receipts<'a>, Failure> {
-        let returns = session.ask(|| channel.listen_for_returns())?;
-        let confirms = session.ask(|| confirm_mode(channel))?;
+        let returns = session.call(|| channel.listen_for_returns())?;
+        let confirms = session.call(|| Confirms::enable(channel))?;
         Ok(Receipts { channel, confirms, returns })
     }
 
@@ -113,21 +115,20 @@ impl Receipts<'_> {
         let too_late = after(CONFIRM_LIMIT);
         loop {
             select! {
-                recv(self.confirms) -> confirm => match confirm {
+                recv(self.confirms.receiver()) -> confirm => match confirm {
                     Ok(Confirm::Ack(_)) => break,
                     Ok(Confirm::Nack(_)) => {
-                        let message = format!("{} refused the message", session.endpoint());
+                        let message = format!("{} refused the message", session.name());
                         return Err(Failure::new(Kind::ConnectionLost, message));
                     }
                     // Of a channel that was closed, the next method tells why.
                     Err(_) => {
-                        session.ask(|| self.channel.enable_publisher_confirms())?;
-                        return Err(session.lost());
+                        session.call(|| self.channel.enable_publisher_confirms())?;
+                        return Err(session.classify(Error::EventLoopDropped));
                     }
                 },
-                recv(session.notices()) -> notice => {
-                    let notice = notice.map_err(|_| session.lost())?;
-                    session.note(notice);
+                recv(session.blocked_notifications()) -> notification => {
+                    session.set_blocked(notification)?;
                 }
                 recv(too_late) -> _ => return Err(unconfirmed(session)),
             }
@@ -141,9 +142,9 @@ impl Receipts<'_> {
 }
 
 fn unconfirmed(session: &mut Session) -> Failure {
-    let kind = if session.blocked().is_some() { Kind::Blocked } else { Kind::TimedOut };
-    let endpoint = session.endpoint().to_owned();
-    session.give_up();
+    let kind = if session.is_blocked() { Kind::Blocked } else { Kind::TimedOut };
+    let endpoint = session.name().to_owned();
+    session.abort();
     let limit = CONFIRM_LIMIT.as_secs();
     let message = format!(
         "{endpoint} did not confirm the message within {limit} s; whether it took it is not known"
@@ -188,7 +189,7 @@ impl Deliveries<'_> {
     ) -> Result<Deliveries<'a>, Failure> {
         let stop = stop_requests(None)?;
         let no_ack = options.no_ack;
-        let consumer = session.ask(|| channel.basic_consume(queue, options))?;
+        let consumer = session.call(|| channel.basic_consume(queue, options))?;
         Ok(Deliveries { queue: queue.into(), no_ack, consumer, stop, cancelled: false })
     }
 
@@ -200,27 +201,27 @@ impl Deliveries<'_> {
             select_biased! {
                 recv(self.stop) -> _ => {
                     self.cancelled = true;
-                    session.hurry(STOP_LIMIT);
-                    if let Err(failure) = session.ask(|| self.consumer.cancel()) {
+                    session.set_call_timeout(STOP_LIMIT);
+                    if let Err(failure) = session.call(|| self.consumer.cancel()) {
                         warn!("while stopping: {failure}");
                     }
                 }
-                recv(incoming) -> message => return match message {
-                    Ok(ConsumerMessage::Delivery(delivery)) => Ok(Some(delivery)),
-                    Ok(ConsumerMessage::ServerClosedChannel(error)) => Err(session.explain(error)),
-                    Ok(ConsumerMessage::ServerCancelled) => {
+                recv(incoming) -> message => return match consumer::delivery(message) {
+                    Ok(delivery) => Ok(Some(delivery)),
+                    Err(ConsumerError::Amqp(error)) => Err(session.classify(error)),
+                    Err(ConsumerError::QueueDeleted) => {
                         let message = format!("the queue \"{}\" is gone", self.queue);
                         Err(Failure::new(Kind::QueueMissing, message))
                     }
-                    _ => Err(session.lost()),
                 },
             }
         }
-        // To the library's last word for the receiver: it gives up the connection if that is gone.
-        let mut rest = incoming.iter();
-        Ok(rest.find_map(|message| match message {
-            ConsumerMessage::Delivery(delivery) if self.no_ack => Some(delivery),
-            _ => None,
-        }))
+        let mut remaining = consumer::remaining(&self.consumer);
+        // What is not acked goes back to the queue; the receiver must be empty all the same.
+        let next = remaining.next().filter(|_| self.no_ack);
+        if next.is_none() {
+            remaining.for_each(drop);
+        }
+        Ok(next)
     }
 }

@@ -2,7 +2,10 @@
 //! connections, queues, and the guards around them.
 
 pub mod backoff;
+pub mod confirms;
 pub mod connection;
+pub mod consumer;
+pub mod errors;
 pub mod inbox;
 pub mod queue;
 pub mod sanitizer;

@@ -50,13 +50,13 @@ impl fmt::Display for State {
 /// [`Kind::QueueMissing`], [`Kind::QueueUnusable`] if it is exclusive to another connection,
 /// [`Kind::AccessRefused`], [`Kind::ConnectionLost`].
 pub fn inspect(session: &mut Session, channel: &Channel, queue: &str) -> Result<State, Failure> {
-    let declared = session.ask(|| channel.queue_declare_passive(queue));
+    let declared = session.call(|| channel.queue_declare_passive(queue));
     let declared = declared.map_err(|failure| match failure.kind {
         Kind::QueueUnusable => Failure::new(
             failure.kind,
             format!(
                 "the queue \"{queue}\" on {} is another connection's alone; name another with --queue",
-                session.endpoint()
+                session.name()
             ),
         ),
         _ => failure,
@@ -72,11 +72,11 @@ pub fn inspect(session: &mut Session, channel: &Channel, queue: &str) -> Result<
 ///
 /// # Errors
 ///
-/// As of [`inspect`].
+/// Those of [`inspect`].
 pub fn inspect_apart(session: &mut Session, queue: &str) -> Result<State, Failure> {
     let channel = session.channel()?;
     let state = inspect(session, &channel, queue)?;
-    session.ask(|| channel.close())?;
+    session.call(|| channel.close())?;
     Ok(state)
 }
 
@@ -86,7 +86,7 @@ pub fn inspect_apart(session: &mut Session, queue: &str) -> Result<State, Failur
 ///
 /// # Errors
 ///
-/// As of [`inspect`].
+/// Those of [`inspect`].
 pub fn ensure(session: &mut Session, queue: &str, queue_type: QueueType) -> Result<(), Failure> {
     match inspect_apart(session, queue) {
         Ok(state) => {
@@ -101,7 +101,7 @@ pub fn ensure(session: &mut Session, queue: &str, queue_type: QueueType) -> Resu
     let name = AmqpValue::LongString(queue_type.name().into());
     arguments.insert("x-queue-type".into(), name);
     let options = QueueDeclareOptions { durable: true, arguments, ..Default::default() };
-    let declared = session.ask(|| {
+    let declared = session.call(|| {
         let declared = channel.queue_declare(queue, options)?;
         Ok(declared.declared_consumer_count().unwrap_or_default())
     });
@@ -109,7 +109,7 @@ pub fn ensure(session: &mut Session, queue: &str, queue_type: QueueType) -> Resu
         Ok(consumers) => {
             let consumers = count(consumers, "consumer", "consumers");
             info!("queue {queue} declared: {}, durable, {consumers}", queue_type.name());
-            session.ask(|| channel.close())
+            session.call(|| channel.close())
         }
         // Another server created it in the meantime, in another way (406), or it may not be created.
         Err(failure) if failure.kind == Kind::Configuration => {

@@ -14,11 +14,31 @@ use std::time::Duration;
 const LIMIT: Duration = Duration::from_secs(1);
 
 /// What helps where servers are busy.
-const MORE: &str = "give more time with --timeout, or start more servers";
+const REMEDY_BUSY: &str = "give more time with --timeout, or start more servers";
 
 /// What helps against a queue that does not take every request.
 const REJECTED: &str =
     "a queue with a length limit and reject-publish may have rejected the request";
+
+/// Why a call had no answer in time, and what that means for the next ones.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Diagnosis {
+    /// What to tell of the call.
+    pub failure: Failure,
+    /// Whether another call can be answered, as far as is known.
+    pub outlook: Outlook,
+}
+
+/// Whether a call that is made now can be answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outlook {
+    /// There are servers, or nothing is known against it.
+    Open,
+    /// There is no queue, or nobody consumes from it.
+    Unserved,
+    /// The broker blocks publishing.
+    Blocked,
+}
 
 /// A channel on which to make calls, if there is the queue and somebody consumes from it. `waits` says
 /// whether the client waits for it already.
@@ -36,10 +56,10 @@ pub fn served(session: &mut Session, queue: &str, waits: bool) -> Result<Channel
     if state.consumers > 0 {
         return Ok(channel);
     }
-    session.ask(|| channel.close())?;
+    session.call(|| channel.close())?;
     let message = format!(
         "nobody consumes from the queue \"{queue}\" on {}, where {}; start rpc_server{}",
-        session.endpoint(),
+        session.name(),
         waiting(state),
         hint(waits)
     );
@@ -50,7 +70,7 @@ pub fn served(session: &mut Session, queue: &str, waits: bool) -> Result<Channel
 pub fn no_queue(session: &Session, queue: &str, waits: bool) -> Failure {
     let message = format!(
         "there is no queue \"{queue}\" on {}; start rpc_server, or name its queue with --queue{}",
-        session.endpoint(),
+        session.name(),
         hint(waits)
     );
     Failure::new(Kind::QueueMissing, message)
@@ -62,37 +82,48 @@ fn hint(waits: bool) -> &'static str {
 
 /// Why a call had no answer within `timeout`. With `confirms`, the broker tells of a request that it
 /// rejects.
-pub fn timed_out(session: &mut Session, queue: &str, timeout: Duration, confirms: bool) -> Failure {
-    if let Some(failure) = session.obstruction() {
-        return late(&failure, timeout);
+pub fn timed_out(
+    session: &mut Session,
+    queue: &str,
+    timeout: Duration,
+    confirms: bool,
+) -> Diagnosis {
+    if let Some(failure) = session.blocked() {
+        return Diagnosis { failure: late(&failure, timeout), outlook: Outlook::Blocked };
     }
-    let before = session.hurry(LIMIT);
+    let before = session.set_call_timeout(LIMIT);
     let state = queue::inspect_apart(session, queue);
-    session.hurry(before);
-    let reason = match state {
-        Ok(state @ State { consumers: 0, .. }) => format!(
-            "nobody consumes from the queue \"{queue}\" any more, where {}; start rpc_server again",
-            waiting(state)
+    session.set_call_timeout(before);
+    let (outlook, reason) = match state {
+        Ok(state @ State { consumers: 0, .. }) => (
+            Outlook::Unserved,
+            format!(
+                "nobody consumes from the queue \"{queue}\" any more, where {}; start rpc_server again",
+                waiting(state)
+            ),
         ),
         Ok(state) => {
             let rejected = match state.messages > 0 && !confirms {
                 true => format!("; {REJECTED}"),
                 false => String::new(),
             };
-            format!(
-                "{} the queue \"{queue}\", where {}; {MORE}{rejected}",
+            let reason = format!(
+                "{} the queue \"{queue}\", where {}; {REMEDY_BUSY}{rejected}",
                 count(state.consumers, "consumer serves", "consumers serve"),
                 waiting(state)
-            )
+            );
+            (Outlook::Open, reason)
         }
-        Err(failure) if failure.kind == Kind::QueueMissing => {
-            format!("the queue \"{queue}\" was deleted; start rpc_server again")
-        }
+        Err(failure) if failure.kind == Kind::QueueMissing => (
+            Outlook::Unserved,
+            format!("the queue \"{queue}\" was deleted; start rpc_server again"),
+        ),
         // The channel on which calls are made is the only one.
-        Err(failure) if failure.kind == Kind::Configuration => MORE.into(),
-        Err(failure) => failure.message,
+        Err(failure) if failure.kind == Kind::Configuration => (Outlook::Open, REMEDY_BUSY.into()),
+        Err(failure) => (Outlook::Open, failure.message),
     };
-    late(&Failure::new(Kind::TimedOut, reason), timeout)
+    let failure = late(&Failure::new(Kind::TimedOut, reason), timeout);
+    Diagnosis { failure, outlook }
 }
 
 /// What becomes of a call that `failure` kept from being answered within `timeout`.

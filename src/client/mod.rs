@@ -1,8 +1,271 @@
-//! What `rpc_client` has around its loop: the state of its calls, their input and output, the
-//! diagnosis of a call that fails, and the waiting for what is not there.
+//! What `rpc_client` has around its loop: it connects, and connects again when a connection is lost,
+//! until every call has its outcome.
 
 pub mod calls;
+pub mod channel;
+pub mod deadline;
 pub mod diagnosis;
 pub mod input;
 pub mod report;
 pub mod retry;
+
+use crate::amqp::connection::Session;
+use crate::amqp::uri::{self, Endpoint};
+use crate::cli::{self, Format};
+use crate::error::{Failure, Kind};
+use crate::process::signals::{self, Stop};
+use amiquip::Channel;
+use anyhow::{Context, Result};
+use calls::Calls;
+use channel::{RpcChannel, input_failure};
+use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError, never};
+use input::Argument;
+use report::Report;
+use retry::{Decision, RetryPolicy};
+use std::io;
+use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long it may take, asked to stop, to come to an end: it may be waiting for a broker, or for
+/// whoever reads its output.
+const STOP_LIMIT: Duration = Duration::from_millis(500);
+
+/// The tutorial's loop: makes calls on a channel until they are over, or something ends it.
+pub type Exchange = fn(&mut RpcChannel, &mut Calls, &mut Report) -> Result<(), Interrupted>;
+
+/// Why there is an end before the calls are over.
+#[derive(Debug)]
+pub enum Interrupted {
+    /// A signal asks to stop.
+    Stopped(Stop),
+    /// There is no connection on which calls can be made.
+    Unreachable(Failure),
+    /// The connection is lost, and with it the calls that were unanswered.
+    Lost(Failure),
+    /// Standard output takes nothing more.
+    Output(anyhow::Error),
+}
+
+/// The failures of a channel are those of its connection.
+impl From<Failure> for Interrupted {
+    fn from(failure: Failure) -> Interrupted {
+        Interrupted::Lost(failure)
+    }
+}
+
+impl From<anyhow::Error> for Interrupted {
+    fn from(error: anyhow::Error) -> Interrupted {
+        Interrupted::Output(error)
+    }
+}
+
+/// Makes the calls that `args` ask for by `exchange`, on as many connections as it takes. The exit code
+/// is that of the first call that failed.
+///
+/// # Errors
+///
+/// What keeps the program from making or reporting calls: a malformed URI, its standard output.
+pub fn run(args: &cli::Client, exchange: Exchange) -> Result<ExitCode> {
+    let mut client = Client {
+        args,
+        brokers: uri::parse_list(args.common.url())?,
+        input: input::arguments(&args.arguments, args.repeat)
+            .context("cannot read the arguments")?,
+        stop: never(),
+        handles_signals: false,
+        session: None,
+        calls: Calls::new(calls::Settings {
+            timeout: args.timeout,
+            in_flight: args.in_flight.into(),
+            wait: args.wait,
+            no_retry: args.no_retry,
+        }),
+        retry: RetryPolicy::new(args.wait, args.no_retry, args.timeout),
+        held: Duration::ZERO,
+        was_used: false,
+        report: Report::new("rpc_client", args),
+    };
+    while !client.calls.are_over() {
+        let Err(interrupted) = client.attempt(exchange) else { break };
+        let recovered = client.recover(interrupted);
+        match recovered {
+            Ok(()) => {}
+            Err(Interrupted::Stopped(stop)) => {
+                client.report.end()?;
+                return Ok(stop.end_process());
+            }
+            Err(Interrupted::Output(error)) => return Err(error),
+            Err(Interrupted::Unreachable(failure) | Interrupted::Lost(failure)) => {
+                client.calls.abort(&failure);
+                break;
+            }
+        }
+    }
+    client.finish()
+}
+
+struct Client<'a> {
+    args: &'a cli::Client,
+    brokers: Vec<Endpoint>,
+    input: Receiver<io::Result<Argument>>,
+    /// Where signals come from, once they are handled.
+    stop: Receiver<Stop>,
+    handles_signals: bool,
+    /// A connection that is good, while there is no queue or no server.
+    session: Option<Session>,
+    calls: Calls,
+    retry: RetryPolicy,
+    /// How long the last connection held, and whether requests were published on it.
+    held: Duration,
+    was_used: bool,
+    report: Report<'a>,
+}
+
+impl Client<'_> {
+    /// Connects, looks whether somebody consumes from the queue, and makes calls.
+    fn attempt(&mut self, exchange: Exchange) -> Result<(), Interrupted> {
+        let common = &self.args.common;
+        let limit = RetryPolicy::attempt_limit(self.calls.last_deadline());
+        let opened = match self.session.take() {
+            Some(session) => Ok(session),
+            None => {
+                let timeout = common.connect_timeout;
+                Session::open_within(limit, &self.brokers, timeout, "rpc_client")
+            }
+        };
+        let mut session = opened.map_err(Interrupted::Unreachable)?;
+        // The declares to come are part of the attempt.
+        session.set_call_timeout(limit);
+        match diagnosis::served(&mut session, &common.queue, self.retry.waits()) {
+            Ok(channel) => self.exchange_on(session, &channel, exchange),
+            Err(failure) => {
+                self.session = (failure.kind != Kind::ConnectionLost).then_some(session);
+                Err(Interrupted::Unreachable(failure))
+            }
+        }
+    }
+
+    fn exchange_on(
+        &mut self,
+        mut session: Session,
+        channel: &Channel,
+        exchange: Exchange,
+    ) -> Result<(), Interrupted> {
+        // Until calls are made there is nothing to bring to an end, and a signal ends the process.
+        if !self.handles_signals {
+            self.stop = signals::stop_requests(Some(STOP_LIMIT))?;
+            self.handles_signals = true;
+        }
+        let began = Instant::now();
+        let (in_cluster, stop) = (self.brokers.len() > 1, self.stop.clone());
+        self.was_used = false;
+        self.calls.release();
+        let (args, input) = (self.args, &self.input);
+        let mut rpc = RpcChannel::open(args, &mut session, channel, in_cluster, input, stop)?;
+        let ended = exchange(&mut rpc, &mut self.calls, &mut self.report);
+        self.was_used = rpc.was_used();
+        self.held = began.elapsed();
+        if let Err(Interrupted::Stopped(_)) = ended {
+            // There may be no time for it after the connection is closed.
+            self.report.flush()?;
+        }
+        ended
+    }
+
+    /// Waits before the next attempt, if another one may help, and finishes the calls whose time has run
+    /// out by then.
+    fn recover(&mut self, interrupted: Interrupted) -> Result<(), Interrupted> {
+        let failure = match &interrupted {
+            Interrupted::Unreachable(failure) | Interrupted::Lost(failure) => failure.clone(),
+            Interrupted::Stopped(_) | Interrupted::Output(_) => return Err(interrupted),
+        };
+        let decision = match interrupted {
+            Interrupted::Lost(_) => {
+                self.give_up_lost_calls(&failure);
+                self.retry.after_lost(failure.clone(), self.held, self.was_used)
+            }
+            _ => self.retry.after_unreachable(failure.clone(), self.calls.last_deadline()),
+        };
+        match decision {
+            Decision::GiveUp(failure) => Err(Interrupted::Unreachable(failure)),
+            Decision::Retry(delay) => {
+                self.report.write(self.calls.take_finished())?;
+                self.report.flush()?;
+                if self.calls.are_over() {
+                    return Ok(());
+                }
+                self.pause(delay)?;
+                self.expire(&failure)
+            }
+        }
+    }
+
+    /// After the loss of a connection: the calls that are not made again.
+    fn give_up_lost_calls(&mut self, failure: &Failure) {
+        if let Kind::TooLarge { limit } = failure.kind {
+            self.calls.limit_body(limit, failure);
+        }
+        if self.args.no_retry {
+            let lost = match failure.kind {
+                Kind::TooLarge { .. } => {
+                    Failure::new(Kind::ConnectionLost, failure.message.as_str())
+                }
+                _ => failure.clone(),
+            };
+            self.calls.fail(&lost);
+        }
+    }
+
+    fn pause(&mut self, delay: Duration) -> Result<(), Interrupted> {
+        let left = self.calls.last_deadline().left().unwrap_or(Duration::MAX);
+        match self.stop.recv_timeout(delay.min(left)) {
+            Ok(stop) => Err(Interrupted::Stopped(stop)),
+            Err(RecvTimeoutError::Timeout) => Ok(()),
+            Err(RecvTimeoutError::Disconnected) => {
+                thread::sleep(delay.min(left));
+                Ok(())
+            }
+        }
+    }
+
+    /// Finishes the calls whose time ran out without a connection that held.
+    fn expire(&mut self, failure: &Failure) -> Result<(), Interrupted> {
+        let now = Instant::now();
+        self.calls.expire(now, &self.retry.late(failure));
+        self.report.write(self.calls.take_finished())?;
+        self.report.flush()?;
+        // Nor can the next call be made; or it would have to wait as long.
+        let is_idle = self.calls.unanswered().next().is_none();
+        let is_blocked = failure.kind == Kind::Blocked;
+        if self.calls.last_deadline().has_passed(now) || is_idle && is_blocked {
+            return Err(Interrupted::Unreachable(self.retry.too_late(failure)));
+        }
+        Ok(())
+    }
+
+    /// Reports what is left to report.
+    fn finish(mut self) -> Result<ExitCode> {
+        self.report.write(self.calls.take_finished())?;
+        let Some(failure) = self.calls.input_failure().cloned() else { return self.report.end() };
+        // One object a call, made or not, and as many in the statistics. Lines of standard input that
+        // may never come are none.
+        let mut is_reported = self.report.has_begun();
+        let is_json = self.args.format == Format::Json;
+        if (is_json || self.args.stats) && !input::reads_stdin(&self.args.arguments) {
+            for argument in self.input.clone() {
+                let argument = argument.map_err(|error| input_failure(&error))?;
+                self.calls.add_unmade(argument, &failure);
+                for (call, outcome) in self.calls.take_finished() {
+                    self.report.write_unmade(&call, &outcome)?;
+                }
+                is_reported |= is_json;
+            }
+        }
+        let has_more = !matches!(self.input.try_recv(), Err(TryRecvError::Disconnected));
+        if has_more || !is_reported || failure.kind == Kind::Internal {
+            self.report.no_more_calls(&failure);
+        }
+        self.report.end()
+    }
+}

@@ -2,9 +2,10 @@
 //! it all took.
 
 use crate::cli::{self, Format};
-use crate::client::calls::Call;
+use crate::client::calls::{Call, Outcome};
 use crate::error::{Failure, Kind};
-use crate::terminal::{output, text};
+use crate::terminal::output;
+use crate::terminal::text::{self, excerpt};
 use anyhow::Result;
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -116,7 +117,7 @@ impl<'a> Report<'a> {
     /// # Errors
     ///
     /// Those of [`output::check`] and [`output::written`].
-    pub fn begins(&mut self, call: &Call) -> Result<()> {
+    pub fn announce(&mut self, call: &Call) -> Result<()> {
         output::check()?;
         self.started.get_or_insert(call.started);
         match self.format {
@@ -179,7 +180,7 @@ impl<'a> Report<'a> {
     /// # Errors
     ///
     /// Those of [`output::check`] and [`output::written`].
-    pub fn not_made(&mut self, call: &Call, outcome: &Result<String, Failure>) -> Result<()> {
+    pub fn write_unmade(&mut self, call: &Call, outcome: &Result<String, Failure>) -> Result<()> {
         self.started.get_or_insert(call.started);
         match self.format {
             Format::Json => {
@@ -201,6 +202,28 @@ impl<'a> Report<'a> {
             self.failed += 1;
             self.count(failure.kind);
         }
+    }
+
+    /// Writes the outcomes of calls.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`output::written`].
+    pub fn write(&mut self, finished: impl Iterator<Item = (Call, Outcome)>) -> Result<()> {
+        for (call, outcome) in finished {
+            self.tell(&call, &outcome)?;
+        }
+        Ok(())
+    }
+
+    /// Tells why no more calls are made.
+    pub fn no_more_calls(&mut self, failure: &Failure) {
+        let what = match self.has_begun() {
+            true => "no more calls are made".into(),
+            false => excerpt(self.args.procedure.as_bytes()),
+        };
+        self.complain(format_args!("{what}: {failure}"));
+        self.count(failure.kind);
     }
 
     /// Whether a call was begun.

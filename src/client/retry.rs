@@ -1,14 +1,13 @@
-//! How long the client waits for what is not there yet, or not there any more: a broker, a queue, a
-//! server, a connection that holds.
+//! When the client tries again what did not come about, or did not last: a connection, a queue with
+//! a server. This decides; nothing here waits or does I/O but for the log.
 
 use crate::amqp::backoff::Backoff;
+use crate::client::deadline::Deadline;
 use crate::client::diagnosis;
 use crate::error::{Failure, Kind};
-use crate::process::signals::Stop;
-use crossbeam_channel::{Receiver, never};
 use humantime::format_duration;
 use log::{info, warn};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How often a client that waits looks again.
 pub const INTERVAL: Duration = Duration::from_millis(100);
@@ -16,121 +15,100 @@ pub const INTERVAL: Duration = Duration::from_millis(100);
 /// The longest pause when one connection after another is lost.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
+/// The shortest time for an attempt to connect, whatever is left: enough to tell what is wrong.
+const SHORTEST_ATTEMPT: Duration = Duration::from_millis(1_500);
+
 /// A connection that held so long was a good one.
 const GOOD: Duration = Duration::from_secs(10);
 
-/// What the client waits for, until when, and what it has said of it.
-pub struct Patience {
-    /// Whether it waits at all.
-    wait: bool,
-    /// Whether there was a connection before.
-    was_connected: bool,
-    /// The time limit of each call; zero: none.
-    timeout: Duration,
-    deadline: Option<Instant>,
-    /// Cuts a wait short.
-    stop: Receiver<Stop>,
-    backoff: Backoff,
-    /// Why the last connection was lost, as far as that was told.
-    told: Option<Kind>,
+/// What to do about a failure.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Try again after a pause.
+    Retry(Duration),
+    /// Make no more calls.
+    GiveUp(Failure),
 }
 
-impl Patience {
-    /// That of a client whose calls have this `timeout`, before its first connection: it does not
-    /// wait unless it was asked to `wait`, and then until `deadline`; None: without end.
-    pub fn new(wait: bool, timeout: Duration, deadline: Option<Instant>) -> Patience {
-        Patience {
+/// Whether and when to try again.
+#[derive(Debug)]
+pub struct RetryPolicy {
+    /// Whether to wait for what is not there yet.
+    wait: bool,
+    no_retry: bool,
+    /// The time limit of each call; zero: none.
+    timeout: Duration,
+    was_connected: bool,
+    backoff: Backoff,
+    /// Why the last connection was lost, and what kept the last attempt from leading to one, as far as
+    /// it was logged: each reason is logged once, not for each attempt.
+    logged_lost: Option<Kind>,
+    logged_unreachable: Option<Kind>,
+}
+
+impl RetryPolicy {
+    /// That of a client which was asked to `wait` or not, and to try again what was lost unless
+    /// `no_retry`, and whose calls have this `timeout` (zero: none).
+    pub fn new(wait: bool, no_retry: bool, timeout: Duration) -> RetryPolicy {
+        RetryPolicy {
             wait,
-            was_connected: false,
+            no_retry,
             timeout,
-            deadline,
-            stop: never(),
+            was_connected: false,
             backoff: Backoff::new(INTERVAL, LONGEST_PAUSE),
-            told: None,
+            logged_lost: None,
+            logged_unreachable: None,
         }
-    }
-
-    /// Tells that a connection was lost which had held for so long, once for each reason and not for
-    /// each connection.
-    pub fn tell(&mut self, failure: &Failure, held: Duration) {
-        if held > GOOD {
-            self.backoff.reset();
-            self.told = None;
-        }
-        match self.told.replace(failure.kind) {
-            Some(told) if told == failure.kind => info!("{failure}; trying again"),
-            _ => warn!("{failure}; trying again"),
-        }
-    }
-
-    /// After the loss of a connection, waits a moment, and from now on in any case; one of `stop` ends
-    /// the process in a wait, since what is done was told before.
-    pub fn pause(&mut self, deadline: Option<Instant>, stop: Receiver<Stop>) {
-        self.wait = true;
-        self.was_connected = true;
-        self.deadline = deadline;
-        self.stop = stop;
-        let delay = self.backoff.delay();
-        self.sleep(delay);
     }
 
     /// Whether it waits for what is not there: a client that does needs no hint that it could.
     pub fn waits(&self) -> bool {
-        self.wait
+        self.wait || self.was_connected
     }
 
-    /// Waits until `deadline` from now on.
-    pub fn wait_until(&mut self, deadline: Option<Instant>) {
-        self.deadline = deadline;
+    /// How long an attempt to connect may take altogether, if nobody waits after `deadline`.
+    pub fn attempt_limit(deadline: Deadline) -> Duration {
+        deadline.left().map_or(Duration::MAX, |left| left.max(SHORTEST_ATTEMPT))
     }
 
-    /// The time that is left. Not to wait at all leaves any attempt all of its time.
-    pub fn left(&self) -> Duration {
-        match self.deadline {
-            Some(deadline) if self.wait => deadline.saturating_duration_since(Instant::now()),
-            _ => Duration::MAX,
+    /// After an attempt that led to no connection on which calls could be made.
+    pub fn after_unreachable(&mut self, failure: Failure, deadline: Deadline) -> Decision {
+        if !self.passes_by_itself(failure.kind) {
+            return Decision::GiveUp(failure);
         }
+        let left = deadline.left().unwrap_or(Duration::MAX);
+        if left.is_zero() {
+            return Decision::GiveUp(self.too_late(&failure));
+        }
+        if self.logged_unreachable.replace(failure.kind) != Some(failure.kind) {
+            warn!("waiting: {failure}");
+        }
+        Decision::Retry(INTERVAL.min(left))
     }
 
-    /// Tries until there is nothing to wait for any more: a success, a failure that does not pass
-    /// by itself, or the end of the time; then the last attempt's result. `meanwhile` has its turn after
-    /// each attempt that failed.
-    ///
-    /// # Errors
-    ///
-    /// Those of `meanwhile`.
-    pub fn retry<T>(
-        &self,
-        mut attempt: impl FnMut() -> Result<T, Failure>,
-        mut meanwhile: impl FnMut(&Failure) -> anyhow::Result<()>,
-    ) -> anyhow::Result<Result<T, Failure>> {
-        let mut told = None;
-        loop {
-            let failure = match attempt() {
-                Err(failure) if self.waits_for(failure.kind) => failure,
-                result => return Ok(result),
-            };
-            if told.replace(failure.kind) != Some(failure.kind) {
-                warn!("waiting: {failure}");
+    /// After the loss of a connection on which calls could be made. It `held` so long, and was used if
+    /// any request was published on it.
+    pub fn after_lost(&mut self, failure: Failure, held: Duration, was_used: bool) -> Decision {
+        match failure.kind {
+            // A new connection would be refused in the same way.
+            Kind::AccessRefused | Kind::Configuration | Kind::Internal => {
+                return Decision::GiveUp(failure);
             }
-            meanwhile(&failure)?;
-            self.sleep(INTERVAL);
-            if self.left().is_zero() {
-                return Ok(Err(failure));
-            }
+            _ if self.no_retry && !was_used => return Decision::GiveUp(failure),
+            _ => {}
         }
-    }
-
-    /// What a failure of [`Patience::retry`] comes to: of one that was waited for, how long it was.
-    pub fn spent(&self, failure: Failure) -> Failure {
-        if !self.waits_for(failure.kind) {
-            return failure;
+        self.was_connected = true;
+        if held > GOOD {
+            self.backoff.reset();
+            self.logged_lost = None;
         }
-        if self.was_connected {
-            return self.late(&failure);
+        self.logged_unreachable = None;
+        match self.logged_lost.replace(failure.kind) {
+            _ if self.no_retry => {}
+            Some(logged) if logged == failure.kind => info!("{failure}; trying again"),
+            _ => warn!("{failure}; trying again"),
         }
-        let timeout = format_duration(self.timeout);
-        Failure::new(failure.kind, format!("{failure} (waited {timeout})"))
+        Decision::Retry(self.backoff.delay())
     }
 
     /// What becomes of a call that `failure` kept from being answered in time.
@@ -138,21 +116,139 @@ impl Patience {
         diagnosis::late(failure, self.timeout)
     }
 
-    /// Whether it waits for such a failure to pass by itself.
-    fn waits_for(&self, kind: Kind) -> bool {
-        use Kind::{BrokerUnreachable, Configuration, ConnectionLost, NoConsumer, QueueMissing};
+    /// What becomes of the calls that can still not be made at the end of their time: they have waited
+    /// for what was never there, or for the end of a failure that interrupted them.
+    pub fn too_late(&self, failure: &Failure) -> Failure {
+        if self.was_connected {
+            return self.late(failure);
+        }
+        let waited = format_duration(self.timeout);
+        Failure::new(failure.kind, format!("{failure} (waited {waited})"))
+    }
+
+    /// Whether such a failure is waited for to pass.
+    fn passes_by_itself(&self, kind: Kind) -> bool {
         match kind {
-            BrokerUnreachable | ConnectionLost | QueueMissing | NoConsumer => self.wait,
+            Kind::BrokerUnreachable
+            | Kind::ConnectionLost
+            | Kind::QueueMissing
+            | Kind::NoConsumer => self.waits(),
             // With a configuration that was right it is the broker: one that dies after the TLS
-            // handshake looks like one that wants a client certificate.
-            Configuration => self.wait && self.was_connected,
+            // handshake looks like one that wants a client certificate, and a vhost can be deleted
+            // and made again.
+            Kind::Configuration | Kind::AccessRefused => self.was_connected,
             _ => false,
         }
     }
+}
 
-    fn sleep(&self, delay: Duration) {
-        if let Ok(stop) = self.stop.recv_timeout(delay.min(self.left())) {
-            stop.end_process();
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(30);
+    const HELD: Duration = Duration::from_secs(1);
+
+    fn failure(kind: Kind) -> Failure {
+        Failure::new(kind, "it failed")
+    }
+
+    fn later() -> Deadline {
+        Deadline::after(TIMEOUT)
+    }
+
+    fn past() -> Deadline {
+        let deadline = Deadline::after(Duration::from_nanos(1));
+        while deadline.left() != Some(Duration::ZERO) {
+            std::hint::spin_loop();
         }
+        deadline
+    }
+
+    fn retries(decision: &Decision) -> bool {
+        matches!(decision, Decision::Retry(_))
+    }
+
+    #[test]
+    fn what_was_never_there_is_waited_for_if_that_was_asked_for() {
+        for (kind, waits) in [
+            (Kind::BrokerUnreachable, true),
+            (Kind::ConnectionLost, true),
+            (Kind::QueueMissing, true),
+            (Kind::NoConsumer, true),
+            (Kind::Configuration, false),
+            (Kind::AccessRefused, false),
+            (Kind::QueueUnusable, false),
+        ] {
+            let mut policy = RetryPolicy::new(false, false, TIMEOUT);
+            let decision = policy.after_unreachable(failure(kind), later());
+            assert_eq!(decision, Decision::GiveUp(failure(kind)));
+            let mut policy = RetryPolicy::new(true, false, TIMEOUT);
+            let decision = policy.after_unreachable(failure(kind), later());
+            assert_eq!(retries(&decision), waits, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_wait_ends_with_the_time_of_the_calls() {
+        let mut policy = RetryPolicy::new(true, false, TIMEOUT);
+        let decision = policy.after_unreachable(failure(Kind::NoConsumer), past());
+        let waited = Failure::new(Kind::NoConsumer, "it failed (waited 30s)");
+        assert_eq!(decision, Decision::GiveUp(waited));
+        policy.after_lost(failure(Kind::ConnectionLost), HELD, true);
+        let decision = policy.after_unreachable(failure(Kind::NoConsumer), past());
+        let late = Failure::new(Kind::TimedOut, "no answer within 30s: it failed");
+        assert_eq!(decision, Decision::GiveUp(late));
+        assert!(retries(&policy.after_unreachable(failure(Kind::NoConsumer), Deadline::NEVER)));
+    }
+
+    #[test]
+    fn what_was_there_before_is_waited_for_in_any_case() {
+        let mut policy = RetryPolicy::new(false, false, TIMEOUT);
+        assert!(retries(&policy.after_lost(failure(Kind::ConnectionLost), HELD, true)));
+        for kind in [Kind::BrokerUnreachable, Kind::Configuration, Kind::AccessRefused] {
+            assert!(retries(&policy.after_unreachable(failure(kind), later())), "{kind:?}");
+        }
+        let decision = policy.after_unreachable(failure(Kind::QueueUnusable), later());
+        assert_eq!(decision, Decision::GiveUp(failure(Kind::QueueUnusable)));
+    }
+
+    #[test]
+    fn what_a_new_connection_would_not_change_is_not_tried_again() {
+        for kind in [Kind::AccessRefused, Kind::Configuration, Kind::Internal] {
+            let mut policy = RetryPolicy::new(true, false, TIMEOUT);
+            let decision = policy.after_lost(failure(kind), HELD, true);
+            assert_eq!(decision, Decision::GiveUp(failure(kind)));
+        }
+    }
+
+    #[test]
+    fn without_retry_another_connection_is_for_calls_that_were_not_made() {
+        let mut policy = RetryPolicy::new(true, true, TIMEOUT);
+        let lost = failure(Kind::ConnectionLost);
+        assert!(retries(&policy.after_lost(lost.clone(), HELD, true)));
+        assert_eq!(policy.after_lost(lost.clone(), HELD, false), Decision::GiveUp(lost));
+    }
+
+    #[test]
+    fn pauses_grow_to_a_second_until_a_connection_holds() {
+        let mut policy = RetryPolicy::new(false, false, TIMEOUT);
+        let mut pause = |held| match policy.after_lost(failure(Kind::ConnectionLost), held, true) {
+            Decision::Retry(pause) => pause,
+            decision => panic!("{decision:?}"),
+        };
+        let first = pause(HELD);
+        assert!(first >= INTERVAL / 2 && first <= INTERVAL, "{first:?}");
+        let last = (0..6).map(|_| pause(HELD)).last().unwrap();
+        assert!(last >= LONGEST_PAUSE / 2 && last <= LONGEST_PAUSE, "{last:?}");
+        assert!(pause(GOOD + HELD) <= INTERVAL);
+    }
+
+    #[test]
+    fn an_attempt_has_the_time_that_is_left_and_enough_to_tell_what_is_wrong() {
+        assert_eq!(RetryPolicy::attempt_limit(Deadline::NEVER), Duration::MAX);
+        assert_eq!(RetryPolicy::attempt_limit(past()), SHORTEST_ATTEMPT);
+        let limit = RetryPolicy::attempt_limit(later());
+        assert!(limit <= TIMEOUT && limit > TIMEOUT / 2, "{limit:?}");
     }
 }

@@ -1,3 +1,86 @@
-//! What `rpc_server` has around its loop.
+//! What `rpc_server` has around its loop: it connects, lets workers serve, and connects again when a
+//! connection is lost, until a signal asks to stop.
 
 pub mod drill;
+pub mod isolated;
+pub mod reconnect;
+pub mod supervisor;
+pub mod worker;
+
+use crate::amqp::connection::Session;
+use crate::amqp::queue;
+use crate::amqp::uri::{self, Endpoint};
+use crate::cli;
+use crate::error::{Failure, Kind};
+use crate::process::signals::{self, Stop};
+use anyhow::Result;
+use crossbeam_channel::{Receiver, bounded, select_biased};
+use reconnect::ReconnectState;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread;
+use supervisor::{Slots, Supervisor};
+use worker::{Service, Worker, WorkerError};
+
+/// The tutorial's loop: answers requests until it is asked to stop, or something breaks.
+pub type Serve = fn(&mut Worker) -> Result<(), WorkerError>;
+
+/// Serves by `serve` as `args` say, on as many connections as it takes, until a signal asks to stop.
+///
+/// # Errors
+///
+/// What another connection would not change: a malformed URI, refused credentials at the first start.
+pub fn run(args: &cli::Server, serve: Serve) -> Result<ExitCode> {
+    let stop = signals::stop_requests(None)?;
+    let brokers = uri::parse_list(args.common.url())?;
+    let service = Arc::new(Service::new(args, brokers.len() > 1));
+    let slots = Slots::new(args.workers);
+    let mut state = ReconnectState::new();
+    loop {
+        let served = connect(args, &brokers, &stop).and_then(|session| match session {
+            Some(session) => {
+                Supervisor::new(session, &service, serve, &slots).run(&stop, &mut state)
+            }
+            None => Ok(()),
+        });
+        let Err(failure) = served else { return Ok(ExitCode::SUCCESS) };
+        if let Kind::TooLarge { limit } = failure.kind {
+            // The request comes again, to be answered with an error then.
+            service.limit_body(limit);
+        }
+        let delay = state.delay_after(failure)?;
+        if stop.recv_timeout(delay).is_ok() {
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+}
+
+/// Opens a connection, and makes sure of the queue. None if a signal asks to stop: then the attempt,
+/// which can take its time with each of the brokers, is left behind.
+fn connect(
+    args: &cli::Server,
+    brokers: &[Endpoint],
+    stop: &Receiver<Stop>,
+) -> Result<Option<Session>, Failure> {
+    let (brokers, limit) = (brokers.to_vec(), args.common.connect_timeout);
+    let (queue, queue_type) = (args.common.queue.clone(), args.queue_type);
+    let (sender, opened) = bounded(1);
+    let attempt = move || {
+        let opened = Session::open(&brokers, limit, "rpc_server").and_then(|mut session| {
+            queue::ensure(&mut session, &queue, queue_type)?;
+            Ok(session)
+        });
+        // Nobody receives it if a signal came.
+        let _ = sender.send(opened);
+    };
+    thread::Builder::new().name("connect".into()).spawn(attempt).map_err(|error| {
+        Failure::new(Kind::Internal, format!("cannot start a thread to connect: {error}"))
+    })?;
+    select_biased! {
+        recv(stop) -> _ => Ok(None),
+        recv(opened) -> session => match session {
+            Ok(session) => session.map(Some),
+            Err(_) => Err(Failure::new(Kind::Internal, "the thread that connects panicked")),
+        },
+    }
+}

@@ -9,7 +9,7 @@ use std::fmt;
 use std::io::{self, Write};
 use std::mem;
 use std::os::fd::AsRawFd;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Whoever read standard output is gone, as after `| head -1`: a client ends quietly.
@@ -96,10 +96,25 @@ impl Transcript {
         Transcript(Mutex::new(state))
     }
 
+    /// Keeps all lines waiting but those of the one that holds it.
+    pub fn hold(&self) -> Held<'_> {
+        Held(self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Writes a line, as [`line`] does. At most 4 KiB of it: a pipe takes so much in one piece or
     /// not at all (POSIX, PIPE_BUF).
     pub fn line(&self, line: fmt::Arguments<'_>) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        self.hold().line(line);
+    }
+}
+
+/// A [`Transcript`] that is held.
+pub struct Held<'a>(MutexGuard<'a, State>);
+
+impl Held<'_> {
+    /// Writes a line, as [`Transcript::line`] does.
+    pub fn line(&mut self, line: fmt::Arguments<'_>) {
+        let state = &mut *self.0;
         if !state.is_written {
             return;
         }

@@ -273,7 +273,8 @@ fn no_connection_lasts_long_enough_for_an_answer() {
     for (method, first, last) in [
         (DECLARE_OK, "waiting: ", "fib: URL (waited 2s)"),
         (CONSUME_OK, "URL; trying again", "fib: no answer within 2s: URL"),
-        (DELIVER, "URL; trying again", "fib(30): no answer within 2s: URL"),
+        // The last connection may have come just in time to see that there is a server.
+        (DELIVER, "URL; trying again", "fib(30): no answer within 2s: "),
     ] {
         let (url, connections) = way_that_ends_at(method, End::Lost);
         let args = ["--wait", "--timeout", "2s", "--queue", queue.name(), "fib", "30"];

@@ -1,0 +1,88 @@
+//! Publisher confirms: the broker tells of each message that it has taken it, or that it refused it
+//! (RabbitMQ, "Consumer Acknowledgements and Publisher Confirms").
+
+use amiquip::{Channel, Confirm, ConfirmPayload};
+use crossbeam_channel::{Receiver, never};
+
+/// The confirms of one channel. Messages are numbered from 1 in the order in which they are
+/// published on it, which is how the broker counts them too.
+pub struct Confirms {
+    receiver: Receiver<Confirm>,
+    published: u64,
+}
+
+impl Confirms {
+    /// Puts `channel` into confirm mode, before anything is published on it.
+    ///
+    /// # Errors
+    ///
+    /// Those of the channel.
+    pub fn enable(channel: &Channel) -> amiquip::Result<Confirms> {
+        let receiver = channel.listen_for_publisher_confirms()?;
+        channel.enable_publisher_confirms()?;
+        Ok(Confirms { receiver, published: 0 })
+    }
+
+    /// Those of a channel that is not in confirm mode: none ever comes.
+    pub fn disabled() -> Confirms {
+        Confirms { receiver: never(), published: 0 }
+    }
+
+    /// Where they come from.
+    pub fn receiver(&self) -> &Receiver<Confirm> {
+        &self.receiver
+    }
+
+    /// Counts a message that is published now, and returns its number.
+    pub fn count_published(&mut self) -> u64 {
+        self.published += 1;
+        self.published
+    }
+}
+
+/// What a [`Confirm`] says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Confirmed {
+    last: u64,
+    multiple: bool,
+    /// Whether the broker took the messages. Otherwise it refused them.
+    pub is_taken: bool,
+}
+
+impl From<Confirm> for Confirmed {
+    fn from(confirm: Confirm) -> Confirmed {
+        let (ConfirmPayload { delivery_tag, multiple }, is_taken) = match confirm {
+            Confirm::Ack(payload) => (payload, true),
+            Confirm::Nack(payload) => (payload, false),
+        };
+        Confirmed { last: delivery_tag, multiple, is_taken }
+    }
+}
+
+impl Confirmed {
+    /// Whether it is about the message with this number.
+    pub fn acknowledges(&self, number: u64) -> bool {
+        match self.multiple {
+            true => number <= self.last,
+            false => number == self.last,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_confirm_can_be_about_many_messages() {
+        let payload = |multiple| ConfirmPayload { delivery_tag: 3, multiple };
+        let about = |confirm: Confirm| {
+            let confirmed = Confirmed::from(confirm);
+            let numbers: Vec<u64> = (1..=4).filter(|n| confirmed.acknowledges(*n)).collect();
+            (numbers, confirmed.is_taken)
+        };
+        assert_eq!(about(Confirm::Ack(payload(false))), (vec![3], true));
+        assert_eq!(about(Confirm::Ack(payload(true))), (vec![1, 2, 3], true));
+        assert_eq!(about(Confirm::Nack(payload(true))), (vec![1, 2, 3], false));
+    }
+}

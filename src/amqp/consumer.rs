@@ -1,0 +1,34 @@
+//! What comes from a consumer, and how it ends.
+
+use amiquip::{Consumer, ConsumerMessage, Delivery, Error};
+use crossbeam_channel::RecvError;
+
+/// Why a consumer gets nothing more.
+#[derive(Debug)]
+pub enum ConsumerError {
+    /// The broker cancelled it: its queue was deleted (RabbitMQ, "Consumer Cancel Notification").
+    QueueDeleted,
+    /// The channel or the connection is gone.
+    Amqp(Error),
+}
+
+/// The delivery in what was received from [`Consumer::receiver`].
+///
+/// # Errors
+///
+/// Why no delivery comes any more.
+pub fn delivery(received: Result<ConsumerMessage, RecvError>) -> Result<Delivery, ConsumerError> {
+    match received {
+        Ok(ConsumerMessage::Delivery(delivery)) => Ok(delivery),
+        Ok(ConsumerMessage::ServerCancelled) => Err(ConsumerError::QueueDeleted),
+        Ok(ConsumerMessage::ServerClosedChannel(error)) => Err(ConsumerError::Amqp(error)),
+        // The library tells the cause when the connection is closed.
+        _ => Err(ConsumerError::Amqp(Error::EventLoopDropped)),
+    }
+}
+
+/// The deliveries that a consumer still has after it was cancelled. They must be taken to the end: the
+/// library's thread sends a last message, and ends the connection if the receiver is gone by then.
+pub fn remaining<'a>(consumer: &'a Consumer<'_>) -> impl Iterator<Item = Delivery> + 'a {
+    consumer.receiver().iter().filter_map(|message| delivery(Ok(message)).ok())
+}

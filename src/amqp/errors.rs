@@ -1,0 +1,170 @@
+//! What the client library's errors mean: each becomes a [`Failure`] that names the broker and the
+//! remedy. The texts in them are the broker's; they are shown as they came.
+
+use crate::amqp::uri::{Credentials, Endpoint};
+use crate::error::{Failure, Kind};
+use amiquip::Error;
+use log::debug;
+use std::fmt::Display;
+use std::time::Duration;
+
+/// RabbitMQ lets 3 s pass before it closes a connection whose credentials it refuses. What the
+/// client library reports as refused credentials sooner was a broker that went away meanwhile.
+const SHORTEST_REFUSAL: Duration = Duration::from_secs(2);
+
+/// What helps where RabbitMQ says "refused for user".
+const PERMISSIONS: &str = "rabbitmqctl set_permissions gives access";
+
+// Reply codes, AMQP 0-9-1 section 1.5.
+const ACCESS_REFUSED: u16 = 403;
+const NOT_FOUND: u16 = 404;
+const RESOURCE_LOCKED: u16 = 405;
+const PRECONDITION_FAILED: u16 = 406;
+const NOT_ALLOWED: u16 = 530;
+
+/// The failure that an error of one channel is, or of none: the connection is still good. None if it
+/// is an error of the connection.
+pub fn of_channel(endpoint: &str, error: &Error) -> Option<Failure> {
+    match error {
+        Error::ServerClosedChannel { code, message, .. } => {
+            let remedy = match message.contains("refused for user") {
+                true => format!("; {PERMISSIONS}"),
+                false => String::new(),
+            };
+            let kind = match *code {
+                ACCESS_REFUSED => Kind::AccessRefused,
+                NOT_FOUND => Kind::QueueMissing,
+                RESOURCE_LOCKED => Kind::QueueUnusable,
+                PRECONDITION_FAILED => too_large(message).unwrap_or(Kind::Configuration),
+                _ => Kind::ConnectionLost,
+            };
+            Some(Failure::new(kind, format!("{endpoint} refused: {message}{remedy}")))
+        }
+        Error::ExhaustedChannelIds => {
+            let message = format!(
+                "{endpoint} gives no more channels: see channel_max in the URI or on the broker (each of the server's --workers needs one)"
+            );
+            Some(Failure::new(Kind::Configuration, message))
+        }
+        _ => None,
+    }
+}
+
+/// "PRECONDITION_FAILED - message size 2090 is larger than configured max size 1000": RabbitMQ tells
+/// its limit in this sentence and nowhere else.
+fn too_large(message: &str) -> Option<Kind> {
+    let (_, limit) = message.split_once("larger than configured max size ")?;
+    Some(Kind::TooLarge { limit: limit.parse().ok()? })
+}
+
+/// The failure that the `cause` of a lost connection is.
+pub fn of_connection(endpoint: &str, cause: &Error) -> Failure {
+    let message = match cause {
+        Error::ServerClosedConnection { message, .. } => {
+            format!("{endpoint} closed the connection: {message}")
+        }
+        Error::MissedServerHeartbeats => {
+            format!("{endpoint} no longer answers: it sent no heartbeat")
+        }
+        Error::UnexpectedSocketClose
+        | Error::IoErrorReadingSocket { .. }
+        | Error::IoErrorWritingSocket { .. } => {
+            format!("the connection to {endpoint} was lost ({cause})")
+        }
+        _ => format!("the connection to {endpoint} failed: {cause}"),
+    };
+    Failure::new(Kind::ConnectionLost, message)
+}
+
+/// Why a broker that was reached did not open the connection, `after` a time.
+pub fn of_handshake(endpoint: &Endpoint, error: Error, after: Duration) -> Failure {
+    let (kind, message) = match &error {
+        Error::InvalidCredentials if after < SHORTEST_REFUSAL => (
+            Kind::BrokerUnreachable,
+            format!(
+                "{endpoint} closed the connection during the login; if it goes on to, check user and password"
+            ),
+        ),
+        Error::InvalidCredentials => {
+            let remedy = match endpoint.credentials {
+                Credentials::Plain { .. } => {
+                    "check user and password in --url or AMQP_URL; RabbitMQ lets guest in from localhost only"
+                }
+                Credentials::External => {
+                    "check the client certificate, and that a user has its name"
+                }
+            };
+            (Kind::AccessRefused, format!("{endpoint} refused the credentials; {remedy}"))
+        }
+        Error::UnsupportedAuthMechanism { available, requested } => (
+            Kind::Configuration,
+            format!(
+                "{endpoint} does not offer the authentication mechanism {requested}, but {available}"
+            ),
+        ),
+        Error::ServerClosedConnection { code: NOT_ALLOWED, message }
+            if message.ends_with("not found") =>
+        {
+            let vhost = &endpoint.vhost;
+            let remedy = match vhost.as_str() {
+                "" => "the URI ends with a slash, which names the vhost \"\": without it the default vhost / is meant".into(),
+                _ => format!("rabbitmqctl add_vhost {vhost} makes it, the URI names another"),
+            };
+            (Kind::Configuration, format!("{endpoint} has no vhost \"{vhost}\"; {remedy}"))
+        }
+        // "access to vhost 'x' refused for user 'y'", and not "...: connection limit (7) is reached",
+        // which has the same code and passes.
+        Error::ServerClosedConnection { code: NOT_ALLOWED, message }
+            if message.contains("refused for user") && !message.ends_with("is reached") =>
+        {
+            (Kind::AccessRefused, format!("{endpoint} refused access: {message}; {PERMISSIONS}"))
+        }
+        Error::ServerClosedConnection { message, .. } => {
+            (Kind::BrokerUnreachable, format!("{endpoint} closed the connection: {message}"))
+        }
+        // With TLS 1.3, a client learns only after the handshake that its certificate is missing or
+        // refused (RFC 8446, section 4.4.2.4), by an alert that a reset can overtake.
+        Error::UnexpectedSocketClose
+        | Error::IoErrorReadingSocket { .. }
+        | Error::IoErrorWritingSocket { .. }
+            if endpoint.tls.is_some() =>
+        {
+            debug!("{endpoint} ended the TLS connection: {error}");
+            let message = format!(
+                "{endpoint} ended the connection after the TLS handshake; most likely it wants a \
+                 client certificate that it trusts: see certfile and keyfile in its URI"
+            );
+            (Kind::Configuration, message)
+        }
+        Error::IoErrorReadingSocket { source } => return no_handshake(endpoint, source),
+        _ => return no_handshake(endpoint, &error),
+    };
+    Failure::new(kind, message)
+}
+
+/// The peer does not speak AMQP as it should, for this `reason`.
+pub fn no_handshake(endpoint: &Endpoint, reason: &dyn Display) -> Failure {
+    let message = format!(
+        "no AMQP handshake with {endpoint}: {reason}; check host and port in --url or AMQP_URL"
+    );
+    Failure::new(Kind::BrokerUnreachable, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_brokers_size_limit_is_known() {
+        let refused = |message: &str| {
+            let message = message.into();
+            let error = Error::ServerClosedChannel { channel_id: 1, code: 406, message };
+            of_channel("amqp://h:1", &error).unwrap().kind
+        };
+        let sentence =
+            "PRECONDITION_FAILED - message size 2090 is larger than configured max size 1000";
+        assert_eq!(refused(sentence), Kind::TooLarge { limit: 1000 });
+        assert_eq!(refused("PRECONDITION_FAILED - inequivalent arg"), Kind::Configuration);
+        assert!(of_channel("amqp://h:1", &Error::MissedServerHeartbeats).is_none());
+    }
+}

@@ -1,0 +1,272 @@
+//! The channel on which requests go out and replies come in, and the one place where the client waits.
+
+use crate::amqp::confirms::{Confirmed, Confirms};
+use crate::amqp::connection::Session;
+use crate::amqp::consumer::{self, ConsumerError};
+use crate::cli;
+use crate::client::Interrupted;
+use crate::client::calls::{Call, Calls};
+use crate::client::diagnosis::{self, Diagnosis};
+use crate::client::input::Argument;
+use crate::client::retry::INTERVAL;
+use crate::error::{Failure, Kind};
+use crate::process::signals::Stop;
+use crate::protocol::Request;
+use crate::terminal::text::{short, short_queue};
+use amiquip::{Channel, Consumer, ConsumerOptions, Delivery, Error, QueueDeclareOptions, Return};
+use crossbeam_channel::{Receiver, RecvError, after, never, select_biased};
+use log::info;
+use std::io;
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+/// What the client has to deal with next.
+pub enum Event {
+    /// There is another call to make.
+    Argument(Argument),
+    /// Something came to the reply queue.
+    Reply(Delivery),
+    /// A request came back, since there is no queue for it (basic.return).
+    Returned(Return),
+    /// What the broker did not take may be taken now.
+    Resend,
+    /// There are no more arguments.
+    InputEnded,
+    /// Standard input cannot be read any more.
+    InputFailed(Failure),
+    /// This is why there was no reply in time to the calls whose deadline had passed by then.
+    TimedOut(Instant, Diagnosis),
+}
+
+/// A channel with an exclusive reply queue. Dropping it closes its connection.
+pub struct RpcChannel<'a> {
+    args: &'a cli::Client,
+    session: &'a mut Session,
+    channel: &'a Channel,
+    reply_to: String,
+    replies: Consumer<'a>,
+    returns: Receiver<Return>,
+    confirms: Confirms,
+    in_cluster: bool,
+    input: &'a Receiver<io::Result<Argument>>,
+    stop: Receiver<Stop>,
+    was_used: bool,
+    /// When to publish again what the broker refused.
+    resend: Receiver<Instant>,
+    /// What [`Event::TimedOut`] is to say, once the replies are taken that came meanwhile.
+    timed_out: Option<(Instant, Diagnosis)>,
+}
+
+impl<'a> RpcChannel<'a> {
+    /// Declares a reply queue and consumes from it. With `in_cluster`, the broker confirms requests: the
+    /// node that took one can die before it has passed it on.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Session::classify`].
+    pub fn open(
+        args: &'a cli::Client,
+        session: &'a mut Session,
+        channel: &'a Channel,
+        in_cluster: bool,
+        input: &'a Receiver<io::Result<Argument>>,
+        stop: Receiver<Stop>,
+    ) -> Result<RpcChannel<'a>, Failure> {
+        // Of each call a reply, and its request's return and confirm.
+        session.inbox().expect_at_most(3 * u64::from(args.in_flight));
+        let returns = session.call(|| channel.listen_for_returns())?;
+        let confirms = match in_cluster {
+            true => session.call(|| Confirms::enable(channel))?,
+            false => Confirms::disabled(),
+        };
+        let exclusive = QueueDeclareOptions { exclusive: true, ..Default::default() };
+        let reply_queue = session.call(|| channel.queue_declare("", exclusive))?;
+        let reply_to = reply_queue.name().to_owned();
+        info!("queue {} declared: exclusive", short_queue(&reply_to));
+        // A reply is of no use to anybody else, so there is nothing to acknowledge.
+        let no_ack = ConsumerOptions { no_ack: true, ..Default::default() };
+        let replies = session.call(|| reply_queue.consume(no_ack))?;
+        info!("consume from {}: replies, without ack", short_queue(&reply_to));
+        Ok(RpcChannel {
+            args,
+            session,
+            channel,
+            reply_to,
+            replies,
+            returns,
+            confirms,
+            in_cluster,
+            input,
+            stop,
+            was_used: false,
+            resend: never(),
+            timed_out: None,
+        })
+    }
+
+    /// Whether a request was published on it.
+    pub fn was_used(&self) -> bool {
+        self.was_used
+    }
+
+    /// Whether nothing has come yet, so that [`RpcChannel::next_event`] may have to wait.
+    pub fn is_idle(&self) -> bool {
+        self.replies.receiver().is_empty()
+    }
+
+    /// Publishes the request of a pending call. One whose time has run out is not published.
+    ///
+    /// # Errors
+    ///
+    /// Why the connection was lost.
+    pub fn publish(&mut self, call: &mut Call) -> Result<(), Failure> {
+        let left = call.deadline.left();
+        if !call.is_pending() || left == Some(Duration::ZERO) {
+            return Ok(());
+        }
+        self.was_used = true;
+        call.attempts += 1;
+        call.is_refused = false;
+        call.unconfirmed = Some(self.confirms.count_published());
+        // A new id for each attempt: a late reply to an earlier one is a duplicate.
+        call.correlation_id = Uuid::new_v4().to_string();
+        let request = Request {
+            procedure: &self.args.procedure,
+            argument: &call.argument,
+            reply_to: Some(&self.reply_to),
+            correlation_id: Some(&call.correlation_id),
+            expiration: left,
+        };
+        let queue = &self.args.common.queue;
+        info!(
+            "publish to {queue}: {request}, reply_to {}, correlation_id {}",
+            short_queue(&self.reply_to),
+            short(request.correlation_id)
+        );
+        let channel = self.channel;
+        let publish = || channel.basic_publish("", request.to_publish(queue));
+        match left {
+            // It may have to wait until the broker takes earlier ones, and a blocked one never does.
+            Some(left) => self.session.call_within(left.max(INTERVAL), publish),
+            None => publish().map_err(|error| self.session.classify(error)),
+        }
+    }
+
+    /// Waits for what comes next. Replies come first: one that is there counts, whatever else there is.
+    ///
+    /// # Errors
+    ///
+    /// A signal, or why the connection was lost.
+    pub fn next_event(&mut self, calls: &mut Calls) -> Result<Event, Interrupted> {
+        let nothing = never();
+        loop {
+            if self.is_idle()
+                && let Some((by, diagnosis)) = self.timed_out.take()
+            {
+                return Ok(Event::TimedOut(by, diagnosis));
+            }
+            let input = match calls.want_input(self.session.is_blocked()) {
+                true => self.input,
+                false => &nothing,
+            };
+            let look = if calls.are_held() { after(INTERVAL) } else { never() };
+            select_biased! {
+                recv(self.stop) -> stop => match stop {
+                    Ok(stop) => return Err(Interrupted::Stopped(stop)),
+                    Err(RecvError) => self.stop = never(),
+                },
+                recv(self.replies.receiver()) -> message => {
+                    self.session.inbox().taken();
+                    let delivery = consumer::delivery(message);
+                    return Ok(Event::Reply(delivery.map_err(|error| self.lost_replies(error))?));
+                }
+                recv(self.returns) -> returned => {
+                    self.session.inbox().taken();
+                    return Ok(Event::Returned(returned.map_err(|_| self.lost())?));
+                }
+                recv(self.confirms.receiver()) -> confirm => {
+                    self.session.inbox().taken();
+                    let confirm = confirm.map_err(|_| self.lost())?;
+                    self.confirmed(calls, confirm.into());
+                }
+                recv(self.resend) -> _ => {
+                    self.resend = never();
+                    return Ok(Event::Resend);
+                }
+                recv(self.session.blocked_notifications()) -> notification => {
+                    self.session.set_blocked(notification)?;
+                }
+                recv(calls.deadline().receiver()) -> _ => {
+                    let now = Instant::now();
+                    self.timed_out = Some((now, self.diagnose()));
+                }
+                recv(look) -> _ => {
+                    if self.is_served()? {
+                        calls.release();
+                        return Ok(Event::Resend);
+                    }
+                }
+                recv(input) -> argument => match argument {
+                    Ok(Ok(argument)) => return Ok(Event::Argument(argument)),
+                    Ok(Err(error)) => return Ok(Event::InputFailed(input_failure(&error))),
+                    Err(RecvError) => return Ok(Event::InputEnded),
+                },
+            }
+        }
+    }
+
+    /// There is no request queue.
+    pub fn queue_missing(&self) -> Failure {
+        diagnosis::no_queue(self.session, &self.args.common.queue, self.args.wait)
+    }
+
+    fn diagnose(&mut self) -> Diagnosis {
+        let (queue, timeout) = (&self.args.common.queue, self.args.timeout);
+        diagnosis::timed_out(self.session, queue, timeout, self.in_cluster)
+    }
+
+    /// Whether there is a queue with a server.
+    fn is_served(&mut self) -> Result<bool, Failure> {
+        match diagnosis::served(self.session, &self.args.common.queue, true) {
+            Ok(channel) => self.session.call(|| channel.close()).map(|()| true),
+            Err(failure) => match failure.kind {
+                Kind::QueueMissing | Kind::NoConsumer => Ok(false),
+                _ => Err(failure),
+            },
+        }
+    }
+
+    fn confirmed(&mut self, calls: &mut Calls, confirmed: Confirmed) {
+        let (name, queue) = (self.session.name(), &self.args.common.queue);
+        let message = format!("{name} refused a request: the queue \"{queue}\" may be full");
+        if calls.confirm(confirmed, &Failure::new(Kind::Blocked, message)) {
+            self.resend = after(INTERVAL);
+        }
+    }
+
+    fn lost(&mut self) -> Failure {
+        self.session.classify(Error::EventLoopDropped)
+    }
+
+    fn lost_replies(&mut self, error: ConsumerError) -> Failure {
+        match error {
+            ConsumerError::Amqp(error) => self.session.classify(error),
+            ConsumerError::QueueDeleted => {
+                let message = format!("{} deleted the reply queue", self.session.name());
+                Failure::new(Kind::ConnectionLost, message)
+            }
+        }
+    }
+}
+
+/// Before its consumer is dropped, which would wait for an answer of its own.
+impl Drop for RpcChannel<'_> {
+    fn drop(&mut self) {
+        self.session.close();
+    }
+}
+
+/// Why standard input gives no more arguments.
+pub fn input_failure(error: &io::Error) -> Failure {
+    Failure::new(Kind::Internal, format!("cannot read standard input: {error}"))
+}

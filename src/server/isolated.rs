@@ -1,0 +1,65 @@
+//! Replies to requests that were delivered before: each is published on a connection of its own.
+//!
+//! A request comes again when the connection was lost on which it was delivered. If it was its reply
+//! that ended the connection, the next reply would end the next one, and no other request would be
+//! answered any more. RabbitMQ 3.10 does so for any broken name that begins with
+//! `amq.rabbitmq.reply-to.`. On a connection of its own such a reply does no harm, and it is known
+//! whose it was.
+
+use crate::amqp::confirms::Confirms;
+use crate::amqp::connection::Session;
+use crate::amqp::uri::Endpoint;
+use crate::error::{Failure, Kind};
+use amiquip::{Channel, Confirm, Error, Publish};
+use crossbeam_channel::RecvTimeoutError;
+use std::time::Duration;
+
+/// How long the broker may take to confirm a reply.
+const CONFIRM_LIMIT: Duration = Duration::from_secs(10);
+
+/// A connection for the replies to redelivered requests, one after another.
+pub struct IsolatedPublisher {
+    session: Session,
+    channel: Channel,
+    confirms: Confirms,
+}
+
+impl IsolatedPublisher {
+    /// Opens one to the broker at `endpoint`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Session::open`].
+    pub fn open(endpoint: &Endpoint, connect_timeout: Duration) -> Result<Self, Failure> {
+        let endpoints = std::slice::from_ref(endpoint);
+        let mut session = Session::open(endpoints, connect_timeout, "rpc_server")?;
+        let channel = session.channel()?;
+        let confirms = session.call(|| Confirms::enable(&channel))?;
+        Ok(IsolatedPublisher { session, channel, confirms })
+    }
+
+    /// Publishes a reply, and waits until the broker has taken or refused it.
+    ///
+    /// # Errors
+    ///
+    /// Why the connection or the channel was lost.
+    pub fn publish(&mut self, reply: Publish<'_>) -> Result<(), Failure> {
+        self.session.call(|| self.channel.basic_publish("", reply))?;
+        match self.confirms.receiver().recv_timeout(CONFIRM_LIMIT) {
+            // A reply that is refused is not tried again: its queue's node is gone, or it is full.
+            Ok(Confirm::Ack(_) | Confirm::Nack(_)) => Ok(()),
+            Err(RecvTimeoutError::Timeout) => Err(self.session.abort()),
+            // The channel is gone. A method that is called on it brings out the cause.
+            Err(RecvTimeoutError::Disconnected) => {
+                let cause = self.session.call(|| self.channel.enable_publisher_confirms());
+                Err(cause.err().unwrap_or_else(|| self.session.classify(Error::EventLoopDropped)))
+            }
+        }
+    }
+}
+
+/// Whether a failure of an [`IsolatedPublisher`] says that the reply itself is at fault, provided that
+/// the server's other connection is still good.
+pub fn is_at_fault(failure: &Failure) -> bool {
+    !matches!(failure.kind, Kind::TooLarge { .. } | Kind::Blocked | Kind::Internal)
+}

@@ -1,0 +1,100 @@
+//! When the server connects again after the loss of a connection. This decides; nothing here waits.
+
+use crate::amqp::backoff::Backoff;
+use crate::error::{Failure, Kind};
+use crate::terminal::text;
+use log::{info, warn};
+use std::time::Duration;
+
+/// How long to wait before connecting again: at first, and after one failure after another.
+const DELAYS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// What one connection leaves to the next.
+#[derive(Debug)]
+pub struct ReconnectState {
+    /// Why the last one was lost, once that was logged.
+    last_logged: Option<Kind>,
+    /// Whether there ever was one on which the server could serve.
+    has_served: bool,
+    backoff: Backoff,
+}
+
+impl Default for ReconnectState {
+    fn default() -> ReconnectState {
+        ReconnectState::new()
+    }
+}
+
+impl ReconnectState {
+    /// That of a server which has not connected yet.
+    pub fn new() -> ReconnectState {
+        let backoff = Backoff::new(DELAYS.0, DELAYS.1);
+        ReconnectState { last_logged: None, has_served: false, backoff }
+    }
+
+    /// The server serves. Whether a failure was logged that is over with this.
+    pub fn serves(&mut self) -> bool {
+        self.has_served = true;
+        self.backoff.reset();
+        self.last_logged.take().is_some()
+    }
+
+    /// How long to wait before connecting again. A failure is logged once for each reason, not for each
+    /// attempt.
+    ///
+    /// # Errors
+    ///
+    /// The failure, if another connection would not change it.
+    pub fn delay_after(&mut self, failure: Failure) -> Result<Duration, Failure> {
+        match failure.kind {
+            Kind::Internal => return Err(failure),
+            // A server that has served may be let in again.
+            Kind::AccessRefused | Kind::Configuration | Kind::QueueUnusable if !self.has_served => {
+                return Err(failure);
+            }
+            _ => {}
+        }
+        let delay = self.backoff.delay();
+        match self.last_logged.replace(failure.kind) {
+            Some(logged) if logged == failure.kind => {
+                info!("{failure}; again in {}", text::duration(delay));
+            }
+            _ => warn!("{failure}; trying again"),
+        }
+        Ok(delay)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure(kind: Kind) -> Failure {
+        Failure::new(kind, "it failed")
+    }
+
+    #[test]
+    fn a_configuration_that_was_right_once_is_tried_again() {
+        for kind in [Kind::AccessRefused, Kind::Configuration, Kind::QueueUnusable] {
+            let mut state = ReconnectState::new();
+            assert_eq!(state.delay_after(failure(kind)), Err(failure(kind)));
+            state.serves();
+            assert!(state.delay_after(failure(kind)).is_ok());
+            assert_eq!(state.delay_after(failure(Kind::Internal)), Err(failure(Kind::Internal)));
+        }
+    }
+
+    #[test]
+    fn delays_grow_until_the_server_serves() {
+        let mut state = ReconnectState::new();
+        let delay = |state: &mut ReconnectState| {
+            state.delay_after(failure(Kind::BrokerUnreachable)).unwrap()
+        };
+        let delays: Vec<Duration> = (0..7).map(|_| delay(&mut state)).collect();
+        assert!(delays[0] >= Duration::from_millis(500) && delays[0] <= Duration::from_secs(1));
+        assert!(delays[6] >= Duration::from_secs(15) && delays[6] <= Duration::from_secs(30));
+        assert!(state.serves(), "a failure was logged");
+        assert!(!state.serves(), "and is over");
+        assert!(delay(&mut state) <= Duration::from_secs(1));
+    }
+}

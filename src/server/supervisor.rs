@@ -1,0 +1,345 @@
+//! Starts the workers of one connection, watches over them, and lets them finish when a signal asks
+//! the server to stop.
+
+use crate::amqp::connection::Session;
+use crate::error::{Failure, Kind};
+use crate::process::signals::Stop;
+use crate::server::Serve;
+use crate::server::reconnect::ReconnectState;
+use crate::server::worker::{Service, Worker, WorkerError};
+use crossbeam_channel::{Receiver, Sender, at, bounded, never, select_biased, unbounded};
+use log::{info, warn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long the broker may take until all workers consume.
+const READY_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a server that was asked to stop waits for the broker.
+pub const STOP_LIMIT: Duration = Duration::from_secs(2);
+
+/// How often it looks whether there is anything left to wait for.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// What a worker tells its supervisor.
+#[derive(Debug)]
+pub enum Event {
+    /// It consumes.
+    Ready,
+    /// It has ended.
+    Ended(Result<(), WorkerError>),
+}
+
+/// Room for workers. A worker that computes for a connection which is lost keeps its slot, so that there
+/// are never more than `--workers` of them, on all connections together.
+pub struct Slots {
+    workers: u16,
+    free: Receiver<Slot>,
+    freed: Sender<Slot>,
+}
+
+/// Room for one worker, given back when it is dropped.
+struct Slot(Option<Sender<Slot>>);
+
+impl Slots {
+    /// Room for so many.
+    pub fn new(workers: u16) -> Slots {
+        let (freed, free) = bounded(workers.into());
+        for _ in 0..workers {
+            let _ = freed.send(Slot(None));
+        }
+        Slots { workers, free, freed }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if let Some(freed) = self.0.take() {
+            // There is room for it, since it came from there.
+            let _ = freed.try_send(Slot(None));
+        }
+    }
+}
+
+/// The workers of one connection, as far as counting goes.
+#[derive(Debug, Default)]
+struct Workers {
+    started: u16,
+    ready: u16,
+    ended: u16,
+    /// When all that were started must be ready.
+    ready_by: Option<Instant>,
+}
+
+impl Workers {
+    fn start(&mut self, now: Instant) {
+        self.started += 1;
+        self.ready_by = self.ready_by.or(Some(now + READY_LIMIT));
+    }
+
+    fn ready(&mut self) {
+        self.ready += 1;
+        if self.are_ready() {
+            self.ready_by = None;
+        }
+    }
+
+    fn are_ready(&self) -> bool {
+        self.started > 0 && self.ready == self.started
+    }
+
+    fn running(&self) -> u16 {
+        self.started - self.ended
+    }
+}
+
+/// What to do while a server that was asked to stop waits for its workers.
+#[derive(Debug, PartialEq, Eq)]
+enum Draining {
+    Wait,
+    Done,
+    GiveUp,
+}
+
+/// How long to wait for workers that finish their requests: without limit while they compute, and for a
+/// bounded time for the broker to take and answer the last of what they send.
+#[derive(Debug, Default)]
+struct Drain {
+    deadline: Option<Instant>,
+}
+
+impl Drain {
+    fn step(&mut self, now: Instant, running: u16, computing: usize, blocked: bool) -> Draining {
+        if running == 0 {
+            return Draining::Done;
+        }
+        if computing > 0 {
+            self.deadline = None;
+            return Draining::Wait;
+        }
+        // A broker that blocks the connection reads nothing from it, neither replies nor acks.
+        if blocked {
+            return Draining::Done;
+        }
+        match *self.deadline.get_or_insert(now + STOP_LIMIT) <= now {
+            true => Draining::GiveUp,
+            false => Draining::Wait,
+        }
+    }
+}
+
+/// Watches over one connection and its workers.
+pub struct Supervisor<'a> {
+    session: Session,
+    service: &'a Arc<Service>,
+    serve: Serve,
+    slots: &'a Slots,
+    workers: Workers,
+    events: (Sender<Event>, Receiver<Event>),
+    stop_workers: (Sender<()>, Receiver<()>),
+}
+
+impl<'a> Supervisor<'a> {
+    /// For workers that `serve` on channels of `session`.
+    pub fn new(
+        session: Session,
+        service: &'a Arc<Service>,
+        serve: Serve,
+        slots: &'a Slots,
+    ) -> Supervisor<'a> {
+        if let Some(most) = service.most_waiting(slots.workers) {
+            session.inbox().expect_at_most(most);
+        }
+        Supervisor {
+            session,
+            service,
+            serve,
+            slots,
+            workers: Workers::default(),
+            events: unbounded(),
+            stop_workers: unbounded(),
+        }
+    }
+
+    /// Starts the workers and watches over them, until a signal asks to stop. Then the connection is
+    /// closed: what is unacknowledged, the prefetched requests among it, goes back to the queue.
+    ///
+    /// # Errors
+    ///
+    /// Why the connection was lost.
+    pub fn run(mut self, stop: &Receiver<Stop>, state: &mut ReconnectState) -> Result<(), Failure> {
+        let served = self.watch(stop, state);
+        if served.is_ok() {
+            info!("asked to stop: finish the calls in hand");
+            if let Err(failure) = self.drain() {
+                // What is not acked goes to another server, connection or no connection.
+                warn!("while stopping: {failure}");
+            }
+        }
+        self.session.close();
+        served
+    }
+
+    fn watch(&mut self, stop: &Receiver<Stop>, state: &mut ReconnectState) -> Result<(), Failure> {
+        // Held until the server says that it awaits requests, so that this comes before any of them.
+        let service = Arc::clone(self.service);
+        let mut transcript = Some(service.transcript.hold());
+        loop {
+            let too_late = self.workers.ready_by.map_or_else(never, at);
+            select_biased! {
+                recv(stop) -> _ => return Ok(()),
+                recv(self.session.blocked_notifications()) -> notification => {
+                    self.session.set_blocked(notification)?;
+                }
+                recv(self.events.1) -> event => match event {
+                    Ok(Event::Ready) => self.workers.ready(),
+                    Ok(Event::Ended(Err(error))) => return Err(self.classify(error)),
+                    Ok(Event::Ended(Ok(()))) => self.workers.ended += 1,
+                    Err(_) => return Err(self.session.abort()),
+                },
+                recv(self.slots.free) -> _ => self.start_worker()?,
+                recv(too_late) -> _ => return Err(self.session.abort()),
+            }
+            if self.workers.are_ready()
+                && self.slots.free.is_empty()
+                && let Some(mut transcript) = transcript.take()
+            {
+                if state.serves() {
+                    warn!("connected to {} again", self.session.name());
+                }
+                transcript.line(format_args!(" [x] Awaiting RPC requests"));
+            }
+        }
+    }
+
+    fn start_worker(&mut self) -> Result<(), Failure> {
+        let slot = Slot(Some(self.slots.freed.clone()));
+        let channel = self.session.channel()?;
+        let (service, endpoint) = (Arc::clone(self.service), self.session.endpoint().clone());
+        let inbox = Arc::clone(self.session.inbox());
+        let (serve, stop, events) =
+            (self.serve, self.stop_workers.1.clone(), self.events.0.clone());
+        let work = move || {
+            let _slot = slot;
+            let mut worker = Worker::new(&service, &endpoint, &inbox, &channel, &stop, &events);
+            work(serve, &mut worker, &events);
+        };
+        thread::Builder::new().name("worker".into()).spawn(work).map_err(|error| {
+            Failure::new(Kind::Internal, format!("cannot start a worker: {error}"))
+        })?;
+        self.workers.start(Instant::now());
+        Ok(())
+    }
+
+    /// Waits until all workers have ended.
+    fn drain(&mut self) -> Result<(), Failure> {
+        for _ in 0..self.workers.running() {
+            let _ = self.stop_workers.0.send(());
+        }
+        let mut drain = Drain::default();
+        loop {
+            let (running, computing) = (self.workers.running(), self.service.computing());
+            match drain.step(Instant::now(), running, computing, self.session.is_blocked()) {
+                Draining::Done => return Ok(()),
+                Draining::GiveUp => return Err(self.session.abort()),
+                Draining::Wait => {}
+            }
+            select_biased! {
+                recv(self.events.1) -> event => match event {
+                    Ok(Event::Ended(Ok(()))) => self.workers.ended += 1,
+                    Ok(Event::Ended(Err(error))) => return Err(self.classify(error)),
+                    Ok(Event::Ready) => {}
+                    Err(_) => return Err(self.session.abort()),
+                },
+                recv(self.session.blocked_notifications()) -> notification => {
+                    self.session.set_blocked(notification)?;
+                }
+                default(LOOK_INTERVAL) => {}
+            }
+        }
+    }
+
+    fn classify(&mut self, error: WorkerError) -> Failure {
+        match error {
+            WorkerError::Amqp(error) => self.session.classify(error),
+            WorkerError::Failed(failure) => failure,
+            WorkerError::QueueDeleted => {
+                let message = format!("the queue \"{}\" is gone", self.service.queue);
+                Failure::new(Kind::QueueMissing, message)
+            }
+            WorkerError::Panicked => {
+                let message = "a worker failed (its reason is logged above)";
+                Failure::new(Kind::ConnectionLost, message)
+            }
+        }
+    }
+}
+
+/// Lets a worker serve, and tells how it ended. That comes before the worker is dropped: its consumer
+/// waits for an answer of the broker then, or until the supervisor closes the connection.
+fn work(serve: Serve, worker: &mut Worker<'_>, events: &Sender<Event>) {
+    let ended = catch_panic(|| serve(worker));
+    // Nobody receives it if the connection was lost.
+    let _ = events.send(Event::Ended(ended));
+}
+
+/// A worker that panics has ended too. What it used is not used again, hence `AssertUnwindSafe`.
+fn catch_panic(serve: impl FnOnce() -> Result<(), WorkerError>) -> Result<(), WorkerError> {
+    catch_unwind(AssertUnwindSafe(serve)).unwrap_or(Err(WorkerError::Panicked))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_panics_has_ended() {
+        assert!(matches!(catch_panic(|| panic!("out of luck")), Err(WorkerError::Panicked)));
+        assert!(catch_panic(|| Ok(())).is_ok());
+    }
+
+    #[test]
+    fn a_slot_comes_back_when_its_worker_ends() {
+        let slots = Slots::new(2);
+        assert!(slots.free.try_recv().is_ok() && slots.free.try_recv().is_ok());
+        let slot = Slot(Some(slots.freed.clone()));
+        assert!(slots.free.try_recv().is_err());
+        drop(slot);
+        assert!(slots.free.try_recv().is_ok() && slots.free.try_recv().is_err());
+    }
+
+    #[test]
+    fn all_workers_have_the_same_time_to_be_ready() {
+        let now = Instant::now();
+        let mut workers = Workers::default();
+        assert!(!workers.are_ready());
+        workers.start(now);
+        workers.start(now + READY_LIMIT / 2);
+        assert_eq!(workers.ready_by, Some(now + READY_LIMIT));
+        workers.ready();
+        assert!(!workers.are_ready());
+        workers.ready();
+        assert!(workers.are_ready() && workers.ready_by.is_none());
+        // One that starts later has as long.
+        workers.start(now + READY_LIMIT);
+        assert_eq!(workers.ready_by, Some(now + 2 * READY_LIMIT));
+        workers.ended += 1;
+        assert_eq!(workers.running(), 2);
+    }
+
+    #[test]
+    fn a_server_that_stops_waits_for_what_is_computed_and_not_for_ever_for_a_broker() {
+        let now = Instant::now();
+        let mut drain = Drain::default();
+        assert_eq!(drain.step(now, 2, 1, false), Draining::Wait);
+        assert_eq!(drain.step(now + 60 * STOP_LIMIT, 2, 1, true), Draining::Wait);
+        let computed = now + 61 * STOP_LIMIT;
+        assert_eq!(drain.step(computed, 2, 0, false), Draining::Wait);
+        assert_eq!(drain.step(computed + STOP_LIMIT / 2, 2, 0, false), Draining::Wait);
+        assert_eq!(drain.step(computed + STOP_LIMIT, 2, 0, false), Draining::GiveUp);
+        assert_eq!(drain.step(computed, 2, 0, true), Draining::Done);
+        assert_eq!(drain.step(computed, 0, 0, false), Draining::Done);
+    }
+}

@@ -1,0 +1,389 @@
+//! A worker: what the tutorial's loop calls, on a channel of its own.
+
+use crate::amqp::confirms::{Confirmed, Confirms};
+use crate::amqp::consumer::{self, ConsumerError};
+use crate::amqp::inbox::Inbox;
+use crate::amqp::uri::Endpoint;
+use crate::cli;
+use crate::error::{ErrorKind, Failure};
+use crate::procedure::{self, Settings};
+use crate::protocol::{MAX_BODY, Reply, Request};
+use crate::server::drill::{self, Drill};
+use crate::server::isolated::{self, IsolatedPublisher};
+use crate::server::supervisor::{Event, STOP_LIMIT};
+use crate::terminal::output::Transcript;
+use crate::terminal::text::{short, short_queue};
+use amiquip::{Channel, Consumer, ConsumerOptions, Delivery, Error};
+use crossbeam_channel::{Receiver, RecvError, Sender, select_biased};
+use log::{info, warn};
+use std::collections::VecDeque;
+use std::mem::take;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+/// Why a worker cannot go on.
+#[derive(Debug)]
+pub enum WorkerError {
+    /// The channel or the connection is gone.
+    Amqp(Error),
+    /// The request queue was deleted.
+    QueueDeleted,
+    /// Anything else that ends its connection.
+    Failed(Failure),
+    /// It panicked. The log has the reason.
+    Panicked,
+}
+
+impl From<Error> for WorkerError {
+    fn from(error: Error) -> WorkerError {
+        WorkerError::Amqp(error)
+    }
+}
+
+/// A receiver disconnects when the connection is gone.
+impl From<RecvError> for WorkerError {
+    fn from(_: RecvError) -> WorkerError {
+        WorkerError::Amqp(Error::EventLoopDropped)
+    }
+}
+
+impl From<ConsumerError> for WorkerError {
+    fn from(error: ConsumerError) -> WorkerError {
+        match error {
+            ConsumerError::QueueDeleted => WorkerError::QueueDeleted,
+            ConsumerError::Amqp(error) => WorkerError::Amqp(error),
+        }
+    }
+}
+
+/// What all workers share, on all connections.
+pub struct Service {
+    /// The request queue.
+    pub queue: String,
+    prefetch: u16,
+    settings: Settings,
+    drill: Option<Drill>,
+    connect_timeout: Duration,
+    /// Whether requests are acked only when the broker has confirmed their replies: in a cluster, the
+    /// node that took a reply can die before it has passed it on.
+    confirms: bool,
+    /// The largest body that the broker takes, as far as is known.
+    max_body: AtomicUsize,
+    /// How many workers compute.
+    computing: AtomicUsize,
+    /// What the server writes to standard output.
+    pub transcript: Transcript,
+}
+
+impl Service {
+    /// The service that `args` describe; `in_cluster` if it has several brokers.
+    pub fn new(args: &cli::Server, in_cluster: bool) -> Service {
+        Service {
+            queue: args.common.queue.clone(),
+            prefetch: args.prefetch,
+            settings: args.settings(),
+            drill: args.drill,
+            connect_timeout: args.common.connect_timeout,
+            confirms: in_cluster,
+            max_body: AtomicUsize::new(MAX_BODY),
+            computing: AtomicUsize::new(0),
+            transcript: Transcript::new(!args.common.quiet),
+        }
+    }
+
+    /// How many messages of the broker can wait for so many `workers`: the requests that it may push to
+    /// them, and a confirm for each. None: any number.
+    pub fn most_waiting(&self, workers: u16) -> Option<u64> {
+        let prefetch = Some(u64::from(self.prefetch)).filter(|prefetch| *prefetch > 0)?;
+        Some(2 * u64::from(workers) * prefetch)
+    }
+
+    /// How many workers compute.
+    pub fn computing(&self) -> usize {
+        self.computing.load(Ordering::SeqCst)
+    }
+
+    /// From now on, no reply has more than `limit` bytes.
+    pub fn limit_body(&self, limit: usize) {
+        self.max_body.store(limit, Ordering::SeqCst);
+    }
+}
+
+/// One worker. With prefetch 1 it has one request at a time.
+pub struct Worker<'a> {
+    service: &'a Service,
+    endpoint: &'a Endpoint,
+    inbox: &'a Inbox,
+    channel: &'a Channel,
+    /// Gets a message when the worker is to stop.
+    stop: &'a Receiver<()>,
+    events: &'a Sender<Event>,
+    consumer: Option<Consumer<'a>>,
+    confirms: Confirms,
+    /// The number of the last reply to the request in hand, if it is to be confirmed.
+    replied: Option<u64>,
+    /// Whether there was a reply to the request in hand.
+    has_replied: bool,
+    /// Whether the request in hand was delivered before.
+    is_redelivered: bool,
+    /// Requests whose replies the broker has not confirmed yet, with the replies' numbers.
+    unconfirmed: VecDeque<(u64, Delivery)>,
+    isolated: Option<IsolatedPublisher>,
+}
+
+impl<'a> Worker<'a> {
+    /// One on `channel`, a channel of a connection to the broker at `endpoint`. It tells its supervisor by
+    /// `events`, and stops when something comes by `stop`.
+    pub fn new(
+        service: &'a Service,
+        endpoint: &'a Endpoint,
+        inbox: &'a Inbox,
+        channel: &'a Channel,
+        stop: &'a Receiver<()>,
+        events: &'a Sender<Event>,
+    ) -> Worker<'a> {
+        Worker {
+            service,
+            endpoint,
+            inbox,
+            channel,
+            stop,
+            events,
+            consumer: None,
+            confirms: Confirms::disabled(),
+            replied: None,
+            has_replied: false,
+            is_redelivered: false,
+            unconfirmed: VecDeque::new(),
+            isolated: None,
+        }
+    }
+
+    /// Begins to consume: qos, basic.consume.
+    ///
+    /// # Errors
+    ///
+    /// Why the channel is gone.
+    pub fn consume(&mut self) -> Result<(), WorkerError> {
+        let Service { queue, prefetch, .. } = self.service;
+        if self.service.confirms {
+            self.confirms = Confirms::enable(self.channel)?;
+        }
+        // The fair dispatch of tutorial two: a worker with a call in hand gets no other.
+        self.channel.qos(0, *prefetch, false)?;
+        info!("qos: prefetch {prefetch}");
+        let consumer = self.channel.basic_consume(queue.as_str(), ConsumerOptions::default())?;
+        info!("consume from {queue}");
+        self.consumer = Some(consumer);
+        // Nobody receives it if the connection was lost.
+        let _ = self.events.send(Event::Ready);
+        Ok(())
+    }
+
+    /// Waits for the next delivery. None: the worker is to stop.
+    ///
+    /// # Errors
+    ///
+    /// Why nothing comes any more.
+    pub fn next_delivery(&mut self) -> Result<Option<Delivery>, WorkerError> {
+        let Some(consumer) = &self.consumer else { return Ok(None) };
+        let messages = consumer.receiver().clone();
+        loop {
+            select_biased! {
+                recv(self.stop) -> _ => return Ok(None),
+                recv(self.confirms.receiver()) -> confirm => {
+                    self.inbox.taken();
+                    self.confirmed(confirm?.into())?;
+                }
+                recv(messages) -> message => {
+                    self.inbox.taken();
+                    let delivery = consumer::delivery(message)?;
+                    let again = if delivery.redelivered { "redelivered" } else { "not redelivered" };
+                    let request = Request::from_delivery(&delivery);
+                    let id = short(request.correlation_id);
+                    info!("delivery: {request}, correlation_id {id}, {again}");
+                    self.is_redelivered = delivery.redelivered;
+                    if !delivery.redelivered {
+                        self.isolated = None;
+                    }
+                    return Ok(Some(delivery));
+                }
+            }
+        }
+    }
+
+    /// Computes: calls the procedure that `request` names. The transcript has a line for it.
+    ///
+    /// # Errors
+    ///
+    /// What the procedure answers instead of a result.
+    pub fn call(&self, request: &Request<'_>) -> Result<String, procedure::Error> {
+        self.service.transcript.line(format_args!(" [.] {request}"));
+        self.service.computing.fetch_add(1, Ordering::SeqCst);
+        if let Some(slow @ Drill::Slow(delay)) = self.service.drill {
+            drill::announce(slow, format_args!("{request} waits"));
+            thread::sleep(delay);
+        }
+        let outcome = if self.strikes(Drill::Fail, format_args!("{request} fails")) {
+            Err(procedure::Error::new(ErrorKind::Internal, "failed on purpose: --drill fail"))
+        } else {
+            procedure::call(request.procedure, request.argument, &self.service.settings)
+        };
+        self.service.computing.fetch_sub(1, Ordering::SeqCst);
+        outcome
+    }
+
+    /// The largest body that the broker takes, in bytes.
+    pub fn max_body(&self) -> usize {
+        self.service.max_body.load(Ordering::SeqCst)
+    }
+
+    /// Publishes the reply to the request in hand. If that was delivered before, and it shows now that
+    /// its reply ends a connection, then this reply is dropped.
+    ///
+    /// # Errors
+    ///
+    /// Why the channel is gone.
+    pub fn publish(
+        &mut self,
+        request: &Request<'_>,
+        reply_to: &str,
+        mut reply: Reply,
+    ) -> Result<(), WorkerError> {
+        if self.strikes(Drill::CrashBeforeReply, format_args!("{request} is computed: dies now")) {
+            drill::crash();
+        }
+        if self.strikes(Drill::WrongCorrelationId, format_args!("{request} gets another's id")) {
+            reply.correlation_id = Some(Uuid::new_v4().to_string());
+        }
+        self.publish_to(reply_to, &reply)?;
+        if self.strikes(Drill::DuplicateReply, format_args!("{request} gets a second reply")) {
+            self.publish_to(reply_to, &reply)?;
+        }
+        Ok(())
+    }
+
+    fn publish_to(&mut self, reply_to: &str, reply: &Reply) -> Result<(), WorkerError> {
+        let (queue, kind) = (short_queue(reply_to), reply.kind());
+        let id = short(reply.correlation_id.as_deref());
+        info!("publish to {queue}: {kind}, correlation_id {id}");
+        self.has_replied = true;
+        if self.is_redelivered && self.publish_isolated(reply_to, reply)? {
+            return Ok(());
+        }
+        if self.service.confirms {
+            self.replied = Some(self.confirms.count_published());
+        }
+        Ok(self.channel.basic_publish("", reply.to_publish(reply_to))?)
+    }
+
+    /// Publishes a reply on a connection of its own. False if there is none to be had.
+    fn publish_isolated(&mut self, reply_to: &str, reply: &Reply) -> Result<bool, WorkerError> {
+        let mut publisher = match self.isolated.take() {
+            Some(publisher) => publisher,
+            None => {
+                let timeout = self.service.connect_timeout;
+                match IsolatedPublisher::open(self.endpoint, timeout) {
+                    Ok(publisher) => publisher,
+                    Err(failure) => {
+                        info!("no second connection: {failure}");
+                        return Ok(false);
+                    }
+                }
+            }
+        };
+        match publisher.publish(reply.to_publish(reply_to)) {
+            Ok(()) => self.isolated = Some(publisher),
+            Err(failure) if !isolated::is_at_fault(&failure) => {
+                return Err(WorkerError::Failed(failure));
+            }
+            Err(failure) => {
+                // If this connection is good, it was not the broker that went away.
+                self.channel.qos(0, self.service.prefetch, false)?;
+                let (queue, id) = (short_queue(reply_to), short(reply.correlation_id.as_deref()));
+                warn!(
+                    "dropped a request whose reply to {queue} ends each connection, correlation_id {id}: {failure}"
+                );
+            }
+        }
+        Ok(true)
+    }
+
+    /// Acks the request in hand: after the reply and on the same channel, so that the broker takes them
+    /// in this order; with confirms, once the broker has the reply.
+    ///
+    /// # Errors
+    ///
+    /// Why the channel is gone.
+    pub fn ack(&mut self, delivery: Delivery) -> Result<(), WorkerError> {
+        let has_replied = take(&mut self.has_replied);
+        if has_replied && self.service.drill == Some(Drill::CrashBeforeAck) {
+            // The answer to any synchronous method says that the broker has the reply by then.
+            self.channel.qos(0, self.service.prefetch, false)?;
+            drill::announce(Drill::CrashBeforeAck, format_args!("the reply is out: dies now"));
+            drill::crash();
+        }
+        match self.replied.take() {
+            Some(number) => self.unconfirmed.push_back((number, delivery)),
+            None => self.ack_now(delivery)?,
+        }
+        Ok(())
+    }
+
+    fn ack_now(&self, delivery: Delivery) -> Result<(), Error> {
+        info!("ack: correlation_id {}", short(delivery.properties.correlation_id().as_deref()));
+        delivery.ack(self.channel)
+    }
+
+    /// Acks the requests whose replies the broker has. It refuses a reply when the node with the reply
+    /// queue died: newer RabbitMQs still know such a queue. The request is tried once more, then
+    /// dropped, like one whose reply queue is gone: its client lost its connection as well.
+    fn confirmed(&mut self, confirmed: Confirmed) -> Result<(), WorkerError> {
+        let (settled, left) = take(&mut self.unconfirmed)
+            .into_iter()
+            .partition::<VecDeque<_>, _>(|(number, _)| confirmed.acknowledges(*number));
+        self.unconfirmed = left;
+        for (_, request) in settled {
+            if confirmed.is_taken || request.redelivered {
+                self.ack_now(request)?;
+            } else {
+                let id = short(request.properties.correlation_id().as_deref());
+                info!("requeue: the broker refused the reply, correlation_id {id}");
+                request.nack(self.channel, true)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops in good order: the broker delivers what is left to another consumer.
+    ///
+    /// # Errors
+    ///
+    /// Why the channel is gone.
+    pub fn cancel(&mut self) -> Result<(), WorkerError> {
+        let deadline = Instant::now() + STOP_LIMIT;
+        while !self.unconfirmed.is_empty() {
+            match self.confirms.receiver().recv_deadline(deadline) {
+                Ok(confirm) => self.confirmed(confirm.into())?,
+                // What is not acked is answered a second time, by another server.
+                Err(_) => break,
+            }
+        }
+        if let Some(consumer) = &self.consumer {
+            info!("cancel the consumer of {}", self.service.queue);
+            consumer.cancel()?;
+            consumer::remaining(consumer).for_each(drop);
+        }
+        Ok(())
+    }
+
+    fn strikes(&self, drill: Drill, what: std::fmt::Arguments<'_>) -> bool {
+        let strikes = self.service.drill == Some(drill);
+        if strikes {
+            drill::announce(drill, what);
+        }
+        strikes
+    }
+}
