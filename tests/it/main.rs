@@ -2,6 +2,7 @@
 //! names, and for tests that freeze a node or change its users, nodes of their own.
 //! `scripts/test.sh` starts the first and runs them all.
 
+mod bounds;
 mod calls;
 mod client;
 mod cluster;
@@ -11,7 +12,9 @@ mod fake_broker;
 mod faults;
 mod harness;
 mod hostile;
+mod proxy;
 mod readme;
+mod replies;
 mod scripts;
 mod server;
 mod terminal;

@@ -173,6 +173,14 @@ impl Process {
         kilobytes.parse::<u64>().unwrap() * 1024 / 1_000_000
     }
 
+    pub fn stderr(&self) -> String {
+        self.stderr.text()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal: `TERM`, `INT`, `KILL`, `STOP`, `CONT`.
     pub fn signal(&self, signal: &str) {
         kill(self.child.id(), signal);
@@ -223,6 +231,16 @@ impl Drop for Process {
         }
         // The password that the tests use. Whatever a test is about, this holds.
         assert!(!stdout.contains("s3cret") && !stderr.contains("s3cret"), "a password was shown");
+    }
+}
+
+/// Waits until `wanted` holds, whatever it is that it looks at.
+#[track_caller]
+pub fn await_that(what: &str, wanted: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !wanted() {
+        assert!(started.elapsed() < PATIENCE, "never: {what}");
+        thread::sleep(Duration::from_millis(20));
     }
 }
 
