@@ -1,11 +1,10 @@
 //! Brokers that freeze, block and refuse while the programs are at work.
 
 use crate::harness::*;
+use crate::proxy::*;
 use amiquip::{AmqpValue, FieldTable, QueueDeclareOptions};
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::net::{TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -215,73 +214,31 @@ fn a_peer_that_hangs_up_during_the_login() {
     ended.expect(69, "", &told);
 }
 
-#[derive(Clone, Copy)]
-enum End {
-    Lost,
-    Stalled,
+/// A way to the shared broker on which each connection comes to its `end` before `method` gets
+/// through.
+fn way_that_ends_at(method: Method, end: fn() -> Action) -> Proxy {
+    Proxy::start(&broker(), move |frame| if frame.method == method { end() } else { Action::Pass })
 }
 
-/// A way to the shared broker on which each connection comes to its `end` before `method` reaches
-/// the client. Counts the connections.
-fn way_that_ends_at(method: [u8; 4], end: End) -> (String, Arc<AtomicUsize>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("amqp://{}", listener.local_addr().unwrap());
-    let connections = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&connections);
-    let pass_on = move |mut near: TcpStream| -> std::io::Result<()> {
-        let mut far = TcpStream::connect(broker().rsplit(['@', '/']).next().unwrap())?;
-        let (mut from, mut to) = (near.try_clone()?, far.try_clone()?);
-        thread::spawn(move || {
-            let _ = std::io::copy(&mut from, &mut to);
-            let _ = to.shutdown(Shutdown::Both);
-        });
-        let mut head = [0; 7];
-        while far.read_exact(&mut head).is_ok() {
-            let size = u32::from_be_bytes(head[3..7].try_into().unwrap()) as usize;
-            let mut payload = vec![0; size + 1];
-            far.read_exact(&mut payload)?;
-            if head[0] == 1 && payload.starts_with(&method) {
-                match end {
-                    End::Lost => break,
-                    End::Stalled => thread::sleep(PATIENCE),
-                }
-            }
-            near.write_all(&[&head[..], &payload].concat())?;
-        }
-        far.shutdown(Shutdown::Both)?;
-        near.shutdown(Shutdown::Both)
-    };
-    thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            count.fetch_add(1, Ordering::SeqCst);
-            thread::spawn(move || pass_on(stream));
-        }
-    });
-    (url, connections)
-}
-
-// Class and method numbers, AMQP 0-9-1 section 1.2.
-const DECLARE_OK: [u8; 4] = [0, 50, 0, 11];
-const CONSUME_OK: [u8; 4] = [0, 60, 0, 21];
-const DELIVER: [u8; 4] = [0, 60, 0, 60];
-
-/// The time limit holds, which the number of connections shows too, and neither the broker nor the terminal is flooded.
+/// The time limit holds, which the number of connections shows too, and neither the broker nor the
+/// terminal is flooded.
 #[test]
 fn no_connection_lasts_long_enough_for_an_answer() {
     let queue = Queue::new();
     let _server = server(&queue, &[]);
     for (method, first, last) in [
-        (DECLARE_OK, "waiting: ", "fib: URL (waited 2s)"),
-        (CONSUME_OK, "URL; trying again", "fib: no answer within 2s: URL"),
+        (QUEUE_DECLARE_OK, "waiting: ", "fib: URL (waited 2s)"),
+        (BASIC_CONSUME_OK, "URL; trying again", "fib: no answer within 2s: URL"),
         // The last connection may have come just in time to see that there is a server.
-        (DELIVER, "URL; trying again", "fib(30): no answer within 2s: "),
+        (BASIC_DELIVER, "URL; trying again", "fib(30): no answer within 2s: "),
     ] {
-        let (url, connections) = way_that_ends_at(method, End::Lost);
+        let proxy = way_that_ends_at(method, || Action::End);
+        let url = &proxy.url;
         let args = ["--wait", "--timeout", "2s", "--queue", queue.name(), "fib", "30"];
-        let ended = client_at(&url, &args);
+        let ended = client_at(url, &args);
         assert_eq!((ended.code(), ended.stdout.as_str()), (75, ""), "{ended:?}");
         assert!(ended.elapsed >= Duration::from_secs(2), "{ended:?}");
-        let connections = connections.load(Ordering::SeqCst);
+        let connections = proxy.connections();
         assert!((2..25).contains(&connections), "{connections} connections");
         let lost =
             format!("the connection to {url} was lost (underlying socket closed unexpectedly)");
@@ -299,19 +256,23 @@ fn no_connection_lasts_long_enough_for_an_answer() {
 fn a_broker_that_stalls() {
     let queue = Queue::new();
     let _server = server(&queue, &[]);
-    for method in [DECLARE_OK, CONSUME_OK, DELIVER] {
-        let (url, _) = way_that_ends_at(method, End::Stalled);
+    for method in [QUEUE_DECLARE_OK, BASIC_CONSUME_OK, BASIC_DELIVER] {
+        let proxy = way_that_ends_at(method, || Action::Stall);
+        let url = &proxy.url;
         let args = ["--wait", "--timeout", "3s", "--queue", queue.name(), "fib", "30"];
-        let ended = client_at(&url, &args);
+        let ended = client_at(url, &args);
         assert_eq!((ended.code(), ended.stdout.as_str()), (75, ""), "{ended:?}");
         let gave_up = format!("{url} no longer answers; the connection was given up");
         assert!(ended.stderr.contains(&gave_up), "{ended:?}");
         assert!((Duration::from_secs(3)..ANSWER_LIMIT).contains(&ended.elapsed), "{ended:?}");
     }
-    for (method, before) in [(DECLARE_OK, "connected to "), (CONSUME_OK, "qos: prefetch 1")] {
-        let (url, _) = way_that_ends_at(method, End::Stalled);
+    for (method, before) in
+        [(QUEUE_DECLARE_OK, "connected to "), (BASIC_CONSUME_OK, "qos: prefetch 1")]
+    {
+        let proxy = way_that_ends_at(method, || Action::Stall);
         let started = Instant::now();
-        let server = Process::spawn(&mut server_command(&url, &["-v", "--queue", queue.name()]));
+        let server =
+            Process::spawn(&mut server_command(&proxy.url, &["-v", "--queue", queue.name()]));
         server.await_stderr(&format!("rpc_server: {before}"));
         server.signal("TERM");
         let ended = server.wait();

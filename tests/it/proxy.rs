@@ -4,89 +4,80 @@
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-/// Class and number of a method, AMQP 0-9-1 section 1.2.
+/// Class and number of a method, AMQP 0-9-1 section 1.2. They say who sends it, too.
 pub type Method = (u16, u16);
 pub const CHANNEL_OPEN_OK: Method = (20, 11);
 pub const QUEUE_DECLARE: Method = (50, 10);
 pub const QUEUE_DECLARE_OK: Method = (50, 11);
 pub const BASIC_CONSUME_OK: Method = (60, 21);
+pub const BASIC_CANCEL_OK: Method = (60, 31);
 pub const BASIC_PUBLISH: Method = (60, 40);
 pub const BASIC_DELIVER: Method = (60, 60);
 
-/// Who sent a frame.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Side {
-    Client,
-    Broker,
-}
+/// A frame with connection.close: 320, CONNECTION_FORCED, as when an operator closes connections.
+const CLOSE: &[u8] = b"\x01\0\0\0\0\0\x1c\0\x0a\0\x32\x01\x40\x11CONNECTION_FORCED\0\0\0\0\xce";
 
 /// A method frame on its way.
 pub struct Frame<'a> {
-    pub from: Side,
     pub method: Method,
-    /// The how manieth of this method it is on its connection, from 1.
+    /// The how manieth of its method it is on its connection, from 1.
     pub nth: usize,
-    /// The method's arguments, class and number before them.
+    /// Class, number and arguments.
     pub payload: &'a [u8],
 }
 
 /// What becomes of a method frame.
 pub enum Action {
     Pass,
-    /// Its connection ends before the frame gets through.
+    /// Its connection ends before it gets through.
     End,
-    /// Its connection ends with this frame.
-    PassAndEnd,
-    /// Its direction of its connection stops until the rule is another one.
+    /// Its connection ends with it: connection.close comes in one segment with it.
+    PassAndClose,
+    /// What goes the same way on its connection stops until the rule is another one.
     Stall,
-    /// Its direction of its connection stops for so long.
+    /// What goes the same way on its connection stops for so long.
     Delay(Duration),
 }
 
 type Rule = Arc<dyn Fn(&Frame<'_>) -> Action + Send + Sync>;
 
-struct Shared {
-    rule: RwLock<Rule>,
-    /// Both ends of each connection that there ever was.
-    connections: Mutex<Vec<[TcpStream; 2]>>,
-    passed: Mutex<HashMap<(Side, Method), usize>>,
-}
-
-/// A proxy that lives as long as its test; with it end its connections.
+/// Lives as long as its test; with it end its connections.
 pub struct Proxy {
     pub url: String,
     shared: Arc<Shared>,
 }
 
+struct Shared {
+    rule: Mutex<Rule>,
+    /// Both ends of each connection that there ever was.
+    connections: Mutex<Vec<[TcpStream; 2]>>,
+    passed: Mutex<HashMap<Method, usize>>,
+}
+
 impl Proxy {
-    /// One in front of the broker at `broker`, where `rule` decides on each method frame.
-    pub fn start(
-        broker: &str,
-        rule: impl Fn(&Frame<'_>) -> Action + Send + Sync + 'static,
-    ) -> Proxy {
-        let address = broker.rsplit(['@', '/']).next().unwrap().to_owned();
+    /// A proxy for the broker at `url` where `rule` decides on each method frame.
+    pub fn start(url: &str, rule: impl Fn(&Frame<'_>) -> Action + Send + Sync + 'static) -> Proxy {
+        let broker = url.rsplit(['@', '/']).next().unwrap().to_owned();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("amqp://{}", listener.local_addr().unwrap());
-        let shared = Arc::new(Shared {
-            rule: RwLock::new(Arc::new(rule)),
-            connections: Mutex::default(),
-            passed: Mutex::default(),
-        });
+        let (connections, passed) = (Mutex::default(), Mutex::default());
+        let rule: Rule = Arc::new(rule);
+        let shared = Arc::new(Shared { rule: Mutex::new(rule), connections, passed });
         let proxy = Proxy { url, shared: Arc::clone(&shared) };
         thread::spawn(move || {
             for near in listener.incoming().flatten() {
-                let Ok(far) = TcpStream::connect(&address) else { continue };
-                let clone = || Ok::<_, io::Error>([near.try_clone()?, far.try_clone()?]);
-                let [[source, sink], [back, front], kept] =
-                    [clone, clone, clone].map(|c| c().unwrap());
-                shared.connections.lock().unwrap().push(kept);
-                let (out, home) = (Arc::clone(&shared), Arc::clone(&shared));
-                thread::spawn(move || out.pass_on(Side::Client, source, sink));
-                thread::spawn(move || home.pass_on(Side::Broker, front, back));
+                // A broker that a test has killed takes no connections.
+                let Ok(far) = TcpStream::connect(&broker) else { continue };
+                for (source, sink, opening) in [(&near, &far, 8), (&far, &near, 0)] {
+                    let shared = Arc::clone(&shared);
+                    let (source, sink) = (source.try_clone().unwrap(), sink.try_clone().unwrap());
+                    thread::spawn(move || shared.pass_on(source, sink, opening));
+                }
+                shared.connections.lock().unwrap().push([near, far]);
             }
         });
         proxy
@@ -94,7 +85,7 @@ impl Proxy {
 
     /// From now on, another rule decides.
     pub fn set(&self, rule: impl Fn(&Frame<'_>) -> Action + Send + Sync + 'static) {
-        *self.shared.rule.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rule);
+        *self.shared.rule.lock().unwrap() = Arc::new(rule);
     }
 
     /// Ends all connections that there are.
@@ -109,9 +100,9 @@ impl Proxy {
         self.shared.connections.lock().unwrap().len()
     }
 
-    /// How many frames with a method got through.
-    pub fn passed(&self, from: Side, method: Method) -> usize {
-        self.shared.passed.lock().unwrap().get(&(from, method)).copied().unwrap_or_default()
+    /// How many frames of a method got through.
+    pub fn passed(&self, method: Method) -> usize {
+        self.shared.passed.lock().unwrap().get(&method).copied().unwrap_or_default()
     }
 }
 
@@ -123,53 +114,54 @@ impl Drop for Proxy {
 }
 
 impl Shared {
-    fn pass_on(&self, from: Side, mut source: TcpStream, mut sink: TcpStream) {
-        let _ = self.pass_frames(from, &mut source, &mut sink);
+    fn pass_on(&self, mut source: TcpStream, mut sink: TcpStream, opening: u64) {
+        let _ = self.pass_frames(&mut source, &mut sink, opening);
         let _ = source.shutdown(Shutdown::Both);
         let _ = sink.shutdown(Shutdown::Both);
     }
 
+    /// Passes on `opening` octets, which are a client's protocol header, and then frames.
     fn pass_frames(
         &self,
-        from: Side,
-        source: &mut TcpStream,
-        sink: &mut TcpStream,
+        from: &mut TcpStream,
+        to: &mut TcpStream,
+        opening: u64,
     ) -> io::Result<()> {
-        sink.set_nodelay(true)?;
-        if from == Side::Client {
-            io::copy(&mut source.take(8), sink)?; // the protocol header
-        }
+        to.set_nodelay(true)?;
+        io::copy(&mut from.take(opening), to)?;
         let mut seen = HashMap::<Method, usize>::new();
         loop {
             // Type, channel and size, then the payload and an octet for its end.
-            let mut head = [0; 7];
-            source.read_exact(&mut head)?;
-            let [.., a, b, c, d] = head;
-            let mut rest = vec![0; u32::from_be_bytes([a, b, c, d]) as usize + 1];
-            source.read_exact(&mut rest)?;
-            let mut is_last = false;
-            if let (1, [a, b, c, d, ..]) = (head[0], &rest[..]) {
-                let method = (u16::from_be_bytes([*a, *b]), u16::from_be_bytes([*c, *d]));
-                let nth = seen.entry(method).or_default();
-                *nth += 1;
-                match self.decide(&Frame { from, method, nth: *nth, payload: &rest }) {
-                    Action::End => return Ok(()),
-                    Action::PassAndEnd => is_last = true,
-                    _ => {}
-                }
-                *self.passed.lock().unwrap().entry((from, method)).or_default() += 1;
-            }
-            sink.write_all(&[&head[..], &rest].concat())?;
-            if is_last {
+            let mut frame = vec![0; 7];
+            from.read_exact(&mut frame)?;
+            let size = u32::from_be_bytes([frame[3], frame[4], frame[5], frame[6]]) as usize;
+            frame.resize(7 + size + 1, 0);
+            from.read_exact(&mut frame[7..])?;
+            let (1, [_, _, _, _, _, _, _, payload @ ..]) = (frame[0], &frame[..]) else {
+                to.write_all(&frame)?;
+                continue;
+            };
+            let number = |at| u16::from_be_bytes([payload[at], payload[at + 1]]);
+            let method = (number(0), number(2));
+            *seen.entry(method).or_default() += 1;
+            let action = self.decide(&Frame { method, nth: seen[&method], payload });
+            if let Action::End = action {
                 return Ok(());
             }
+            *self.passed.lock().unwrap().entry(method).or_default() += 1;
+            if let Action::PassAndClose = action {
+                to.write_all(&[&frame, CLOSE].concat())?;
+                // The client's answer ends the connection, since the broker did not ask for it.
+                return io::copy(from, &mut io::sink()).map(drop);
+            }
+            to.write_all(&frame)?;
         }
     }
 
-    /// What the rule says, once it does not say to wait.
+    /// What the rule says once it does not say to wait.
     fn decide(&self, frame: &Frame<'_>) -> Action {
         loop {
-            let rule = Arc::clone(&self.rule.read().unwrap());
+            let rule = Arc::clone(&self.rule.lock().unwrap());
             match rule(frame) {
                 Action::Stall => thread::sleep(Duration::from_millis(20)),
                 Action::Delay(delay) => {

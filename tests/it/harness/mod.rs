@@ -131,6 +131,14 @@ impl Process {
         Process { child, name, stdout, stderr }
     }
 
+    /// One whose standard output goes elsewhere. As long as there is the `command`, it is open.
+    pub fn spawn_writing(command: &mut Command, stdout: Stdio) -> Process {
+        let name = format!("{command:?}");
+        let mut child = command.stdout(stdout).stderr(Stdio::piped()).spawn().unwrap();
+        let stderr = Captured::start(child.stderr.take().unwrap());
+        Process { child, name, stdout: Captured::start(std::io::empty()), stderr }
+    }
+
     pub fn spawn_with_stdin(command: &mut Command) -> (Process, ChildStdin) {
         let mut process = Process::spawn(command.stdin(Stdio::piped()));
         let stdin = process.child.stdin.take().unwrap();
