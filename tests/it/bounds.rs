@@ -200,7 +200,11 @@ fn a_batch_that_waits_does_not_wait_for_ever() {
     let ended = client.wait_for(4 * PATIENCE);
     assert_eq!((ended.code(), ended.stdout.as_str()), (75, ""), "{}", ended.stderr);
     assert_eq!(proxy.passed(BASIC_PUBLISH), 64);
-    assert_eq!(ended.stderr.matches(": no answer within 2s: ").count(), 64, "{}", ended.stderr);
+    for number in 1..=64 {
+        let told = format!("rpc_client: line {number}: fun({number}): no answer within 2s: ");
+        assert_eq!(ended.stderr.matches(&told).count(), 1, "{number} in {}", ended.stderr);
+    }
+    assert!(ended.stderr.lines().count() < 100, "{}", ended.stderr);
 }
 
 /// A queue that its server declares again costs no call anything.
@@ -246,20 +250,17 @@ fn a_queue_that_stays_deleted_in_the_middle_of_a_batch_that_waits() {
 
 // What a server computes, and how it comes to its end.
 
-/// How many threads of a process compute: those that run at each of ten looks, one right after the
-/// other. One that passes a message on does so for a moment.
+/// How many threads of a process compute: those that have used 0.2 s of a processor so far. None
+/// that passes messages on comes near it here. See proc_pid_stat(5).
 fn computing(pid: u32) -> usize {
-    let running = || {
-        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
-        let stat = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("stat"));
-        // The state follows the name, which is in brackets.
-        tasks.filter_map(|task| stat(task).ok()).filter(|s| s.contains(") R ")).count()
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let used = |task: std::fs::DirEntry| {
+        // A thread may end meanwhile. Its name is in brackets; its time, in 1/100 s, is the twelfth
+        // field after it.
+        let stat = std::fs::read_to_string(task.path().join("stat")).ok()?;
+        stat.rsplit(") ").next()?.split(' ').nth(11)?.parse::<u64>().ok()
     };
-    let look = |_| {
-        thread::sleep(Duration::from_millis(10));
-        running()
-    };
-    (0..10).map(look).min().unwrap()
+    tasks.filter_map(used).filter(|hundredths| *hundredths >= 20).count()
 }
 
 /// Whatever happens to the connections meanwhile.
@@ -277,18 +278,18 @@ fn no_more_is_computed_than_there_are_workers() {
     }
     await_that("both workers compute", || computing(server.pid()) == 2);
     let started = Instant::now();
-    // A server connects again half a second to a second after each loss.
+    let mut ended = 0;
     while started.elapsed() < Duration::from_secs(8) {
-        proxy.end_connections();
-        thread::sleep(Duration::from_millis(300));
+        if proxy.connections() > ended {
+            // It lasts long enough for requests to come by it.
+            thread::sleep(Duration::from_secs(1));
+            ended = proxy.connections();
+            proxy.end_connections();
+        }
+        thread::sleep(Duration::from_millis(100));
         let threads = computing(server.pid());
         assert!(threads <= 2, "{threads} threads compute");
     }
-    server.signal("TERM");
-    // It would finish the calls in hand.
-    thread::sleep(Duration::from_millis(300));
-    server.signal("TERM");
-    assert_eq!(server.wait().code(), 143);
 }
 
 /// The limit on the broker's answers until all workers consume is one for all of them, 10 s. So long

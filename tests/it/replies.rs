@@ -58,7 +58,7 @@ fn end(servers: Vec<Process>, kills: bool) {
         computed += ended.stdout.matches(" [.] fib(29)\n").count();
     }
     assert_eq!((dropped, other_drops), (usize::from(kills), 0));
-    assert!((1..=4).contains(&computed), "fib(29) was computed {computed} times");
+    assert!(computed <= 4, "fib(29) was computed {computed} times");
 }
 
 /// Servers on which one such request was made serve the next call, and are rid of it.
