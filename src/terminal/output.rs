@@ -101,7 +101,7 @@ impl Transcript {
         Held(self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Writes a line, as [`line`] does. At most 4 KiB of it: a pipe takes so much in one piece or
+    /// Writes a line, as [`line()`] does. At most 4 KiB of it: a pipe takes so much in one piece or
     /// not at all (POSIX, PIPE_BUF).
     pub fn line(&self, line: fmt::Arguments<'_>) {
         self.hold().line(line);
