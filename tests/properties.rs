@@ -1,5 +1,5 @@
 //! What holds of every input, tried on many: the decoders of what comes from outside never panic,
-//! and what one program writes is what the other reads.
+//! and what one program writes is what the other reads. `PROPTEST_CASES` is another number of inputs.
 
 use amq_protocol::frame::generation::gen_frame;
 use amq_protocol::frame::{AMQPFrame, parse_frame};
@@ -154,13 +154,6 @@ proptest! {
 }
 
 // The sanitizer: what a broker sends.
-
-/// Streams for the sanitizer: `PROPTEST_CASES` of each kind, or enough for a run in passing.
-fn streams() -> ProptestConfig {
-    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
-    let cases = cases.unwrap_or(3_000);
-    ProptestConfig { cases, failure_persistence: None, ..Default::default() }
-}
 
 /// Makes what a broker sends, or would never send.
 struct Broker {
@@ -411,7 +404,7 @@ fn the_library_reads_the_same_methods() {
 }
 
 proptest! {
-    #![proptest_config(streams())]
+    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn what_is_in_order_passes_unchanged(seed in any::<u64>()) {
