@@ -74,7 +74,7 @@ fn killing_any_node_in_the_middle_of_a_batch_costs_no_call() {
         let victim = cluster.script(&["pid", &number]).parse().unwrap();
         let input: String = (0..CALLS).map(|n| format!("{n}\n")).collect();
         let clients = [0, 1, 2].map(|n| {
-            let args = ["-q", "--timeout", "5m", "--wait", "--queue", queue.name(), "fun", "-"];
+            let args = ["-q", "--timeout", "10m", "--wait", "--queue", queue.name(), "fun", "-"];
             let mut command = client_command(&cluster.url_from(n), &args);
             feed(&mut command, input.clone().into_bytes())
         });

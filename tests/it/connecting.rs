@@ -338,7 +338,7 @@ fn a_reply_queue_that_is_deleted_during_the_call() {
     let queue = Queue::at(&node.url);
     let server = server_at(&node.url, &queue, &[]);
     server.signal("STOP");
-    let args = ["--queue", queue.name(), "--timeout", "2m", "fib", "30"];
+    let args = ["--queue", queue.name(), "--timeout", "10m", "fib", "30"];
     let waiting = Process::spawn(&mut client_command(&node.url, &args));
     node.await_ctl(&["list_queues", "messages_unacknowledged"], "1");
     let queues = node.ctl(&["list_queues", "name"]);
@@ -386,7 +386,7 @@ fn a_broker_that_blocks_publishing() {
     ended.expect(75, "", &stderr);
     assert!((Duration::from_secs(3)..ANSWER_LIMIT).contains(&ended.elapsed), "{ended:?}");
     // A call that waits long enough is made when the alarm is over.
-    let args = ["--queue", queue.name(), "--timeout", "2m", "fib", "30"];
+    let args = ["--queue", queue.name(), "--timeout", "10m", "fib", "30"];
     let waiting = Process::spawn(&mut client_command(&node.url, &args));
     waiting.await_stderr("blocks publishing");
     node.ctl(&["set_vm_memory_high_watermark", "0.4"]);
@@ -426,10 +426,10 @@ fn calls_outlive_their_connection() {
     let node = Node::start();
     let queue = Queue::at(&node.url);
     let busy = server_at(&node.url, &queue, &["--algorithm", "recursive", "--max-n", "93"]);
-    let args = ["--queue", queue.name(), "--timeout", "2m", "--format", "json", "fib", "93"];
+    let args = ["--queue", queue.name(), "--timeout", "10m", "--format", "json", "fib", "93"];
     let patient = Process::spawn(&mut client_command(&node.url, &args));
     busy.await_stdout(" [.] fib(93)\n");
-    let args = ["--queue", queue.name(), "--timeout", "2m", "--no-retry", "fib", "92"];
+    let args = ["--queue", queue.name(), "--timeout", "10m", "--no-retry", "fib", "92"];
     let hasty = Process::spawn(&mut client_command(&node.url, &args));
     queue.await_state((1, 1));
 
@@ -487,7 +487,7 @@ fn a_vhost_that_is_deleted_and_made_again() {
     let queue = Queue::at(&url);
     let server = server_at(&url, &queue, &[]);
     server.signal("STOP");
-    let args = ["--queue", queue.name(), "--timeout", "2m", "fib", "30"];
+    let args = ["--queue", queue.name(), "--timeout", "10m", "fib", "30"];
     let waiting = Process::spawn(&mut client_command(&url, &args));
     node.await_ctl(&["-p", "v", "list_queues", "messages_unacknowledged"], "1");
     // While RabbitMQ deletes it, there is a moment when it has no permissions, which is refused too.
@@ -510,7 +510,7 @@ fn a_server_outlives_its_broker() {
     let queue = Queue::at(&node.url);
     let server = server_at(&node.url, &queue, &[]);
     let shown = shown(&node.url);
-    let args = ["-q", "--queue", queue.name(), "--wait", "--timeout", "2m", "fib", "30"];
+    let args = ["-q", "--queue", queue.name(), "--wait", "--timeout", "10m", "fib", "30"];
     for _ in 0..2 {
         kill(node.pid(), "KILL");
         node.restart();
@@ -582,7 +582,7 @@ fn wait_waits_for_a_broker() {
     let node = Node::start();
     let queue = Queue::at(&node.url);
     kill(node.pid(), "KILL");
-    let args = ["--queue", queue.name(), "--wait", "--timeout", "5m", "fib", "30"];
+    let args = ["--queue", queue.name(), "--wait", "--timeout", "10m", "fib", "30"];
     let waiting = Process::spawn(&mut client_command(&node.url, &args));
     waiting.await_stderr("rpc_client: waiting: ");
     node.restart();

@@ -15,7 +15,7 @@ fn a_server_waits_while_the_broker_blocks_its_reply() {
     let server = server_at(&node.url, &queue, &[]);
     // The request is taken before the alarm, the reply is published during it.
     server.signal("STOP");
-    let args = ["-q", "--queue", queue.name(), "--timeout", "2m", "fib", "30"];
+    let args = ["-q", "--queue", queue.name(), "--timeout", "10m", "fib", "30"];
     let waiting = Process::spawn(&mut client_command(&node.url, &args));
     node.await_ctl(&["list_queues", "messages_unacknowledged"], "1");
     node.ctl(&["set_vm_memory_high_watermark", "0.0000001"]);
@@ -37,7 +37,7 @@ fn a_blocked_server_stops_when_asked() {
     let queue = Queue::at(&node.url);
     let server = server_at(&node.url, &queue, &[]);
     server.signal("STOP");
-    let args = ["-q", "--queue", queue.name(), "--timeout", "2m", "fib", "30"];
+    let args = ["-q", "--queue", queue.name(), "--timeout", "10m", "fib", "30"];
     let _waiting = Process::spawn(&mut client_command(&node.url, &args));
     node.await_ctl(&["list_queues", "messages_unacknowledged"], "1");
     node.ctl(&["set_vm_memory_high_watermark", "0.0000001"]);
@@ -58,7 +58,7 @@ fn a_server_stops_though_a_reply_is_stuck() {
     let server = server_at(&node.url, &queue, &["--prefetch", "0"]);
     server.signal("STOP");
     let argument = "7".repeat(120_000);
-    let many = ["--timeout", "5m", "--in-flight", "800", "--repeat", "800"];
+    let many = ["--timeout", "10m", "--in-flight", "800", "--repeat", "800"];
     let args = [&["-q", "--queue", queue.name()], &many[..], &["fun", &argument]].concat();
     let _waiting = Process::spawn(&mut client_command(&node.url, &args));
     let sum = ["list_queues", "messages"];
@@ -92,7 +92,7 @@ fn a_server_stops_though_its_broker_reads_no_more() {
     let queue = Queue::at(&node.url);
     let server = server_at(&way_that_takes(&node.url, 100_000), &queue, &["--prefetch", "0"]);
     let argument = "7".repeat(120_000);
-    let many = ["--timeout", "5m", "--in-flight", "800", "--repeat", "800"];
+    let many = ["--timeout", "10m", "--in-flight", "800", "--repeat", "800"];
     let args = [&["-q", "--queue", queue.name()], &many[..], &["fun", &argument]].concat();
     let _waiting = Process::spawn(&mut client_command(&node.url, &args));
     server.await_stdout(" [.] fun(");
@@ -133,7 +133,7 @@ fn a_frozen_broker_is_noticed_by_its_heartbeats() {
     // It takes two intervals. With the 10 s that are the programs' own choice it would take 20 s.
     assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
     kill(pid, "CONT");
-    let args = ["-q", "--wait", "--timeout", "2m", "--queue", queue.name(), "fib", "30"];
+    let args = ["-q", "--wait", "--timeout", "10m", "--queue", queue.name(), "fib", "30"];
     client_at(&url, &args).expect(0, "832040\n", "");
 }
 
@@ -163,7 +163,7 @@ fn a_long_call_does_not_cost_the_connection() {
     let url = format!("{}?heartbeat=1", broker());
     // Some 4 s in an unoptimised build.
     let server = server_at(&url, &queue, &["--algorithm", "recursive"]);
-    queue.client(&["--timeout", "3m", "fib", "42"]).expect(0, "267914296\n", "");
+    queue.client(&["--timeout", "10m", "fib", "42"]).expect(0, "267914296\n", "");
     server.signal("TERM");
     server.wait().expect(0, " [x] Awaiting RPC requests\n [.] fib(42)\n", "");
 }
@@ -310,7 +310,7 @@ fn a_request_queue_that_is_full() {
     amqp.channel.queue_declare(queue.name(), options).unwrap();
     let server = server(&queue, &["--drill", "slow=100ms"]);
     let url = format!("{0},{0}", broker());
-    let args = ["--queue", queue.name(), "--timeout", "2m", "--repeat", "30", "ping"];
+    let args = ["--queue", queue.name(), "--timeout", "10m", "--repeat", "30", "ping"];
     let ended = client_at(&url, &args);
     let refused =
         format!("{} refused a request: the queue \"{}\" may be full", shown(&url), queue.name());

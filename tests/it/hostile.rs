@@ -30,7 +30,7 @@ fn survives(harm: impl FnOnce(&str)) -> String {
 fn survives_at(url: &str, queue: &Queue, harm: impl FnOnce(&str)) -> String {
     let server = server_at(url, queue, &[]);
     harm(queue.name());
-    let ended = queue.client(&["-q", "--wait", "--timeout", "2m", "fib", "30"]);
+    let ended = queue.client(&["-q", "--wait", "--timeout", "10m", "fib", "30"]);
     ended.expect(0, "832040\n", "");
     queue.await_state((0, 1));
     server.signal("TERM");
