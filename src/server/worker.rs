@@ -258,19 +258,24 @@ impl<'a> Worker<'a> {
         if self.strikes(Drill::WrongCorrelationId, format_args!("{request} gets another's id")) {
             reply.correlation_id = Some(Uuid::new_v4().to_string());
         }
-        self.publish_to(reply_to, &reply)?;
+        self.publish_to(request, reply_to, &reply)?;
         if self.strikes(Drill::DuplicateReply, format_args!("{request} gets a second reply")) {
-            self.publish_to(reply_to, &reply)?;
+            self.publish_to(request, reply_to, &reply)?;
         }
         Ok(())
     }
 
-    fn publish_to(&mut self, reply_to: &str, reply: &Reply) -> Result<(), WorkerError> {
+    fn publish_to(
+        &mut self,
+        request: &Request<'_>,
+        reply_to: &str,
+        reply: &Reply,
+    ) -> Result<(), WorkerError> {
         let (queue, kind) = (short_queue(reply_to), reply.kind());
         let id = short(reply.correlation_id.as_deref());
         info!("publish to {queue}: {kind}, correlation_id {id}");
         self.has_replied = true;
-        if self.is_redelivered && self.publish_isolated(reply_to, reply)? {
+        if self.is_redelivered && self.publish_isolated(request, reply_to, reply)? {
             return Ok(());
         }
         if self.service.confirms {
@@ -280,7 +285,12 @@ impl<'a> Worker<'a> {
     }
 
     /// Publishes a reply on a connection of its own. False if there is none to be had.
-    fn publish_isolated(&mut self, reply_to: &str, reply: &Reply) -> Result<bool, WorkerError> {
+    fn publish_isolated(
+        &mut self,
+        request: &Request<'_>,
+        reply_to: &str,
+        reply: &Reply,
+    ) -> Result<bool, WorkerError> {
         let mut publisher = match self.isolated.take() {
             Some(publisher) => publisher,
             None => {
@@ -302,10 +312,8 @@ impl<'a> Worker<'a> {
             Err(failure) => {
                 // If this connection is good, it was not the broker that went away.
                 self.channel.qos(0, self.service.prefetch, false)?;
-                let (queue, id) = (short_queue(reply_to), short(reply.correlation_id.as_deref()));
-                warn!(
-                    "dropped a request whose reply to {queue} ends each connection, correlation_id {id}: {failure}"
-                );
+                let queue = short_queue(reply_to);
+                warn!("{request} dropped: its reply to {queue} ends each connection ({failure})");
             }
         }
         Ok(true)
