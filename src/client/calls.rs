@@ -272,12 +272,13 @@ impl Calls {
             let replies = count(self.discarded, "reply", "replies");
             failure.message += &format!("; {replies} came that no call awaits");
         }
-        let was_held = self.are_held();
+        // The next call has waited for a server as long as another waits for its answer.
+        let is_over = self.are_held() && self.next.is_some_and(|(next, _)| next.has_passed(by));
         self.expire(by, &failure);
         let is_idle = self.unanswered().next().is_none();
         match outlook {
             Outlook::Open => {}
-            Outlook::Unserved if self.settings.wait && !(was_held && is_idle) => self.hold(),
+            Outlook::Unserved if self.settings.wait && !is_over => self.hold(),
             // The next call would have to wait as long.
             Outlook::Blocked if !is_idle => {}
             Outlook::Unserved | Outlook::Blocked => self.stop_input(failure),
@@ -505,6 +506,8 @@ mod tests {
         assert_eq!(finished(&mut calls), failed(&["a"], Kind::TimedOut));
         assert!(calls.are_held() && !calls.want_input(false) && !calls.are_over());
         assert_ne!(calls.deadline(), Deadline::NEVER, "the next call waits as long as another");
+        calls.time_out(after(TIMEOUT / 2), diagnosis(Outlook::Unserved));
+        assert!(calls.are_held(), "its time is not over");
         calls.release();
         assert!(!calls.are_held() && calls.want_input(false));
         calls.hold();

@@ -250,7 +250,8 @@ impl Client<'_> {
         let Some(failure) = self.calls.input_failure().cloned() else { return self.report.end() };
         // One object a call, made or not, and as many in the statistics. Lines of standard input that
         // may never come are none.
-        let mut is_reported = self.report.has_begun();
+        let has_begun = self.report.has_begun();
+        let mut is_reported = has_begun;
         let is_json = self.args.format == Format::Json;
         if (is_json || self.args.stats) && !input::reads_stdin(&self.args.arguments) {
             for argument in self.input.clone() {
@@ -264,7 +265,7 @@ impl Client<'_> {
         }
         let has_more = !matches!(self.input.try_recv(), Err(TryRecvError::Disconnected));
         if has_more || !is_reported || failure.kind == Kind::Internal {
-            self.report.no_more_calls(&failure);
+            self.report.no_more_calls(&failure, has_begun);
         }
         self.report.end()
     }

@@ -216,9 +216,9 @@ impl<'a> Report<'a> {
         Ok(())
     }
 
-    /// Tells why no more calls are made.
-    pub fn no_more_calls(&mut self, failure: &Failure) {
-        let what = match self.has_begun() {
+    /// Tells why no more calls are made; or, if none `was_made`, no call at all.
+    pub fn no_more_calls(&mut self, failure: &Failure, was_made: bool) {
+        let what = match was_made {
             true => "no more calls are made".into(),
             false => excerpt(self.args.procedure.as_bytes()),
         };

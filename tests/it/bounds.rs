@@ -222,7 +222,7 @@ fn a_queue_that_is_deleted_in_the_middle_of_a_batch_that_waits() {
     drop(stdin);
     let ended = client.wait();
     let results: String = (1..=1000).map(|n| format!("{n}00\n")).collect();
-    assert_eq!(ended.stderr.matches("there is no queue").count(), 0);
+    assert!(!ended.stderr.contains("rpc_client: line "), "{}", ended.stderr);
     assert_eq!((ended.code(), ended.stdout), (0, format!("100\n{results}")), "{}", ended.stderr);
 }
 
@@ -367,33 +367,6 @@ fn a_server_whose_transcript_nobody_reads_any_more() {
         told[0].starts_with("rpc_server: ") && told[0].contains("standard output"),
         "{ended:?}"
     );
-}
-
-/// Whose fault it is is told right, and it ends.
-#[test]
-fn a_server_whose_transcript_is_stuck() {
-    let queue = Queue::new();
-    let (_reader, writer) = std::io::pipe().unwrap();
-    let mut command = server_command(&broker(), &["--queue", queue.name()]);
-    let server = Process::spawn_writing(&mut command, writer.into());
-    queue.client(&["-q", "--wait", "fib", "10"]).expect(0, "55\n", "");
-    // More lines than a pipe holds.
-    let amqp = Amqp::new();
-    let properties =
-        AmqpProperties::default().with_reply_to(amqp.exclusive()).with_app_id("fun".into());
-    for _ in 0..2_000 {
-        amqp.publish(queue.name(), &[b'7'; 64], properties.clone());
-    }
-    let mut left = u32::MAX;
-    while queue.state().unwrap().0 < left {
-        left = queue.state().unwrap().0;
-        thread::sleep(Duration::from_secs(1));
-    }
-    assert!(left > 0, "nothing is stuck");
-    server.signal("TERM");
-    let ended = server.wait();
-    assert_eq!(ended.code(), 0, "{ended:?}");
-    assert!(!ended.stderr.contains("no longer answers"), "{ended:?}");
 }
 
 /// A worker that gives up its consumer asks the broker for leave; here no answer comes, and there are
