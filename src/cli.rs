@@ -1,9 +1,10 @@
 //! Both programs' arguments. What a program does with them at its start is in [`crate::program`].
 
+use crate::amqp::MAX_NAME;
 use crate::amqp::queue::QueueType;
 use crate::fib::{Algorithm, RECURSIVE_LIMIT};
 use crate::procedure::Settings;
-use crate::protocol::{MAX_EXPIRATION, MAX_NAME};
+use crate::protocol::MAX_EXPIRATION;
 use crate::server::drill::Drill;
 use clap::builder::{PossibleValue, TypedValueParser};
 use clap::{Arg, ArgAction, Args, Command, Parser, ValueEnum, ValueHint};

@@ -7,6 +7,7 @@
 //! means `result`, which is what the tutorial's servers send); on an error the header `error`
 //! has its kind and the body a sentence.
 
+use crate::amqp::MAX_NAME;
 use crate::amqp::sanitizer::SUBSTITUTE;
 use crate::error::{ErrorKind, Failure, Kind};
 use crate::procedure::Error;
@@ -14,11 +15,6 @@ use crate::terminal::text;
 use amiquip::{AmqpProperties, AmqpValue, Delivery, FieldTable, Publish};
 use std::fmt;
 use std::time::Duration;
-
-/// Longest name that AMQP can carry, in bytes: queue names, `app_id` and the like are short
-/// strings (AMQP 0-9-1, section 4.2.5.3). The client library does not check this, and a longer
-/// one costs the connection.
-pub const MAX_NAME: usize = 255;
 
 /// Longest expiration that RabbitMQ takes, in milliseconds: 2³² − 1, some 49 days.
 pub const MAX_EXPIRATION: Duration = Duration::from_millis(u32::MAX as u64);

@@ -4,12 +4,13 @@
 use amq_protocol::frame::generation::gen_frame;
 use amq_protocol::frame::{AMQPFrame, parse_frame};
 use amq_protocol::types::AMQPValue;
+use fib_rpc::amqp::MAX_NAME;
 use fib_rpc::amqp::sanitizer::{self, Sanitizer, Type};
 use fib_rpc::amqp::uri;
 use fib_rpc::error::ErrorKind;
 use fib_rpc::fib::{self, Algorithm};
 use fib_rpc::procedure::{self, Error, Settings};
-use fib_rpc::protocol::{MAX_NAME, Reply, Request};
+use fib_rpc::protocol::{Reply, Request};
 use fib_rpc::terminal::text;
 use proptest::prelude::*;
 use std::sync::Arc;

@@ -10,6 +10,7 @@ use amiquip::{Channel, Confirm, Consumer, ConsumerOptions, Delivery, Error, Retu
 use anyhow::Result;
 use clap::{Args, Parser};
 use crossbeam_channel::{Receiver, after, select, select_biased};
+use fib_rpc::amqp::MAX_NAME;
 use fib_rpc::amqp::confirms::Confirms;
 use fib_rpc::amqp::connection::Session;
 use fib_rpc::amqp::consumer::{self, ConsumerError};
@@ -18,7 +19,6 @@ use fib_rpc::cli;
 use fib_rpc::error::{Failure, Kind};
 use fib_rpc::process::signals::{Stop, stop_requests};
 use fib_rpc::program;
-use fib_rpc::protocol::MAX_NAME;
 use fib_rpc::terminal::logging;
 use log::warn;
 use std::process::ExitCode;

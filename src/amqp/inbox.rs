@@ -2,7 +2,7 @@
 //!
 //! The client library queues what comes for its user without a bound. A broker, or a stranger who
 //! floods a queue, could fill the memory so: hence what is more than was asked for may have no
-//! more than [`EXCESS`] bytes.
+//! more than 16 MiB.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};

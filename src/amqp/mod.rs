@@ -12,3 +12,8 @@ pub mod sanitizer;
 pub mod transport;
 pub mod uri;
 pub mod watchdog;
+
+/// Longest name that AMQP can carry, in bytes: queue names, `app_id` and the like are short
+/// strings (AMQP 0-9-1, section 4.2.5.3). The client library does not check this, and a longer
+/// one costs the connection.
+pub const MAX_NAME: usize = 255;

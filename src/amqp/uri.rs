@@ -190,7 +190,7 @@ fn parse(uri: &str) -> Result<Endpoint, String> {
         }
         Some(path) => decode(path, "vhost")?,
     };
-    if vhost.len() > crate::protocol::MAX_NAME {
+    if vhost.len() > crate::amqp::MAX_NAME {
         return Err("its vhost is longer than 255 bytes".into());
     }
     let mut endpoint = Endpoint {

@@ -4,10 +4,10 @@
 //! `exchange` is the tutorial's loop. It runs on one connection; `fib_rpc::client` opens a connection
 //! again when one is lost, and calls `exchange` again with the calls that are unanswered.
 
+use fib_rpc::client;
 use fib_rpc::client::calls::Calls;
-use fib_rpc::client::channel::{Event, RpcChannel};
+use fib_rpc::client::channel::{Event, Interrupted, RpcChannel};
 use fib_rpc::client::report::Report;
-use fib_rpc::client::{self, Interrupted};
 use fib_rpc::program;
 use fib_rpc::protocol::Reply;
 use std::process::ExitCode;

@@ -4,7 +4,6 @@ use crate::amqp::confirms::{Confirmed, Confirms};
 use crate::amqp::connection::Session;
 use crate::amqp::consumer::{self, ConsumerError};
 use crate::cli;
-use crate::client::Interrupted;
 use crate::client::calls::{Call, Calls};
 use crate::client::diagnosis::{self, Diagnosis};
 use crate::client::input::Argument;
@@ -19,6 +18,32 @@ use log::info;
 use std::io;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
+
+/// Why there is an end before the calls are over.
+#[derive(Debug)]
+pub enum Interrupted {
+    /// A signal asks to stop.
+    Stopped(Stop),
+    /// There is no connection on which calls can be made.
+    Unreachable(Failure),
+    /// The connection is lost, and with it the calls that were unanswered.
+    Lost(Failure),
+    /// Standard output takes nothing more.
+    Output(anyhow::Error),
+}
+
+/// The failures of a channel are those of its connection.
+impl From<Failure> for Interrupted {
+    fn from(failure: Failure) -> Interrupted {
+        Interrupted::Lost(failure)
+    }
+}
+
+impl From<anyhow::Error> for Interrupted {
+    fn from(error: anyhow::Error) -> Interrupted {
+        Interrupted::Output(error)
+    }
+}
 
 /// What the client has to deal with next.
 pub enum Event {

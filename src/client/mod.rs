@@ -17,7 +17,7 @@ use crate::process::signals::{self, Stop};
 use amiquip::Channel;
 use anyhow::{Context, Result};
 use calls::Calls;
-use channel::{RpcChannel, input_failure};
+use channel::{Interrupted, RpcChannel, input_failure};
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError, never};
 use input::Argument;
 use report::Report;
@@ -33,32 +33,6 @@ const STOP_LIMIT: Duration = Duration::from_millis(500);
 
 /// The tutorial's loop: makes calls on a channel until they are over, or something ends it.
 pub type Exchange = fn(&mut RpcChannel, &mut Calls, &mut Report) -> Result<(), Interrupted>;
-
-/// Why there is an end before the calls are over.
-#[derive(Debug)]
-pub enum Interrupted {
-    /// A signal asks to stop.
-    Stopped(Stop),
-    /// There is no connection on which calls can be made.
-    Unreachable(Failure),
-    /// The connection is lost, and with it the calls that were unanswered.
-    Lost(Failure),
-    /// Standard output takes nothing more.
-    Output(anyhow::Error),
-}
-
-/// The failures of a channel are those of its connection.
-impl From<Failure> for Interrupted {
-    fn from(failure: Failure) -> Interrupted {
-        Interrupted::Lost(failure)
-    }
-}
-
-impl From<anyhow::Error> for Interrupted {
-    fn from(error: anyhow::Error) -> Interrupted {
-        Interrupted::Output(error)
-    }
-}
 
 /// Makes the calls that `args` ask for by `exchange`, on as many connections as it takes. The exit code
 /// is that of the first call that failed.

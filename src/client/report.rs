@@ -136,7 +136,7 @@ impl<'a> Report<'a> {
     ///
     /// # Errors
     ///
-    /// As of [`output::written`].
+    /// Those of [`output::written`].
     pub fn flush(&mut self) -> Result<()> {
         output::written(self.out.flush())
     }
@@ -145,7 +145,7 @@ impl<'a> Report<'a> {
     ///
     /// # Errors
     ///
-    /// As of [`output::written`].
+    /// Those of [`output::written`].
     pub fn tell(&mut self, call: &Call, outcome: &Result<String, Failure>) -> Result<()> {
         self.add_up(call, outcome);
         if let Some(bar) = &self.progress {
@@ -240,7 +240,7 @@ impl<'a> Report<'a> {
     ///
     /// # Errors
     ///
-    /// As of [`output::written`].
+    /// Those of [`output::written`].
     pub fn end(&mut self) -> Result<ExitCode> {
         self.flush()?;
         if let Some(bar) = &self.progress {

@@ -20,10 +20,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
 use supervisor::{Slots, Supervisor};
-use worker::{Service, Worker, WorkerError};
-
-/// The tutorial's loop: answers requests until it is asked to stop, or something breaks.
-pub type Serve = fn(&mut Worker) -> Result<(), WorkerError>;
+use worker::{Serve, Service};
 
 /// Serves by `serve` as `args` say, on as many connections as it takes, until a signal asks to stop.
 ///

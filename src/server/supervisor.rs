@@ -4,9 +4,8 @@
 use crate::amqp::connection::Session;
 use crate::error::{Failure, Kind};
 use crate::process::signals::Stop;
-use crate::server::Serve;
 use crate::server::reconnect::ReconnectState;
-use crate::server::worker::{Service, Worker, WorkerError};
+use crate::server::worker::{Event, STOP_LIMIT, Serve, Service, Worker, WorkerError};
 use crossbeam_channel::{Receiver, Sender, at, bounded, never, select_biased, unbounded};
 use log::{info, warn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,20 +16,8 @@ use std::time::{Duration, Instant};
 /// How long the broker may take until all workers consume.
 const READY_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long a server that was asked to stop waits for the broker.
-pub const STOP_LIMIT: Duration = Duration::from_secs(2);
-
 /// How often it looks whether there is anything left to wait for.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-
-/// What a worker tells its supervisor.
-#[derive(Debug)]
-pub enum Event {
-    /// It consumes.
-    Ready,
-    /// It has ended.
-    Ended(Result<(), WorkerError>),
-}
 
 /// Room for workers. A worker that computes for a connection which is lost keeps its slot, so that there
 /// are never more than `--workers` of them, on all connections together.

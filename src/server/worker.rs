@@ -10,7 +10,6 @@ use crate::procedure::{self, Settings};
 use crate::protocol::{MAX_BODY, Reply, Request};
 use crate::server::drill::{self, Drill};
 use crate::server::isolated::{self, IsolatedPublisher};
-use crate::server::supervisor::{Event, STOP_LIMIT};
 use crate::terminal::output::Transcript;
 use crate::terminal::text::{short, short_queue};
 use amiquip::{Channel, Consumer, ConsumerOptions, Delivery, Error};
@@ -22,6 +21,21 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
+
+/// How long a server that was asked to stop waits for the broker.
+pub const STOP_LIMIT: Duration = Duration::from_secs(2);
+
+/// The tutorial's loop: answers requests until it is asked to stop, or something breaks.
+pub type Serve = fn(&mut Worker) -> Result<(), WorkerError>;
+
+/// What a worker tells its supervisor.
+#[derive(Debug)]
+pub enum Event {
+    /// It consumes.
+    Ready,
+    /// It has ended.
+    Ended(Result<(), WorkerError>),
+}
 
 /// Why a worker cannot go on.
 #[derive(Debug)]
