@@ -2,10 +2,10 @@
 
 use crate::amqp::MAX_NAME;
 use crate::amqp::queue::QueueType;
+use crate::drill::Drill;
 use crate::fib::{Algorithm, RECURSIVE_LIMIT};
 use crate::procedure::Settings;
 use crate::protocol::MAX_EXPIRATION;
-use crate::server::drill::Drill;
 use clap::builder::{PossibleValue, TypedValueParser};
 use clap::{Arg, ArgAction, Args, Command, Parser, ValueEnum, ValueHint};
 use std::ffi::OsStr;

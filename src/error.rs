@@ -1,4 +1,4 @@
-//! What a program's end means: a [`Kind`] for each way to fail, its exit code, and the
+//! What a program's end means: a [`FailureKind`] for each way to fail, its exit code, and the
 //! [`Failure`] that carries it to `main` together with a sentence for a person.
 //!
 //! The codes are those of `sysexits.h`, which RabbitMQ's own command-line tools use too
@@ -8,7 +8,7 @@ use std::fmt;
 
 /// A way to fail. Each is one rung of the diagnosis ladder, or a fault of the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum FailureKind {
     /// The command line is wrong.
     Usage,
     /// The server rejected the input: there is no such procedure.
@@ -48,68 +48,68 @@ pub enum Kind {
     Configuration,
 }
 
-impl Kind {
+impl FailureKind {
     /// Every kind.
-    pub const ALL: [Kind; 17] = [
-        Kind::Usage,
-        Kind::UnknownProcedure,
-        Kind::InvalidArgument,
-        Kind::OutOfRange,
-        Kind::BrokerUnreachable,
-        Kind::QueueMissing,
-        Kind::NoConsumer,
-        Kind::QueueUnusable,
-        Kind::ProcedureFailed,
-        Kind::Internal,
-        Kind::TimedOut,
-        Kind::ConnectionLost,
-        Kind::TooLarge { limit: 0 },
-        Kind::Blocked,
-        Kind::BadReply,
-        Kind::AccessRefused,
-        Kind::Configuration,
+    pub const ALL: [FailureKind; 17] = [
+        FailureKind::Usage,
+        FailureKind::UnknownProcedure,
+        FailureKind::InvalidArgument,
+        FailureKind::OutOfRange,
+        FailureKind::BrokerUnreachable,
+        FailureKind::QueueMissing,
+        FailureKind::NoConsumer,
+        FailureKind::QueueUnusable,
+        FailureKind::ProcedureFailed,
+        FailureKind::Internal,
+        FailureKind::TimedOut,
+        FailureKind::ConnectionLost,
+        FailureKind::TooLarge { limit: 0 },
+        FailureKind::Blocked,
+        FailureKind::BadReply,
+        FailureKind::AccessRefused,
+        FailureKind::Configuration,
     ];
 
     /// The exit code. 124 is never used: it is `timeout(1)`'s.
     pub fn code(self) -> u8 {
         match self {
-            Kind::Usage => 64, // EX_USAGE
-            Kind::UnknownProcedure
-            | Kind::InvalidArgument
-            | Kind::OutOfRange
-            | Kind::TooLarge { .. } => 65, // EX_DATAERR
-            Kind::BrokerUnreachable
-            | Kind::QueueMissing
-            | Kind::NoConsumer
-            | Kind::QueueUnusable => 69, // EX_UNAVAILABLE
-            Kind::ProcedureFailed | Kind::Internal => 70, // EX_SOFTWARE
-            Kind::TimedOut | Kind::ConnectionLost | Kind::Blocked => 75, // EX_TEMPFAIL
-            Kind::BadReply => 76, // EX_PROTOCOL
-            Kind::AccessRefused => 77, // EX_NOPERM
-            Kind::Configuration => 78, // EX_CONFIG
+            FailureKind::Usage => 64, // EX_USAGE
+            FailureKind::UnknownProcedure
+            | FailureKind::InvalidArgument
+            | FailureKind::OutOfRange
+            | FailureKind::TooLarge { .. } => 65, // EX_DATAERR
+            FailureKind::BrokerUnreachable
+            | FailureKind::QueueMissing
+            | FailureKind::NoConsumer
+            | FailureKind::QueueUnusable => 69, // EX_UNAVAILABLE
+            FailureKind::ProcedureFailed | FailureKind::Internal => 70, // EX_SOFTWARE
+            FailureKind::TimedOut | FailureKind::ConnectionLost | FailureKind::Blocked => 75, // EX_TEMPFAIL
+            FailureKind::BadReply => 76,      // EX_PROTOCOL
+            FailureKind::AccessRefused => 77, // EX_NOPERM
+            FailureKind::Configuration => 78, // EX_CONFIG
         }
     }
 
     /// Its name, for programs that read JSON.
     pub fn name(self) -> &'static str {
         match self {
-            Kind::Usage => "usage",
-            Kind::UnknownProcedure => ErrorKind::UnknownProcedure.name(),
-            Kind::InvalidArgument => ErrorKind::InvalidArgument.name(),
-            Kind::OutOfRange => ErrorKind::OutOfRange.name(),
-            Kind::ProcedureFailed => ErrorKind::Internal.name(),
-            Kind::BrokerUnreachable => "broker-unreachable",
-            Kind::QueueMissing => "queue-missing",
-            Kind::NoConsumer => "no-consumer",
-            Kind::QueueUnusable => "queue-unusable",
-            Kind::Internal => "client-failed",
-            Kind::TimedOut => "timed-out",
-            Kind::ConnectionLost => "connection-lost",
-            Kind::TooLarge { .. } => "too-large",
-            Kind::Blocked => "blocked",
-            Kind::BadReply => "bad-reply",
-            Kind::AccessRefused => "access-refused",
-            Kind::Configuration => "configuration",
+            FailureKind::Usage => "usage",
+            FailureKind::UnknownProcedure => ErrorKind::UnknownProcedure.name(),
+            FailureKind::InvalidArgument => ErrorKind::InvalidArgument.name(),
+            FailureKind::OutOfRange => ErrorKind::OutOfRange.name(),
+            FailureKind::ProcedureFailed => ErrorKind::Internal.name(),
+            FailureKind::BrokerUnreachable => "broker-unreachable",
+            FailureKind::QueueMissing => "queue-missing",
+            FailureKind::NoConsumer => "no-consumer",
+            FailureKind::QueueUnusable => "queue-unusable",
+            FailureKind::Internal => "client-failed",
+            FailureKind::TimedOut => "timed-out",
+            FailureKind::ConnectionLost => "connection-lost",
+            FailureKind::TooLarge { .. } => "too-large",
+            FailureKind::Blocked => "blocked",
+            FailureKind::BadReply => "bad-reply",
+            FailureKind::AccessRefused => "access-refused",
+            FailureKind::Configuration => "configuration",
         }
     }
 }
@@ -148,13 +148,13 @@ impl ErrorKind {
 }
 
 /// A procedure's error is a failure of the call.
-impl From<ErrorKind> for Kind {
-    fn from(kind: ErrorKind) -> Kind {
+impl From<ErrorKind> for FailureKind {
+    fn from(kind: ErrorKind) -> FailureKind {
         match kind {
-            ErrorKind::UnknownProcedure => Kind::UnknownProcedure,
-            ErrorKind::InvalidArgument => Kind::InvalidArgument,
-            ErrorKind::OutOfRange => Kind::OutOfRange,
-            ErrorKind::Internal => Kind::ProcedureFailed,
+            ErrorKind::UnknownProcedure => FailureKind::UnknownProcedure,
+            ErrorKind::InvalidArgument => FailureKind::InvalidArgument,
+            ErrorKind::OutOfRange => FailureKind::OutOfRange,
+            ErrorKind::Internal => FailureKind::ProcedureFailed,
         }
     }
 }
@@ -163,14 +163,14 @@ impl From<ErrorKind> for Kind {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     /// The rung that broke; gives the exit code.
-    pub kind: Kind,
+    pub kind: FailureKind,
     /// One sentence or two: what failed, on which target, and the remedy. Never a password.
     pub message: String,
 }
 
 impl Failure {
     /// A failure of `kind`, told by `message`.
-    pub fn new(kind: Kind, message: impl Into<String>) -> Failure {
+    pub fn new(kind: FailureKind, message: impl Into<String>) -> Failure {
         Failure { kind, message: message.into() }
     }
 }
@@ -184,9 +184,9 @@ impl fmt::Display for Failure {
 impl std::error::Error for Failure {}
 
 /// The exit code for an error that reached `main`: that of the [`Failure`] in it, else
-/// [`Kind::Internal`]'s.
+/// [`FailureKind::Internal`]'s.
 pub fn code_of(error: &anyhow::Error) -> u8 {
-    error.downcast_ref::<Failure>().map_or(Kind::Internal, |failure| failure.kind).code()
+    error.downcast_ref::<Failure>().map_or(FailureKind::Internal, |failure| failure.kind).code()
 }
 
 #[cfg(test)]
@@ -195,20 +195,21 @@ mod tests {
 
     #[test]
     fn every_code_is_a_sysexit_and_leaves_the_shells_numbers_alone() {
-        for kind in Kind::ALL {
+        for kind in FailureKind::ALL {
             assert!((64..=78).contains(&kind.code()), "{kind:?}");
         }
     }
 
     #[test]
     fn no_two_kinds_have_a_name_in_common() {
-        let names: std::collections::BTreeSet<_> = Kind::ALL.into_iter().map(Kind::name).collect();
-        assert_eq!(names.len(), Kind::ALL.len());
+        let names: std::collections::BTreeSet<_> =
+            FailureKind::ALL.into_iter().map(FailureKind::name).collect();
+        assert_eq!(names.len(), FailureKind::ALL.len());
     }
 
     #[test]
     fn the_code_survives_the_context_that_anyhow_adds() {
-        let failure = anyhow::Error::from(Failure::new(Kind::Blocked, "low on memory"));
+        let failure = anyhow::Error::from(Failure::new(FailureKind::Blocked, "low on memory"));
         assert_eq!(code_of(&failure.context("calling fib")), 75);
         assert_eq!(code_of(&anyhow::anyhow!("anything else")), 70);
     }

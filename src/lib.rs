@@ -25,6 +25,7 @@
 pub mod amqp;
 pub mod cli;
 pub mod client;
+pub mod drill;
 pub mod error;
 pub mod fib;
 pub mod procedure;

@@ -3,7 +3,7 @@
 
 use crate::amqp::uri;
 use crate::cli::Program;
-use crate::error::{Kind, code_of};
+use crate::error::{FailureKind, code_of};
 use crate::terminal::output::Closed;
 use crate::terminal::{logging, output, text};
 use clap::error::ErrorKind;
@@ -28,7 +28,7 @@ pub fn main<T: Program>(
 ///
 /// # Errors
 ///
-/// 0 or [`Kind::Usage`]'s code; what there was to tell has been told.
+/// 0 or [`FailureKind::Usage`]'s code; what there was to tell has been told.
 fn start<T: Program>(program: &'static str) -> Result<T, ExitCode> {
     let parsed = T::command().try_get_matches().and_then(|matches| {
         let from_command_line = matches.value_source("url") == Some(ValueSource::CommandLine);
@@ -53,15 +53,15 @@ fn start<T: Program>(program: &'static str) -> Result<T, ExitCode> {
     // clap's own rule for this takes AMQP_URL for an argument.
     if error.kind() == ErrorKind::MissingRequiredArgument && std::env::args_os().len() <= 1 {
         let _ = write!(std::io::stderr(), "{}", T::command().render_long_help());
-        return Err(ExitCode::from(Kind::Usage.code()));
+        return Err(ExitCode::from(FailureKind::Usage.code()));
     }
-    Err(tell(program, &error))
+    Err(show_parse_error(program, &error))
 }
 
 /// Tells what the parser of `program`'s command line has to say instead of arguments. The exit
-/// code is 0 for help and version ([`Kind::Internal`]'s if they cannot be written), else
-/// [`Kind::Usage`]'s.
-pub fn tell(program: &str, error: &clap::Error) -> ExitCode {
+/// code is 0 for help and version ([`FailureKind::Internal`]'s if they cannot be written), else
+/// [`FailureKind::Usage`]'s.
+pub fn show_parse_error(program: &str, error: &clap::Error) -> ExitCode {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             let shown = output::check()
@@ -74,7 +74,7 @@ pub fn tell(program: &str, error: &clap::Error) -> ExitCode {
             let text = text::on_terminal(text.strip_prefix("error: ").unwrap_or(&text));
             // If standard error is closed, there is nobody to tell.
             let _ = write!(std::io::stderr(), "{program}: {text}");
-            ExitCode::from(Kind::Usage.code())
+            ExitCode::from(FailureKind::Usage.code())
         }
     }
 }
@@ -85,7 +85,7 @@ pub fn conclude(program: &str, result: anyhow::Result<ExitCode>) -> ExitCode {
         Ok(code) => code,
         Err(error) if error.is::<Closed>() => ExitCode::SUCCESS,
         Err(error) => {
-            output::complain(program, format_args!("{error:#}"));
+            output::error_line(program, format_args!("{error:#}"));
             ExitCode::from(code_of(&error))
         }
     }

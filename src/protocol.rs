@@ -9,7 +9,7 @@
 
 use crate::amqp::MAX_NAME;
 use crate::amqp::sanitizer::SUBSTITUTE;
-use crate::error::{ErrorKind, Failure, Kind};
+use crate::error::{ErrorKind, Failure, FailureKind};
 use crate::procedure::Error;
 use crate::terminal::text;
 use amiquip::{AmqpProperties, AmqpValue, Delivery, FieldTable, Publish};
@@ -158,11 +158,11 @@ impl Reply {
     ///
     /// # Errors
     ///
-    /// [`Kind::BadReply`] if the body is empty or not UTF-8 text: no procedure answers so.
+    /// [`FailureKind::BadReply`] if the body is empty or not UTF-8 text: no procedure answers so.
     pub fn decode(properties: &AmqpProperties, body: Vec<u8>) -> Result<Reply, Failure> {
         let bad = |what| {
             let message = format!("the reply is {what}: what answered is not an RPC server");
-            Failure::new(Kind::BadReply, message)
+            Failure::new(FailureKind::BadReply, message)
         };
         if body.is_empty() {
             return Err(bad("empty"));

@@ -8,7 +8,7 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 use clap_mangen::roff::{Inline, Roff, bold, roman};
 use fib_rpc::cli;
-use fib_rpc::error::Kind;
+use fib_rpc::error::FailureKind;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -47,11 +47,14 @@ module, as in `fib_rpc=debug`. It overrides `--verbose` and `--quiet`.";
 
 fn server_page() -> Page {
     let exits = [
-        (Kind::Usage, "wrong usage"),
-        (Kind::QueueUnusable, "another connection has the request queue for itself"),
-        (Kind::Internal, "the program itself failed"),
-        (Kind::AccessRefused, "credentials or permission refused"),
-        (Kind::Configuration, "wrong configuration: malformed URI, missing vhost, bad certificate"),
+        (FailureKind::Usage, "wrong usage"),
+        (FailureKind::QueueUnusable, "another connection has the request queue for itself"),
+        (FailureKind::Internal, "the program itself failed"),
+        (FailureKind::AccessRefused, "credentials or permission refused"),
+        (
+            FailureKind::Configuration,
+            "wrong configuration: malformed URI, missing vhost, bad certificate",
+        ),
     ];
     let mut exit_status =
         vec![("0".into(), "stopped in good order; or standard output was closed early".into())];

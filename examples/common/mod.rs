@@ -16,7 +16,7 @@ use fib_rpc::amqp::connection::Session;
 use fib_rpc::amqp::consumer::{self, ConsumerError};
 use fib_rpc::amqp::uri;
 use fib_rpc::cli;
-use fib_rpc::error::{Failure, Kind};
+use fib_rpc::error::{Failure, FailureKind};
 use fib_rpc::process::signals::{Stop, stop_requests};
 use fib_rpc::program;
 use fib_rpc::terminal::logging;
@@ -37,7 +37,7 @@ pub fn main<T: Parser>(run: fn(&T) -> Result<()>) -> ExitCode {
     let parsed = T::command().name(PROGRAM).max_term_width(100).try_get_matches();
     let arguments = match parsed.and_then(|matches| T::from_arg_matches(&matches)) {
         Ok(arguments) => arguments,
-        Err(error) => return program::tell(PROGRAM, &error),
+        Err(error) => return program::show_parse_error(PROGRAM, &error),
     };
     logging::init(PROGRAM, false, 0);
     let ended = run(&arguments).map(|()| ExitCode::SUCCESS);
@@ -119,7 +119,7 @@ impl Receipts<'_> {
                     Ok(Confirm::Ack(_)) => break,
                     Ok(Confirm::Nack(_)) => {
                         let message = format!("{} refused the message", session.name());
-                        return Err(Failure::new(Kind::ConnectionLost, message));
+                        return Err(Failure::new(FailureKind::ConnectionLost, message));
                     }
                     // Of a channel that was closed, the next method tells why.
                     Err(_) => {
@@ -142,7 +142,7 @@ impl Receipts<'_> {
 }
 
 fn unconfirmed(session: &mut Session) -> Failure {
-    let kind = if session.is_blocked() { Kind::Blocked } else { Kind::TimedOut };
+    let kind = if session.is_blocked() { FailureKind::Blocked } else { FailureKind::TimedOut };
     let endpoint = session.name().to_owned();
     session.abort();
     let limit = CONFIRM_LIMIT.as_secs();
@@ -167,7 +167,7 @@ fn unroutable(returned: &Return) -> Failure {
              routing key \"{key}\"; start a receiver with that key first"
         ),
     };
-    Failure::new(Kind::NoConsumer, message)
+    Failure::new(FailureKind::NoConsumer, message)
 }
 
 /// What comes from a queue.
@@ -211,7 +211,7 @@ impl Deliveries<'_> {
                     Err(ConsumerError::Amqp(error)) => Err(session.classify(error)),
                     Err(ConsumerError::QueueDeleted) => {
                         let message = format!("the queue \"{}\" is gone", self.queue);
-                        Err(Failure::new(Kind::QueueMissing, message))
+                        Err(Failure::new(FailureKind::QueueMissing, message))
                     }
                 },
             }

@@ -7,7 +7,7 @@ use crate::amqp::sanitizer::FRAME_MAX;
 use crate::amqp::transport;
 use crate::amqp::uri::{Credentials, Endpoint};
 use crate::amqp::watchdog::Watchdog;
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, FailureKind};
 use crate::terminal::text;
 use amiquip::{
     Auth, Channel, Connection, ConnectionBlockedNotification, ConnectionOptions, ConnectionTuning,
@@ -94,8 +94,9 @@ impl Session {
                 Err(failure) => failures.push(failure),
             }
         }
-        let reached = failures.iter().find(|failure| failure.kind != Kind::BrokerUnreachable);
-        let kind = reached.map_or(Kind::BrokerUnreachable, |failure| failure.kind);
+        let reached =
+            failures.iter().find(|failure| failure.kind != FailureKind::BrokerUnreachable);
+        let kind = reached.map_or(FailureKind::BrokerUnreachable, |failure| failure.kind);
         let messages: Vec<String> = failures.into_iter().map(|failure| failure.message).collect();
         Err(Failure::new(kind, messages.join("; and ")))
     }
@@ -104,7 +105,10 @@ impl Session {
         let deadline = Instant::now() + limit;
         let socket = transport::dial(endpoint, deadline)?;
         let watchdog = socket.try_clone().and_then(Watchdog::new).map_err(|error| {
-            Failure::new(Kind::Internal, format!("no thread to watch the connection: {error}"))
+            Failure::new(
+                FailureKind::Internal,
+                format!("no thread to watch the connection: {error}"),
+            )
         })?;
         let left = deadline.saturating_duration_since(Instant::now());
         let (began, mut in_login) = (Instant::now(), false);
@@ -135,7 +139,7 @@ impl Session {
             if in_login {
                 message += "; RabbitMQ takes its time to refuse credentials: check them too";
             }
-            return Err(Failure::new(Kind::BrokerUnreachable, message));
+            return Err(Failure::new(FailureKind::BrokerUnreachable, message));
         }
         let (connection, blocked_notifications) = opened?;
         info!("connected to {endpoint}");
@@ -254,7 +258,7 @@ impl Session {
     pub fn blocked(&self) -> Option<Failure> {
         let reason = self.blocked.as_ref()?;
         let message = format!("{} blocks publishing: {reason}; free its memory or disk", self.name);
-        Some(Failure::new(Kind::Blocked, message))
+        Some(Failure::new(FailureKind::Blocked, message))
     }
 
     /// The broker took too long: ends the connection, so that whatever still waits for it returns.
@@ -274,14 +278,14 @@ impl Session {
         let cause = self.close_connection().err().unwrap_or(error);
         if let Some(reason) = self.inbox.violation() {
             let message = format!("the connection to {} was ended: {reason}", self.name);
-            return Failure::new(Kind::ConnectionLost, message);
+            return Failure::new(FailureKind::ConnectionLost, message);
         }
         if !is_aborted {
             return errors::of_connection(&self.name, &cause);
         }
         self.blocked().unwrap_or_else(|| {
             let message = format!("{} no longer answers; the connection was given up", self.name);
-            Failure::new(Kind::ConnectionLost, message)
+            Failure::new(FailureKind::ConnectionLost, message)
         })
     }
 

@@ -2,7 +2,7 @@
 //! remedy. The texts in them are the broker's; they are shown as they came.
 
 use crate::amqp::uri::{Credentials, Endpoint};
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, FailureKind};
 use amiquip::Error;
 use log::debug;
 use std::fmt::Display;
@@ -32,11 +32,11 @@ pub fn of_channel(endpoint: &str, error: &Error) -> Option<Failure> {
                 false => String::new(),
             };
             let kind = match *code {
-                ACCESS_REFUSED => Kind::AccessRefused,
-                NOT_FOUND => Kind::QueueMissing,
-                RESOURCE_LOCKED => Kind::QueueUnusable,
-                PRECONDITION_FAILED => too_large(message).unwrap_or(Kind::Configuration),
-                _ => Kind::ConnectionLost,
+                ACCESS_REFUSED => FailureKind::AccessRefused,
+                NOT_FOUND => FailureKind::QueueMissing,
+                RESOURCE_LOCKED => FailureKind::QueueUnusable,
+                PRECONDITION_FAILED => too_large(message).unwrap_or(FailureKind::Configuration),
+                _ => FailureKind::ConnectionLost,
             };
             Some(Failure::new(kind, format!("{endpoint} refused: {message}{remedy}")))
         }
@@ -44,7 +44,7 @@ pub fn of_channel(endpoint: &str, error: &Error) -> Option<Failure> {
             let message = format!(
                 "{endpoint} gives no more channels: see channel_max in the URI or on the broker (each of the server's --workers needs one)"
             );
-            Some(Failure::new(Kind::Configuration, message))
+            Some(Failure::new(FailureKind::Configuration, message))
         }
         _ => None,
     }
@@ -52,9 +52,9 @@ pub fn of_channel(endpoint: &str, error: &Error) -> Option<Failure> {
 
 /// "PRECONDITION_FAILED - message size 2090 is larger than configured max size 1000": RabbitMQ tells
 /// its limit in this sentence and nowhere else.
-fn too_large(message: &str) -> Option<Kind> {
+fn too_large(message: &str) -> Option<FailureKind> {
     let (_, limit) = message.split_once("larger than configured max size ")?;
-    Some(Kind::TooLarge { limit: limit.parse().ok()? })
+    Some(FailureKind::TooLarge { limit: limit.parse().ok()? })
 }
 
 /// The failure that the `cause` of a lost connection is.
@@ -73,14 +73,14 @@ pub fn of_connection(endpoint: &str, cause: &Error) -> Failure {
         }
         _ => format!("the connection to {endpoint} failed: {cause}"),
     };
-    Failure::new(Kind::ConnectionLost, message)
+    Failure::new(FailureKind::ConnectionLost, message)
 }
 
 /// Why a broker that was reached did not open the connection, `after` a time.
 pub fn of_handshake(endpoint: &Endpoint, error: Error, after: Duration) -> Failure {
     let (kind, message) = match &error {
         Error::InvalidCredentials if after < SHORTEST_REFUSAL => (
-            Kind::BrokerUnreachable,
+            FailureKind::BrokerUnreachable,
             format!(
                 "{endpoint} closed the connection during the login; if it goes on to, check user and password"
             ),
@@ -94,10 +94,10 @@ pub fn of_handshake(endpoint: &Endpoint, error: Error, after: Duration) -> Failu
                     "check the client certificate, and that a user has its name"
                 }
             };
-            (Kind::AccessRefused, format!("{endpoint} refused the credentials; {remedy}"))
+            (FailureKind::AccessRefused, format!("{endpoint} refused the credentials; {remedy}"))
         }
         Error::UnsupportedAuthMechanism { available, requested } => (
-            Kind::Configuration,
+            FailureKind::Configuration,
             format!(
                 "{endpoint} does not offer the authentication mechanism {requested}, but {available}"
             ),
@@ -110,17 +110,20 @@ pub fn of_handshake(endpoint: &Endpoint, error: Error, after: Duration) -> Failu
                 "" => "the URI ends with a slash, which names the vhost \"\": without it the default vhost / is meant".into(),
                 _ => format!("rabbitmqctl add_vhost {vhost} makes it, the URI names another"),
             };
-            (Kind::Configuration, format!("{endpoint} has no vhost \"{vhost}\"; {remedy}"))
+            (FailureKind::Configuration, format!("{endpoint} has no vhost \"{vhost}\"; {remedy}"))
         }
         // "access to vhost 'x' refused for user 'y'", and not "...: connection limit (7) is reached",
         // which has the same code and passes.
         Error::ServerClosedConnection { code: NOT_ALLOWED, message }
             if message.contains("refused for user") && !message.ends_with("is reached") =>
         {
-            (Kind::AccessRefused, format!("{endpoint} refused access: {message}; {PERMISSIONS}"))
+            (
+                FailureKind::AccessRefused,
+                format!("{endpoint} refused access: {message}; {PERMISSIONS}"),
+            )
         }
         Error::ServerClosedConnection { message, .. } => {
-            (Kind::BrokerUnreachable, format!("{endpoint} closed the connection: {message}"))
+            (FailureKind::BrokerUnreachable, format!("{endpoint} closed the connection: {message}"))
         }
         // With TLS 1.3, a client learns only after the handshake that its certificate is missing or
         // refused (RFC 8446, section 4.4.2.4), by an alert that a reset can overtake.
@@ -134,7 +137,7 @@ pub fn of_handshake(endpoint: &Endpoint, error: Error, after: Duration) -> Failu
                 "{endpoint} ended the connection after the TLS handshake; most likely it wants a \
                  client certificate that it trusts: see certfile and keyfile in its URI"
             );
-            (Kind::Configuration, message)
+            (FailureKind::Configuration, message)
         }
         Error::IoErrorReadingSocket { source } => return no_handshake(endpoint, source),
         _ => return no_handshake(endpoint, &error),
@@ -147,7 +150,7 @@ pub fn no_handshake(endpoint: &Endpoint, reason: &dyn Display) -> Failure {
     let message = format!(
         "no AMQP handshake with {endpoint}: {reason}; check host and port in --url or AMQP_URL"
     );
-    Failure::new(Kind::BrokerUnreachable, message)
+    Failure::new(FailureKind::BrokerUnreachable, message)
 }
 
 #[cfg(test)]
@@ -163,8 +166,8 @@ mod tests {
         };
         let sentence =
             "PRECONDITION_FAILED - message size 2090 is larger than configured max size 1000";
-        assert_eq!(refused(sentence), Kind::TooLarge { limit: 1000 });
-        assert_eq!(refused("PRECONDITION_FAILED - inequivalent arg"), Kind::Configuration);
+        assert_eq!(refused(sentence), FailureKind::TooLarge { limit: 1000 });
+        assert_eq!(refused("PRECONDITION_FAILED - inequivalent arg"), FailureKind::Configuration);
         assert!(of_channel("amqp://h:1", &Error::MissedServerHeartbeats).is_none());
     }
 }

@@ -1,7 +1,7 @@
 //! The request queue: found as it is, or created.
 
 use crate::amqp::connection::Session;
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, FailureKind};
 use crate::terminal::text::count;
 use amiquip::{AmqpValue, Channel, FieldTable, QueueDeclareOptions};
 use clap::ValueEnum;
@@ -47,12 +47,12 @@ impl fmt::Display for State {
 ///
 /// # Errors
 ///
-/// [`Kind::QueueMissing`], [`Kind::QueueUnusable`] if it is exclusive to another connection,
-/// [`Kind::AccessRefused`], [`Kind::ConnectionLost`].
+/// [`FailureKind::QueueMissing`], [`FailureKind::QueueUnusable`] if it is exclusive to another connection,
+/// [`FailureKind::AccessRefused`], [`FailureKind::ConnectionLost`].
 pub fn inspect(session: &mut Session, channel: &Channel, queue: &str) -> Result<State, Failure> {
     let declared = session.call(|| channel.queue_declare_passive(queue));
     let declared = declared.map_err(|failure| match failure.kind {
-        Kind::QueueUnusable => Failure::new(
+        FailureKind::QueueUnusable => Failure::new(
             failure.kind,
             format!(
                 "the queue \"{queue}\" on {} is another connection's alone; name another with --queue",
@@ -73,7 +73,7 @@ pub fn inspect(session: &mut Session, channel: &Channel, queue: &str) -> Result<
 /// # Errors
 ///
 /// Those of [`inspect`].
-pub fn inspect_apart(session: &mut Session, queue: &str) -> Result<State, Failure> {
+pub fn inspect_on_new_channel(session: &mut Session, queue: &str) -> Result<State, Failure> {
     let channel = session.channel()?;
     let state = inspect(session, &channel, queue)?;
     session.call(|| channel.close())?;
@@ -88,12 +88,12 @@ pub fn inspect_apart(session: &mut Session, queue: &str) -> Result<State, Failur
 ///
 /// Those of [`inspect`].
 pub fn ensure(session: &mut Session, queue: &str, queue_type: QueueType) -> Result<(), Failure> {
-    match inspect_apart(session, queue) {
+    match inspect_on_new_channel(session, queue) {
         Ok(state) => {
             info!("queue {queue} is there: {state}");
             return Ok(());
         }
-        Err(failure) if failure.kind == Kind::QueueMissing => {}
+        Err(failure) if failure.kind == FailureKind::QueueMissing => {}
         Err(failure) => return Err(failure),
     }
     let channel = session.channel()?;
@@ -112,9 +112,9 @@ pub fn ensure(session: &mut Session, queue: &str, queue_type: QueueType) -> Resu
             session.call(|| channel.close())
         }
         // Another server created it in the meantime, in another way (406), or it may not be created.
-        Err(failure) if failure.kind == Kind::Configuration => {
-            inspect_apart(session, queue).map(drop).map_err(|other| match other.kind {
-                Kind::QueueMissing => failure,
+        Err(failure) if failure.kind == FailureKind::Configuration => {
+            inspect_on_new_channel(session, queue).map(drop).map_err(|other| match other.kind {
+                FailureKind::QueueMissing => failure,
                 _ => other,
             })
         }

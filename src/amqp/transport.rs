@@ -4,7 +4,7 @@
 use crate::amqp::inbox::Inbox;
 use crate::amqp::sanitizer::{FRAME_MAX, METHOD, Phase, Sanitizer};
 use crate::amqp::uri::{Endpoint, Tls};
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, FailureKind};
 use amiquip::IoStream;
 #[cfg(feature = "tls")]
 use log::{debug, error};
@@ -20,13 +20,13 @@ use std::time::{Duration, Instant};
 ///
 /// # Errors
 ///
-/// [`Kind::BrokerUnreachable`], with the last address's error.
+/// [`FailureKind::BrokerUnreachable`], with the last address's error.
 pub fn dial(endpoint: &Endpoint, deadline: Instant) -> Result<TcpStream, Failure> {
     let unreachable = |reason: &dyn std::fmt::Display| {
         let message = format!(
             "cannot reach {endpoint}: {reason}; is RabbitMQ running there? (--url or AMQP_URL names another)"
         );
-        Failure::new(Kind::BrokerUnreachable, message)
+        Failure::new(FailureKind::BrokerUnreachable, message)
     };
     let addresses = resolve(endpoint, deadline).map_err(|error| unreachable(&error))?;
     connect(&addresses, deadline).map_err(|error| unreachable(&error))
@@ -104,15 +104,15 @@ enum Stream {
 ///
 /// # Errors
 ///
-/// [`Kind::Configuration`] for a certificate that cannot be read or is not trusted,
-/// [`Kind::BrokerUnreachable`] if the peer does not speak TLS.
+/// [`FailureKind::Configuration`] for a certificate that cannot be read or is not trusted,
+/// [`FailureKind::BrokerUnreachable`] if the peer does not speak TLS.
 pub fn establish(
     endpoint: &Endpoint,
     socket: TcpStream,
     inbox: Arc<Inbox>,
 ) -> Result<Transport, Failure> {
     let io_failure = |error: io::Error| {
-        Failure::new(Kind::BrokerUnreachable, format!("cannot reach {endpoint}: {error}"))
+        Failure::new(FailureKind::BrokerUnreachable, format!("cannot reach {endpoint}: {error}"))
     };
     let stream = match &endpoint.tls {
         None => Stream::Plain(mio::net::TcpStream::from_stream(socket).map_err(io_failure)?),
@@ -136,16 +136,16 @@ pub fn establish(
 fn handshake(endpoint: &Endpoint, _: &Tls, _: TcpStream) -> Result<Stream, Failure> {
     let message =
         format!("cannot use {endpoint}: this program was built without TLS (feature `tls`)");
-    Err(Failure::new(Kind::Configuration, message))
+    Err(Failure::new(FailureKind::Configuration, message))
 }
 
 #[cfg(feature = "tls")]
 fn handshake(endpoint: &Endpoint, tls: &Tls, socket: TcpStream) -> Result<Stream, Failure> {
     let connector = connector(tls).map_err(|reason| {
-        Failure::new(Kind::Configuration, format!("cannot use {endpoint}: {reason}"))
+        Failure::new(FailureKind::Configuration, format!("cannot use {endpoint}: {reason}"))
     })?;
     let io_failure = |error: io::Error| {
-        Failure::new(Kind::BrokerUnreachable, format!("cannot reach {endpoint}: {error}"))
+        Failure::new(FailureKind::BrokerUnreachable, format!("cannot reach {endpoint}: {error}"))
     };
     // A clone shares the socket's blocking mode: the handshake blocks, what follows does not.
     let mode = socket.try_clone().map_err(io_failure)?;
@@ -209,23 +209,26 @@ fn tls_failure(endpoint: &Endpoint, error: &native_tls::Error) -> Failure {
     let text = reason.to_lowercase();
     let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
     let (kind, cause) = if has(&["expired"]) {
-        (Kind::Configuration, "its certificate has expired".into())
+        (FailureKind::Configuration, "its certificate has expired".into())
     } else if has(&["hostname mismatch", "ip address mismatch"]) {
         let host = &endpoint.host;
-        (Kind::Configuration, format!("its certificate is for another host than {host}"))
+        (FailureKind::Configuration, format!("its certificate is for another host than {host}"))
     } else if has(&["local issuer", "self-signed", "self signed"]) {
         let cause =
             "no authority that is trusted here signed its certificate; cacertfile names one";
-        (Kind::Configuration, cause.into())
+        (FailureKind::Configuration, cause.into())
     } else if has(&["unsupported protocol", "protocol version", "version too low"]) {
         let cause = "it offers no version of TLS that this program accepts (1.2 and 1.3)";
-        (Kind::Configuration, cause.into())
+        (FailureKind::Configuration, cause.into())
     } else if has(&["certificate", "alert"]) {
-        (Kind::Configuration, format!("{reason}; see cacertfile, certfile and keyfile"))
+        (FailureKind::Configuration, format!("{reason}; see cacertfile, certfile and keyfile"))
     } else if has(&["wrong version number", "packet length too long"]) {
-        (Kind::BrokerUnreachable, "what answers there speaks no TLS: is it an amqp:// port?".into())
+        (
+            FailureKind::BrokerUnreachable,
+            "what answers there speaks no TLS: is it an amqp:// port?".into(),
+        )
     } else {
-        (Kind::BrokerUnreachable, reason)
+        (FailureKind::BrokerUnreachable, reason)
     };
     Failure::new(kind, format!("no TLS handshake with {endpoint}: {cause}"))
 }

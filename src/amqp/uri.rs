@@ -8,7 +8,7 @@
 //! No error here repeats what stands where a password can stand, or where one can end up when a
 //! character in it was not percent-encoded.
 
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, FailureKind};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use std::fmt;
 use std::path::PathBuf;
@@ -105,7 +105,7 @@ fn encode(text: &str) -> impl fmt::Display {
 ///
 /// # Errors
 ///
-/// [`Kind::Configuration`], with what is wrong and with which URI of several.
+/// [`FailureKind::Configuration`], with what is wrong and with which URI of several.
 pub fn parse_list(list: &str) -> Result<Vec<Endpoint>, Failure> {
     let uris = split(list);
     let several = uris.len() > 1;
@@ -113,7 +113,7 @@ pub fn parse_list(list: &str) -> Result<Vec<Endpoint>, Failure> {
         parse(uri.trim()).map_err(|reason| {
             let which = if several { format!(" {}", index + 1) } else { String::new() };
             let message = format!("broker URI{which} (--url or AMQP_URL): {reason}");
-            Failure::new(Kind::Configuration, message)
+            Failure::new(FailureKind::Configuration, message)
         })
     };
     uris.iter().enumerate().map(endpoint).collect()
@@ -418,7 +418,7 @@ mod tests {
         assert_eq!(shown, ["amqp://a:5672", "amqps://u@b:1/v", "amqp://[::1]:2"]);
         assert!(list[1].credentials == plain("u", "p,w"));
         let failure = parse_list("amqp://a,amqp://b:x").unwrap_err();
-        assert_eq!(failure.kind, Kind::Configuration);
+        assert_eq!(failure.kind, FailureKind::Configuration);
         assert!(
             failure.message.starts_with("broker URI 2 (--url or AMQP_URL): its port"),
             "{failure}"
@@ -456,7 +456,7 @@ mod tests {
             let failure = parse_list(uri).unwrap_err();
             let told =
                 format!("broker URI (--url or AMQP_URL): it has an @ behind a slash{ENCODE}");
-            assert_eq!(failure, Failure::new(Kind::Configuration, told), "{uri}");
+            assert_eq!(failure, Failure::new(FailureKind::Configuration, told), "{uri}");
         }
         assert_eq!(one("amqp://guest:12%2Fs3cret@h/v%40w").vhost, "v@w");
     }
@@ -526,7 +526,7 @@ mod tests {
             "amqps://h?certfile=s3cret",
         ] {
             let failure = parse_list(uri).expect_err(uri);
-            assert_eq!(failure.kind, Kind::Configuration, "{uri}");
+            assert_eq!(failure.kind, FailureKind::Configuration, "{uri}");
             assert!(!failure.message.contains("s3"), "{uri}: {failure}");
             assert!(!failure.message.contains("cret"), "{uri}: {failure}");
         }

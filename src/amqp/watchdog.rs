@@ -53,7 +53,7 @@ impl Watchdog {
 
     /// Ends the connection now, as if a deadline had passed.
     pub fn fire(&self) {
-        self.0.bite();
+        self.0.end_connection();
     }
 
     /// Runs `call`, which uses the connection, and ends the connection if it takes longer than
@@ -95,7 +95,7 @@ impl Watch {
         while !state.ended {
             let left = state.deadline.map(|deadline| deadline.duration_since(Instant::now()));
             if left == Some(Duration::ZERO) {
-                self.bite();
+                self.end_connection();
                 state.deadline = None;
                 continue;
             }
@@ -110,7 +110,7 @@ impl Watch {
         }
     }
 
-    fn bite(&self) {
+    fn end_connection(&self) {
         self.fired.store(true, Ordering::SeqCst);
         // Fails only if the connection is gone already, which is as good.
         let _ = self.socket.shutdown(Shutdown::Both);

@@ -5,7 +5,7 @@ use crate::amqp::confirms::Confirmed;
 use crate::client::deadline::Deadline;
 use crate::client::diagnosis::{Diagnosis, Outlook};
 use crate::client::input::Argument;
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, FailureKind};
 use crate::protocol::{MAX_BODY, Reply};
 use crate::terminal::text::{count, short};
 use amiquip::{Delivery, Return};
@@ -142,7 +142,7 @@ impl Calls {
         if call.argument.len() > limit {
             let message =
                 format!("the argument has more than the {limit} bytes that a broker takes");
-            call.finish(Err(Failure::new(Kind::TooLarge { limit }, message)));
+            call.finish(Err(Failure::new(FailureKind::TooLarge { limit }, message)));
         }
         self.calls.push_back(call);
         let newest = self.calls.len() - 1;
@@ -371,7 +371,7 @@ mod tests {
     const SETTINGS: Settings =
         Settings { timeout: TIMEOUT, in_flight: 2, wait: false, no_retry: false };
 
-    fn failure(kind: Kind) -> Failure {
+    fn failure(kind: FailureKind) -> Failure {
         Failure::new(kind, "it failed")
     }
 
@@ -396,19 +396,19 @@ mod tests {
     }
 
     /// What is finished, and the kind of failure or the result.
-    fn finished(calls: &mut Calls) -> Vec<(String, Result<String, Kind>)> {
+    fn finished(calls: &mut Calls) -> Vec<(String, Result<String, FailureKind>)> {
         let outcome = |(call, outcome): (Call, Outcome)| {
             (String::from_utf8(call.argument).unwrap(), outcome.map_err(|failure| failure.kind))
         };
         calls.take_finished().map(outcome).collect()
     }
 
-    fn failed(ids: &[&str], kind: Kind) -> Vec<(String, Result<String, Kind>)> {
+    fn failed(ids: &[&str], kind: FailureKind) -> Vec<(String, Result<String, FailureKind>)> {
         ids.iter().map(|id| ((*id).into(), Err(kind))).collect()
     }
 
     fn diagnosis(outlook: Outlook) -> Diagnosis {
-        Diagnosis { failure: failure(Kind::TimedOut), outlook }
+        Diagnosis { failure: failure(FailureKind::TimedOut), outlook }
     }
 
     fn after(duration: Duration) -> Instant {
@@ -446,7 +446,10 @@ mod tests {
         calls.pending(&Some("a".into())).unwrap().finish_with(reply(Ok("1".into())));
         calls.pending(&Some("b".into())).unwrap().finish_with(reply(Err(error)));
         let outcomes: Vec<Outcome> = calls.take_finished().map(|(_, outcome)| outcome).collect();
-        assert_eq!(outcomes, [Ok("1".into()), Err(Failure::new(Kind::OutOfRange, "too large"))]);
+        assert_eq!(
+            outcomes,
+            [Ok("1".into()), Err(Failure::new(FailureKind::OutOfRange, "too large"))]
+        );
     }
 
     #[test]
@@ -457,14 +460,14 @@ mod tests {
         calls.start(argument("b"));
         assert_eq!(calls.deadline(), first, "the oldest call is the first to end");
         assert_ne!(calls.last_deadline(), first);
-        calls.expire(after(TIMEOUT / 2), &failure(Kind::TimedOut));
+        calls.expire(after(TIMEOUT / 2), &failure(FailureKind::TimedOut));
         assert_eq!(finished(&mut calls), []);
         calls.calls[1].deadline = Deadline::after(2 * TIMEOUT);
         calls.time_out(after(TIMEOUT), diagnosis(Outlook::Open));
-        assert_eq!(finished(&mut calls), failed(&["a"], Kind::TimedOut));
+        assert_eq!(finished(&mut calls), failed(&["a"], FailureKind::TimedOut));
         assert!(calls.want_input(false));
         let mut unlimited = published(Settings { timeout: Duration::ZERO, ..SETTINGS }, &["a"]);
-        unlimited.expire(after(1000 * TIMEOUT), &failure(Kind::TimedOut));
+        unlimited.expire(after(1000 * TIMEOUT), &failure(FailureKind::TimedOut));
         assert_eq!(finished(&mut unlimited), []);
         assert_eq!(unlimited.deadline(), Deadline::NEVER);
     }
@@ -476,7 +479,7 @@ mod tests {
         calls.time_out(after(TIMEOUT), diagnosis(Outlook::Open));
         let (_, outcome) = calls.take_finished().next().unwrap();
         let message = "it failed; 2 replies came that no call awaits";
-        assert_eq!(outcome, Err(Failure::new(Kind::TimedOut, message)));
+        assert_eq!(outcome, Err(Failure::new(FailureKind::TimedOut, message)));
     }
 
     #[test]
@@ -484,9 +487,9 @@ mod tests {
         let mut calls = published(SETTINGS, &["a", "b"]);
         calls.calls[1].deadline = Deadline::after(2 * TIMEOUT);
         calls.time_out(after(TIMEOUT), diagnosis(Outlook::Unserved));
-        assert_eq!(finished(&mut calls), failed(&["a"], Kind::TimedOut));
+        assert_eq!(finished(&mut calls), failed(&["a"], FailureKind::TimedOut));
         assert!(!calls.want_input(false) && !calls.are_held());
-        assert_eq!(calls.input_failure(), Some(&failure(Kind::TimedOut)));
+        assert_eq!(calls.input_failure(), Some(&failure(FailureKind::TimedOut)));
         assert!(!calls.are_over(), "b is still pending");
         finish(&mut calls, "b", Ok("2".into()));
         assert_eq!(finished(&mut calls).len(), 1);
@@ -503,7 +506,7 @@ mod tests {
         let settings = Settings { wait: true, ..SETTINGS };
         let mut calls = published(settings, &["a"]);
         calls.time_out(after(TIMEOUT), diagnosis(Outlook::Unserved));
-        assert_eq!(finished(&mut calls), failed(&["a"], Kind::TimedOut));
+        assert_eq!(finished(&mut calls), failed(&["a"], FailureKind::TimedOut));
         assert!(calls.are_held() && !calls.want_input(false) && !calls.are_over());
         assert_ne!(calls.deadline(), Deadline::NEVER, "the next call waits as long as another");
         calls.time_out(after(TIMEOUT / 2), diagnosis(Outlook::Unserved));
@@ -513,7 +516,7 @@ mod tests {
         calls.hold();
         calls.time_out(after(TIMEOUT), diagnosis(Outlook::Unserved));
         assert!(!calls.are_held() && calls.are_over());
-        assert_eq!(calls.input_failure(), Some(&failure(Kind::TimedOut)));
+        assert_eq!(calls.input_failure(), Some(&failure(FailureKind::TimedOut)));
     }
 
     #[test]
@@ -523,7 +526,7 @@ mod tests {
         calls.time_out(after(TIMEOUT), diagnosis(Outlook::Blocked));
         assert_eq!(calls.input_failure(), None, "b still waits");
         calls.time_out(after(2 * TIMEOUT), diagnosis(Outlook::Blocked));
-        assert_eq!(finished(&mut calls), failed(&["a", "b"], Kind::TimedOut));
+        assert_eq!(finished(&mut calls), failed(&["a", "b"], FailureKind::TimedOut));
         assert!(calls.are_over());
     }
 
@@ -541,11 +544,11 @@ mod tests {
     #[test]
     fn a_request_that_comes_back_fails_or_waits() {
         let mut calls = published(SETTINGS, &["a", "b"]);
-        calls.return_request(&returned("a"), failure(Kind::QueueMissing));
-        calls.return_request(&returned("x"), failure(Kind::QueueMissing));
-        assert_eq!(finished(&mut calls), failed(&["a"], Kind::QueueMissing));
+        calls.return_request(&returned("a"), failure(FailureKind::QueueMissing));
+        calls.return_request(&returned("x"), failure(FailureKind::QueueMissing));
+        assert_eq!(finished(&mut calls), failed(&["a"], FailureKind::QueueMissing));
         let mut calls = published(Settings { wait: true, ..SETTINGS }, &["a", "b"]);
-        calls.return_request(&returned("a"), failure(Kind::QueueMissing));
+        calls.return_request(&returned("a"), failure(FailureKind::QueueMissing));
         assert!(calls.are_held());
         let again: Vec<&str> = calls.refused().map(|call| call.correlation_id.as_str()).collect();
         assert_eq!(again, ["a"]);
@@ -556,7 +559,7 @@ mod tests {
     fn a_refused_request_fails_or_goes_out_again() {
         let refused = Confirm::Nack(ConfirmPayload { delivery_tag: 1, multiple: false });
         let taken = Confirm::Ack(ConfirmPayload { delivery_tag: 2, multiple: true });
-        let refusal = failure(Kind::Blocked);
+        let refusal = failure(FailureKind::Blocked);
         let mut calls = published(SETTINGS, &["a", "b"]);
         assert!(calls.confirm(refused.into(), &refusal));
         assert!(!calls.confirm(refused.into(), &refusal), "it was told before");
@@ -566,13 +569,13 @@ mod tests {
         assert!(calls.calls.iter().all(|call| call.unconfirmed.is_none()));
         let mut calls = published(Settings { no_retry: true, ..SETTINGS }, &["a", "b"]);
         assert!(!calls.confirm(refused.into(), &refusal));
-        assert_eq!(finished(&mut calls), failed(&["a"], Kind::Blocked));
+        assert_eq!(finished(&mut calls), failed(&["a"], FailureKind::Blocked));
     }
 
     #[test]
     fn a_request_that_is_too_large_costs_no_other() {
         let mut calls = published(SETTINGS, &["large", "b"]);
-        let kind = Kind::TooLarge { limit: 1 };
+        let kind = FailureKind::TooLarge { limit: 1 };
         calls.limit_body(1, &failure(kind));
         assert_eq!(finished(&mut calls), failed(&["large"], kind));
         assert!(!calls.start(argument("c2")).is_pending(), "the limit is known");
@@ -583,13 +586,14 @@ mod tests {
     fn an_end_finishes_what_is_pending_and_makes_no_more_calls() {
         let mut calls = published(SETTINGS, &["a", "b"]);
         finish(&mut calls, "b", Ok("2".into()));
-        calls.abort(&failure(Kind::NoConsumer));
-        let both = [("a".to_owned(), Err(Kind::NoConsumer)), ("b".to_owned(), Ok("2".to_owned()))];
+        calls.abort(&failure(FailureKind::NoConsumer));
+        let both =
+            [("a".to_owned(), Err(FailureKind::NoConsumer)), ("b".to_owned(), Ok("2".to_owned()))];
         assert_eq!(finished(&mut calls), both);
         assert!(calls.are_over());
-        calls.add_unmade(argument("c"), &failure(Kind::NoConsumer));
+        calls.add_unmade(argument("c"), &failure(FailureKind::NoConsumer));
         let (call, outcome) = calls.take_finished().next().unwrap();
-        assert_eq!((call.attempts, outcome), (0, Err(failure(Kind::NoConsumer))));
+        assert_eq!((call.attempts, outcome), (0, Err(failure(FailureKind::NoConsumer))));
     }
 
     #[test]
@@ -598,7 +602,7 @@ mod tests {
         let first = calls.last_deadline();
         std::thread::sleep(Duration::from_millis(2));
         assert_eq!(calls.last_deadline(), first, "no other deadline for another attempt");
-        calls.add_unmade(argument("a"), &failure(Kind::NoConsumer));
+        calls.add_unmade(argument("a"), &failure(FailureKind::NoConsumer));
         let (call, _) = calls.take_finished().next().unwrap();
         assert!(call.ended - call.started >= Duration::from_millis(2));
         // A call that is made has its own time, and so has the next one.

@@ -8,7 +8,7 @@ use crate::client::calls::{Call, Calls};
 use crate::client::diagnosis::{self, Diagnosis};
 use crate::client::input::Argument;
 use crate::client::retry::INTERVAL;
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, FailureKind};
 use crate::process::signals::Stop;
 use crate::protocol::Request;
 use crate::terminal::text::{short, short_queue};
@@ -255,7 +255,7 @@ impl<'a> RpcChannel<'a> {
         match diagnosis::served(self.session, &self.args.common.queue, true) {
             Ok(channel) => self.session.call(|| channel.close()).map(|()| true),
             Err(failure) => match failure.kind {
-                Kind::QueueMissing | Kind::NoConsumer => Ok(false),
+                FailureKind::QueueMissing | FailureKind::NoConsumer => Ok(false),
                 _ => Err(failure),
             },
         }
@@ -264,7 +264,7 @@ impl<'a> RpcChannel<'a> {
     fn confirmed(&mut self, calls: &mut Calls, confirmed: Confirmed) {
         let (name, queue) = (self.session.name(), &self.args.common.queue);
         let message = format!("{name} refused a request: the queue \"{queue}\" may be full");
-        if calls.confirm(confirmed, &Failure::new(Kind::Blocked, message)) {
+        if calls.confirm(confirmed, &Failure::new(FailureKind::Blocked, message)) {
             self.resend = after(INTERVAL);
         }
     }
@@ -278,7 +278,7 @@ impl<'a> RpcChannel<'a> {
             ConsumerError::Amqp(error) => self.session.classify(error),
             ConsumerError::QueueDeleted => {
                 let message = format!("{} deleted the reply queue", self.session.name());
-                Failure::new(Kind::ConnectionLost, message)
+                Failure::new(FailureKind::ConnectionLost, message)
             }
         }
     }
@@ -293,5 +293,5 @@ impl Drop for RpcChannel<'_> {
 
 /// Why standard input gives no more arguments.
 pub fn input_failure(error: &io::Error) -> Failure {
-    Failure::new(Kind::Internal, format!("cannot read standard input: {error}"))
+    Failure::new(FailureKind::Internal, format!("cannot read standard input: {error}"))
 }

@@ -3,7 +3,7 @@
 
 use crate::amqp::connection::Session;
 use crate::amqp::queue::{self, State};
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, FailureKind};
 use crate::terminal::text::count;
 use amiquip::Channel;
 use humantime::format_duration;
@@ -45,11 +45,11 @@ pub enum Outlook {
 ///
 /// # Errors
 ///
-/// [`Kind::QueueMissing`], [`Kind::NoConsumer`], and those of [`queue::inspect`].
+/// [`FailureKind::QueueMissing`], [`FailureKind::NoConsumer`], and those of [`queue::inspect`].
 pub fn served(session: &mut Session, queue: &str, waits: bool) -> Result<Channel, Failure> {
     let channel = session.channel()?;
     let state = queue::inspect(session, &channel, queue).map_err(|failure| match failure.kind {
-        Kind::QueueMissing => no_queue(session, queue, waits),
+        FailureKind::QueueMissing => no_queue(session, queue, waits),
         _ => failure,
     })?;
     info!("queue {queue} is there: {state}");
@@ -63,7 +63,7 @@ pub fn served(session: &mut Session, queue: &str, waits: bool) -> Result<Channel
         waiting(state),
         hint(waits)
     );
-    Err(Failure::new(Kind::NoConsumer, message))
+    Err(Failure::new(FailureKind::NoConsumer, message))
 }
 
 /// There is no request queue.
@@ -73,7 +73,7 @@ pub fn no_queue(session: &Session, queue: &str, waits: bool) -> Failure {
         session.name(),
         hint(waits)
     );
-    Failure::new(Kind::QueueMissing, message)
+    Failure::new(FailureKind::QueueMissing, message)
 }
 
 fn hint(waits: bool) -> &'static str {
@@ -89,10 +89,10 @@ pub fn timed_out(
     confirms: bool,
 ) -> Diagnosis {
     if let Some(failure) = session.blocked() {
-        return Diagnosis { failure: late(&failure, timeout), outlook: Outlook::Blocked };
+        return Diagnosis { failure: not_in_time(&failure, timeout), outlook: Outlook::Blocked };
     }
     let before = session.set_call_timeout(LIMIT);
-    let state = queue::inspect_apart(session, queue);
+    let state = queue::inspect_on_new_channel(session, queue);
     session.set_call_timeout(before);
     let (outlook, reason) = match state {
         Ok(state @ State { consumers: 0, .. }) => (
@@ -114,23 +114,25 @@ pub fn timed_out(
             );
             (Outlook::Open, reason)
         }
-        Err(failure) if failure.kind == Kind::QueueMissing => (
+        Err(failure) if failure.kind == FailureKind::QueueMissing => (
             Outlook::Unserved,
             format!("the queue \"{queue}\" was deleted; start rpc_server again"),
         ),
         // The channel on which calls are made is the only one.
-        Err(failure) if failure.kind == Kind::Configuration => (Outlook::Open, REMEDY_BUSY.into()),
+        Err(failure) if failure.kind == FailureKind::Configuration => {
+            (Outlook::Open, REMEDY_BUSY.into())
+        }
         Err(failure) => (Outlook::Open, failure.message),
     };
-    let failure = late(&Failure::new(Kind::TimedOut, reason), timeout);
+    let failure = not_in_time(&Failure::new(FailureKind::TimedOut, reason), timeout);
     Diagnosis { failure, outlook }
 }
 
 /// What becomes of a call that `failure` kept from being answered within `timeout`.
-pub fn late(failure: &Failure, timeout: Duration) -> Failure {
+pub fn not_in_time(failure: &Failure, timeout: Duration) -> Failure {
     let kind = match failure.kind {
-        Kind::Blocked => Kind::Blocked,
-        _ => Kind::TimedOut,
+        FailureKind::Blocked => FailureKind::Blocked,
+        _ => FailureKind::TimedOut,
     };
     Failure::new(kind, format!("no answer within {}: {failure}", format_duration(timeout)))
 }

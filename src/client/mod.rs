@@ -12,7 +12,7 @@ pub mod retry;
 use crate::amqp::connection::Session;
 use crate::amqp::uri::{self, Endpoint};
 use crate::cli::{self, Format};
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, FailureKind};
 use crate::process::signals::{self, Stop};
 use amiquip::Channel;
 use anyhow::{Context, Result};
@@ -114,7 +114,7 @@ impl Client<'_> {
         match diagnosis::served(&mut session, &common.queue, self.retry.waits()) {
             Ok(channel) => self.exchange_on(session, &channel, exchange),
             Err(failure) => {
-                self.session = (failure.kind != Kind::ConnectionLost).then_some(session);
+                self.session = (failure.kind != FailureKind::ConnectionLost).then_some(session);
                 Err(Interrupted::Unreachable(failure))
             }
         }
@@ -177,13 +177,13 @@ impl Client<'_> {
 
     /// After the loss of a connection: the calls that are not made again.
     fn give_up_lost_calls(&mut self, failure: &Failure) {
-        if let Kind::TooLarge { limit } = failure.kind {
+        if let FailureKind::TooLarge { limit } = failure.kind {
             self.calls.limit_body(limit, failure);
         }
         if self.args.no_retry {
             let lost = match failure.kind {
-                Kind::TooLarge { .. } => {
-                    Failure::new(Kind::ConnectionLost, failure.message.as_str())
+                FailureKind::TooLarge { .. } => {
+                    Failure::new(FailureKind::ConnectionLost, failure.message.as_str())
                 }
                 _ => failure.clone(),
             };
@@ -206,12 +206,12 @@ impl Client<'_> {
     /// Finishes the calls whose time ran out without a connection that held.
     fn expire(&mut self, failure: &Failure) -> Result<(), Interrupted> {
         let now = Instant::now();
-        self.calls.expire(now, &self.retry.late(failure));
+        self.calls.expire(now, &self.retry.not_in_time(failure));
         self.report.write(self.calls.take_finished())?;
         self.report.flush()?;
         // Nor can the next call be made; or it would have to wait as long.
         let is_idle = self.calls.unanswered().next().is_none();
-        let is_blocked = failure.kind == Kind::Blocked;
+        let is_blocked = failure.kind == FailureKind::Blocked;
         if self.calls.last_deadline().has_passed(now) || is_idle && is_blocked {
             return Err(Interrupted::Unreachable(self.retry.too_late(failure)));
         }
@@ -238,7 +238,7 @@ impl Client<'_> {
             }
         }
         let has_more = !matches!(self.input.try_recv(), Err(TryRecvError::Disconnected));
-        if has_more || !is_reported || failure.kind == Kind::Internal {
+        if has_more || !is_reported || failure.kind == FailureKind::Internal {
             self.report.no_more_calls(&failure, has_begun);
         }
         self.report.end()

@@ -3,7 +3,7 @@
 
 use crate::cli::{self, Format};
 use crate::client::calls::{Call, Outcome};
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, FailureKind};
 use crate::terminal::output;
 use crate::terminal::text::{self, excerpt};
 use anyhow::Result;
@@ -39,7 +39,7 @@ pub struct Report<'a> {
     /// When the first call was begun.
     started: Option<Instant>,
     failed: u64,
-    first_failure: Option<Kind>,
+    first_failure: Option<FailureKind>,
     /// Microseconds from publication to outcome. Its size does not grow with the number of calls.
     latencies: Histogram<u64>,
     progress: Option<ProgressBar>,
@@ -146,7 +146,7 @@ impl<'a> Report<'a> {
     /// # Errors
     ///
     /// Those of [`output::written`].
-    pub fn tell(&mut self, call: &Call, outcome: &Result<String, Failure>) -> Result<()> {
+    pub fn write_one(&mut self, call: &Call, outcome: &Result<String, Failure>) -> Result<()> {
         self.add_up(call, outcome);
         if let Some(bar) = &self.progress {
             bar.inc(1);
@@ -168,7 +168,7 @@ impl<'a> Report<'a> {
                 // In the order in which they were told, should both streams go to one terminal.
                 self.flush()?;
                 let line = call.line.map_or(String::new(), |number| format!("line {number}: "));
-                self.complain(format_args!("{line}{}: {}", self.name(call), explained(failure)));
+                self.error_line(format_args!("{line}{}: {}", self.name(call), explained(failure)));
                 Ok(())
             }
         }
@@ -185,7 +185,7 @@ impl<'a> Report<'a> {
         match self.format {
             Format::Json => {
                 output::check()?;
-                self.tell(call, outcome)
+                self.write_one(call, outcome)
             }
             _ => {
                 self.add_up(call, outcome);
@@ -211,7 +211,7 @@ impl<'a> Report<'a> {
     /// Those of [`output::written`].
     pub fn write(&mut self, finished: impl Iterator<Item = (Call, Outcome)>) -> Result<()> {
         for (call, outcome) in finished {
-            self.tell(&call, &outcome)?;
+            self.write_one(&call, &outcome)?;
         }
         Ok(())
     }
@@ -222,7 +222,7 @@ impl<'a> Report<'a> {
             true => "no more calls are made".into(),
             false => excerpt(self.args.procedure.as_bytes()),
         };
-        self.complain(format_args!("{what}: {failure}"));
+        self.error_line(format_args!("{what}: {failure}"));
         self.count(failure.kind);
     }
 
@@ -232,7 +232,7 @@ impl<'a> Report<'a> {
     }
 
     /// Takes a failure into account: the first one gives the exit code.
-    pub fn count(&mut self, kind: Kind) {
+    pub fn count(&mut self, kind: FailureKind) {
         self.first_failure.get_or_insert(kind);
     }
 
@@ -253,7 +253,7 @@ impl<'a> Report<'a> {
             let calls = text::count(made, "call", "calls");
             let ms = |microseconds: u64| microseconds as f64 / 1e3;
             let at = |quantile| ms(self.latencies.value_at_quantile(quantile));
-            self.complain(format_args!(
+            self.error_line(format_args!(
                 "{calls}, {} failed, {rate:.1} calls/s, p50 {:.3} ms, p90 {:.3} ms, p99 {:.3} ms, max {:.3} ms",
                 self.failed,
                 at(0.5),
@@ -271,10 +271,10 @@ impl<'a> Report<'a> {
     }
 
     /// Tells something on stderr, past the progress bar.
-    pub fn complain(&self, line: fmt::Arguments<'_>) {
+    pub fn error_line(&self, line: fmt::Arguments<'_>) {
         match &self.progress {
-            Some(bar) => bar.suspend(|| output::complain(self.program, line)),
-            None => output::complain(self.program, line),
+            Some(bar) => bar.suspend(|| output::error_line(self.program, line)),
+            None => output::error_line(self.program, line),
         }
     }
 
@@ -307,10 +307,10 @@ impl<'a> Report<'a> {
 /// A procedure's own error is told with its kind.
 fn explained(failure: &Failure) -> String {
     match failure.kind {
-        Kind::UnknownProcedure
-        | Kind::InvalidArgument
-        | Kind::OutOfRange
-        | Kind::ProcedureFailed => {
+        FailureKind::UnknownProcedure
+        | FailureKind::InvalidArgument
+        | FailureKind::OutOfRange
+        | FailureKind::ProcedureFailed => {
             format!("{failure} ({})", failure.kind.name())
         }
         _ => failure.to_string(),

@@ -4,7 +4,7 @@
 use crate::amqp::backoff::Backoff;
 use crate::client::deadline::Deadline;
 use crate::client::diagnosis;
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, FailureKind};
 use humantime::format_duration;
 use log::{info, warn};
 use std::time::Duration;
@@ -42,8 +42,8 @@ pub struct RetryPolicy {
     backoff: Backoff,
     /// Why the last connection was lost, and what kept the last attempt from leading to one, as far as
     /// it was logged: each reason is logged once, not for each attempt.
-    logged_lost: Option<Kind>,
-    logged_unreachable: Option<Kind>,
+    logged_lost: Option<FailureKind>,
+    logged_unreachable: Option<FailureKind>,
 }
 
 impl RetryPolicy {
@@ -91,7 +91,7 @@ impl RetryPolicy {
     pub fn after_lost(&mut self, failure: Failure, held: Duration, was_used: bool) -> Decision {
         match failure.kind {
             // A new connection would be refused in the same way.
-            Kind::AccessRefused | Kind::Configuration | Kind::Internal => {
+            FailureKind::AccessRefused | FailureKind::Configuration | FailureKind::Internal => {
                 return Decision::GiveUp(failure);
             }
             _ if self.no_retry && !was_used => return Decision::GiveUp(failure),
@@ -112,31 +112,31 @@ impl RetryPolicy {
     }
 
     /// What becomes of a call that `failure` kept from being answered in time.
-    pub fn late(&self, failure: &Failure) -> Failure {
-        diagnosis::late(failure, self.timeout)
+    pub fn not_in_time(&self, failure: &Failure) -> Failure {
+        diagnosis::not_in_time(failure, self.timeout)
     }
 
     /// What becomes of the calls that can still not be made at the end of their time: they have waited
     /// for what was never there, or for the end of a failure that interrupted them.
     pub fn too_late(&self, failure: &Failure) -> Failure {
         if self.was_connected {
-            return self.late(failure);
+            return self.not_in_time(failure);
         }
         let waited = format_duration(self.timeout);
         Failure::new(failure.kind, format!("{failure} (waited {waited})"))
     }
 
     /// Whether such a failure is waited for to pass.
-    fn passes_by_itself(&self, kind: Kind) -> bool {
+    fn passes_by_itself(&self, kind: FailureKind) -> bool {
         match kind {
-            Kind::BrokerUnreachable
-            | Kind::ConnectionLost
-            | Kind::QueueMissing
-            | Kind::NoConsumer => self.waits(),
+            FailureKind::BrokerUnreachable
+            | FailureKind::ConnectionLost
+            | FailureKind::QueueMissing
+            | FailureKind::NoConsumer => self.waits(),
             // With a configuration that was right it is the broker: one that dies after the TLS
             // handshake looks like one that wants a client certificate, and a vhost can be deleted
             // and made again.
-            Kind::Configuration | Kind::AccessRefused => self.was_connected,
+            FailureKind::Configuration | FailureKind::AccessRefused => self.was_connected,
             _ => false,
         }
     }
@@ -149,7 +149,7 @@ mod tests {
     const TIMEOUT: Duration = Duration::from_secs(30);
     const HELD: Duration = Duration::from_secs(1);
 
-    fn failure(kind: Kind) -> Failure {
+    fn failure(kind: FailureKind) -> Failure {
         Failure::new(kind, "it failed")
     }
 
@@ -172,13 +172,13 @@ mod tests {
     #[test]
     fn what_was_never_there_is_waited_for_if_that_was_asked_for() {
         for (kind, waits) in [
-            (Kind::BrokerUnreachable, true),
-            (Kind::ConnectionLost, true),
-            (Kind::QueueMissing, true),
-            (Kind::NoConsumer, true),
-            (Kind::Configuration, false),
-            (Kind::AccessRefused, false),
-            (Kind::QueueUnusable, false),
+            (FailureKind::BrokerUnreachable, true),
+            (FailureKind::ConnectionLost, true),
+            (FailureKind::QueueMissing, true),
+            (FailureKind::NoConsumer, true),
+            (FailureKind::Configuration, false),
+            (FailureKind::AccessRefused, false),
+            (FailureKind::QueueUnusable, false),
         ] {
             let mut policy = RetryPolicy::new(false, false, TIMEOUT);
             let decision = policy.after_unreachable(failure(kind), later());
@@ -192,30 +192,35 @@ mod tests {
     #[test]
     fn a_wait_ends_with_the_time_of_the_calls() {
         let mut policy = RetryPolicy::new(true, false, TIMEOUT);
-        let decision = policy.after_unreachable(failure(Kind::NoConsumer), past());
-        let waited = Failure::new(Kind::NoConsumer, "it failed (waited 30s)");
+        let decision = policy.after_unreachable(failure(FailureKind::NoConsumer), past());
+        let waited = Failure::new(FailureKind::NoConsumer, "it failed (waited 30s)");
         assert_eq!(decision, Decision::GiveUp(waited));
-        policy.after_lost(failure(Kind::ConnectionLost), HELD, true);
-        let decision = policy.after_unreachable(failure(Kind::NoConsumer), past());
-        let late = Failure::new(Kind::TimedOut, "no answer within 30s: it failed");
+        policy.after_lost(failure(FailureKind::ConnectionLost), HELD, true);
+        let decision = policy.after_unreachable(failure(FailureKind::NoConsumer), past());
+        let late = Failure::new(FailureKind::TimedOut, "no answer within 30s: it failed");
         assert_eq!(decision, Decision::GiveUp(late));
-        assert!(retries(&policy.after_unreachable(failure(Kind::NoConsumer), Deadline::NEVER)));
+        assert!(retries(
+            &policy.after_unreachable(failure(FailureKind::NoConsumer), Deadline::NEVER)
+        ));
     }
 
     #[test]
     fn what_was_there_before_is_waited_for_in_any_case() {
         let mut policy = RetryPolicy::new(false, false, TIMEOUT);
-        assert!(retries(&policy.after_lost(failure(Kind::ConnectionLost), HELD, true)));
-        for kind in [Kind::BrokerUnreachable, Kind::Configuration, Kind::AccessRefused] {
+        assert!(retries(&policy.after_lost(failure(FailureKind::ConnectionLost), HELD, true)));
+        for kind in
+            [FailureKind::BrokerUnreachable, FailureKind::Configuration, FailureKind::AccessRefused]
+        {
             assert!(retries(&policy.after_unreachable(failure(kind), later())), "{kind:?}");
         }
-        let decision = policy.after_unreachable(failure(Kind::QueueUnusable), later());
-        assert_eq!(decision, Decision::GiveUp(failure(Kind::QueueUnusable)));
+        let decision = policy.after_unreachable(failure(FailureKind::QueueUnusable), later());
+        assert_eq!(decision, Decision::GiveUp(failure(FailureKind::QueueUnusable)));
     }
 
     #[test]
     fn what_a_new_connection_would_not_change_is_not_tried_again() {
-        for kind in [Kind::AccessRefused, Kind::Configuration, Kind::Internal] {
+        for kind in [FailureKind::AccessRefused, FailureKind::Configuration, FailureKind::Internal]
+        {
             let mut policy = RetryPolicy::new(true, false, TIMEOUT);
             let decision = policy.after_lost(failure(kind), HELD, true);
             assert_eq!(decision, Decision::GiveUp(failure(kind)));
@@ -225,7 +230,7 @@ mod tests {
     #[test]
     fn without_retry_another_connection_is_for_calls_that_were_not_made() {
         let mut policy = RetryPolicy::new(true, true, TIMEOUT);
-        let lost = failure(Kind::ConnectionLost);
+        let lost = failure(FailureKind::ConnectionLost);
         assert!(retries(&policy.after_lost(lost.clone(), HELD, true)));
         assert_eq!(policy.after_lost(lost.clone(), HELD, false), Decision::GiveUp(lost));
     }
@@ -233,10 +238,11 @@ mod tests {
     #[test]
     fn pauses_grow_to_a_second_until_a_connection_holds() {
         let mut policy = RetryPolicy::new(false, false, TIMEOUT);
-        let mut pause = |held| match policy.after_lost(failure(Kind::ConnectionLost), held, true) {
-            Decision::Retry(pause) => pause,
-            decision => panic!("{decision:?}"),
-        };
+        let mut pause =
+            |held| match policy.after_lost(failure(FailureKind::ConnectionLost), held, true) {
+                Decision::Retry(pause) => pause,
+                decision => panic!("{decision:?}"),
+            };
         let first = pause(HELD);
         assert!(first >= INTERVAL / 2 && first <= INTERVAL, "{first:?}");
         let last = (0..6).map(|_| pause(HELD)).last().unwrap();

@@ -1,6 +1,6 @@
 //! SIGINT and SIGTERM: the first asks, the second ends.
 
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, FailureKind};
 use crossbeam_channel::{Receiver, bounded};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -44,10 +44,10 @@ impl std::error::Error for Stop {}
 ///
 /// # Errors
 ///
-/// [`Kind::Internal`], if the system takes no handler.
+/// [`FailureKind::Internal`], if the system takes no handler.
 pub fn stop_requests(limit: Option<Duration>) -> Result<Receiver<Stop>, Failure> {
     let failure = |error: std::io::Error| {
-        Failure::new(Kind::Internal, format!("cannot handle signals: {error}"))
+        Failure::new(FailureKind::Internal, format!("cannot handle signals: {error}"))
     };
     let asked = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {

@@ -9,7 +9,7 @@
 use crate::amqp::confirms::Confirms;
 use crate::amqp::connection::Session;
 use crate::amqp::uri::Endpoint;
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, FailureKind};
 use amiquip::{Channel, Confirm, Error, Publish};
 use crossbeam_channel::RecvTimeoutError;
 use std::time::Duration;
@@ -61,5 +61,8 @@ impl IsolatedPublisher {
 /// Whether a failure of an [`IsolatedPublisher`] says that the reply itself is at fault, provided that
 /// the server's other connection is still good.
 pub fn is_at_fault(failure: &Failure) -> bool {
-    !matches!(failure.kind, Kind::TooLarge { .. } | Kind::Blocked | Kind::Internal)
+    !matches!(
+        failure.kind,
+        FailureKind::TooLarge { .. } | FailureKind::Blocked | FailureKind::Internal
+    )
 }

@@ -1,7 +1,6 @@
 //! What `rpc_server` has around its loop: it connects, lets workers serve, and connects again when a
 //! connection is lost, until a signal asks to stop.
 
-pub mod drill;
 pub mod isolated;
 pub mod reconnect;
 pub mod supervisor;
@@ -11,7 +10,7 @@ use crate::amqp::connection::Session;
 use crate::amqp::queue;
 use crate::amqp::uri::{self, Endpoint};
 use crate::cli;
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, FailureKind};
 use crate::process::signals::{self, Stop};
 use anyhow::Result;
 use crossbeam_channel::{Receiver, bounded, select_biased};
@@ -41,7 +40,7 @@ pub fn run(args: &cli::Server, serve: Serve) -> Result<ExitCode> {
             None => Ok(()),
         });
         let Err(failure) = served else { return Ok(ExitCode::SUCCESS) };
-        if let Kind::TooLarge { limit } = failure.kind {
+        if let FailureKind::TooLarge { limit } = failure.kind {
             // The request comes again, to be answered with an error then.
             service.limit_body(limit);
         }
@@ -71,13 +70,13 @@ fn connect(
         let _ = sender.send(opened);
     };
     thread::Builder::new().name("connect".into()).spawn(attempt).map_err(|error| {
-        Failure::new(Kind::Internal, format!("cannot start a thread to connect: {error}"))
+        Failure::new(FailureKind::Internal, format!("cannot start a thread to connect: {error}"))
     })?;
     select_biased! {
         recv(stop) -> _ => Ok(None),
         recv(opened) -> session => match session {
             Ok(session) => session.map(Some),
-            Err(_) => Err(Failure::new(Kind::Internal, "the thread that connects panicked")),
+            Err(_) => Err(Failure::new(FailureKind::Internal, "the thread that connects panicked")),
         },
     }
 }

@@ -1,7 +1,7 @@
 //! When the server connects again after the loss of a connection. This decides; nothing here waits.
 
 use crate::amqp::backoff::Backoff;
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, FailureKind};
 use crate::terminal::text;
 use log::{info, warn};
 use std::time::Duration;
@@ -13,7 +13,7 @@ const DELAYS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_sec
 #[derive(Debug)]
 pub struct ReconnectState {
     /// Why the last one was lost, once that was logged.
-    last_logged: Option<Kind>,
+    last_logged: Option<FailureKind>,
     /// Whether there ever was one on which the server could serve.
     has_served: bool,
     backoff: Backoff,
@@ -47,9 +47,13 @@ impl ReconnectState {
     /// The failure, if another connection would not change it.
     pub fn delay_after(&mut self, failure: Failure) -> Result<Duration, Failure> {
         match failure.kind {
-            Kind::Internal => return Err(failure),
+            FailureKind::Internal => return Err(failure),
             // A server that has served may be let in again.
-            Kind::AccessRefused | Kind::Configuration | Kind::QueueUnusable if !self.has_served => {
+            FailureKind::AccessRefused
+            | FailureKind::Configuration
+            | FailureKind::QueueUnusable
+                if !self.has_served =>
+            {
                 return Err(failure);
             }
             _ => {}
@@ -69,18 +73,23 @@ impl ReconnectState {
 mod tests {
     use super::*;
 
-    fn failure(kind: Kind) -> Failure {
+    fn failure(kind: FailureKind) -> Failure {
         Failure::new(kind, "it failed")
     }
 
     #[test]
     fn a_configuration_that_was_right_once_is_tried_again() {
-        for kind in [Kind::AccessRefused, Kind::Configuration, Kind::QueueUnusable] {
+        for kind in
+            [FailureKind::AccessRefused, FailureKind::Configuration, FailureKind::QueueUnusable]
+        {
             let mut state = ReconnectState::new();
             assert_eq!(state.delay_after(failure(kind)), Err(failure(kind)));
             state.serves();
             assert!(state.delay_after(failure(kind)).is_ok());
-            assert_eq!(state.delay_after(failure(Kind::Internal)), Err(failure(Kind::Internal)));
+            assert_eq!(
+                state.delay_after(failure(FailureKind::Internal)),
+                Err(failure(FailureKind::Internal))
+            );
         }
     }
 
@@ -88,7 +97,7 @@ mod tests {
     fn delays_grow_until_the_server_serves() {
         let mut state = ReconnectState::new();
         let delay = |state: &mut ReconnectState| {
-            state.delay_after(failure(Kind::BrokerUnreachable)).unwrap()
+            state.delay_after(failure(FailureKind::BrokerUnreachable)).unwrap()
         };
         let delays: Vec<Duration> = (0..7).map(|_| delay(&mut state)).collect();
         assert!(delays[0] >= Duration::from_millis(500) && delays[0] <= Duration::from_secs(1));

@@ -2,7 +2,7 @@
 //! the server to stop.
 
 use crate::amqp::connection::Session;
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, FailureKind};
 use crate::process::signals::Stop;
 use crate::server::reconnect::ReconnectState;
 use crate::server::worker::{Event, STOP_LIMIT, Serve, Service, Worker, WorkerError};
@@ -214,7 +214,7 @@ impl<'a> Supervisor<'a> {
             work(serve, &mut worker, &events);
         };
         thread::Builder::new().name("worker".into()).spawn(work).map_err(|error| {
-            Failure::new(Kind::Internal, format!("cannot start a worker: {error}"))
+            Failure::new(FailureKind::Internal, format!("cannot start a worker: {error}"))
         })?;
         self.workers.start(Instant::now());
         Ok(())
@@ -254,11 +254,11 @@ impl<'a> Supervisor<'a> {
             WorkerError::Failed(failure) => failure,
             WorkerError::QueueDeleted => {
                 let message = format!("the queue \"{}\" is gone", self.service.queue);
-                Failure::new(Kind::QueueMissing, message)
+                Failure::new(FailureKind::QueueMissing, message)
             }
             WorkerError::Panicked => {
                 let message = "a worker failed (its reason is logged above)";
-                Failure::new(Kind::ConnectionLost, message)
+                Failure::new(FailureKind::ConnectionLost, message)
             }
         }
     }

@@ -5,10 +5,10 @@ use crate::amqp::consumer::{self, ConsumerError};
 use crate::amqp::inbox::Inbox;
 use crate::amqp::uri::Endpoint;
 use crate::cli;
+use crate::drill::{self, Drill};
 use crate::error::{ErrorKind, Failure};
 use crate::procedure::{self, Settings};
 use crate::protocol::{MAX_BODY, Reply, Request};
-use crate::server::drill::{self, Drill};
 use crate::server::isolated::{self, IsolatedPublisher};
 use crate::terminal::output::Transcript;
 use crate::terminal::text::{short, short_queue};
@@ -240,7 +240,7 @@ impl<'a> Worker<'a> {
             drill::announce(slow, format_args!("{request} waits"));
             thread::sleep(delay);
         }
-        let outcome = if self.strikes(Drill::Fail, format_args!("{request} fails")) {
+        let outcome = if self.is_active(Drill::Fail, format_args!("{request} fails")) {
             Err(procedure::Error::new(ErrorKind::Internal, "failed on purpose: --drill fail"))
         } else {
             procedure::call(request.procedure, request.argument, &self.service.settings)
@@ -266,14 +266,15 @@ impl<'a> Worker<'a> {
         reply_to: &str,
         mut reply: Reply,
     ) -> Result<(), WorkerError> {
-        if self.strikes(Drill::CrashBeforeReply, format_args!("{request} is computed: dies now")) {
+        if self.is_active(Drill::CrashBeforeReply, format_args!("{request} is computed: dies now"))
+        {
             drill::crash();
         }
-        if self.strikes(Drill::WrongCorrelationId, format_args!("{request} gets another's id")) {
+        if self.is_active(Drill::WrongCorrelationId, format_args!("{request} gets another's id")) {
             reply.correlation_id = Some(Uuid::new_v4().to_string());
         }
         self.publish_to(request, reply_to, &reply)?;
-        if self.strikes(Drill::DuplicateReply, format_args!("{request} gets a second reply")) {
+        if self.is_active(Drill::DuplicateReply, format_args!("{request} gets a second reply")) {
             self.publish_to(request, reply_to, &reply)?;
         }
         Ok(())
@@ -401,11 +402,11 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    fn strikes(&self, drill: Drill, what: std::fmt::Arguments<'_>) -> bool {
-        let strikes = self.service.drill == Some(drill);
-        if strikes {
+    fn is_active(&self, drill: Drill, what: std::fmt::Arguments<'_>) -> bool {
+        let is_active = self.service.drill == Some(drill);
+        if is_active {
             drill::announce(drill, what);
         }
-        strikes
+        is_active
     }
 }

@@ -24,8 +24,8 @@ impl Log for Logger {
             return;
         }
         match target.starts_with("fib_rpc") || target.starts_with(program) {
-            true => output::complain(program, *record.args()),
-            false => output::complain(program, format_args!("[{target}] {}", record.args())),
+            true => output::error_line(program, *record.args()),
+            false => output::error_line(program, format_args!("[{target}] {}", record.args())),
         }
     }
 

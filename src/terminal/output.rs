@@ -1,6 +1,6 @@
 //! Standard output, and messages on standard error.
 
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, FailureKind};
 use crate::terminal::text;
 use log::warn;
 use mio::unix::EventedFd;
@@ -28,7 +28,7 @@ impl std::error::Error for Closed {}
 ///
 /// # Errors
 ///
-/// [`Kind::Internal`] if not: what is written would vanish.
+/// [`FailureKind::Internal`] if not: what is written would vanish.
 pub fn check() -> anyhow::Result<()> {
     match start::was_closed() {
         true => written(Err(io::Error::other("it is closed"))),
@@ -52,19 +52,19 @@ pub fn line(line: fmt::Arguments<'_>) -> anyhow::Result<()> {
 ///
 /// # Errors
 ///
-/// [`Closed`] if nobody reads it any more, else [`Kind::Internal`] (say, a full disk).
+/// [`Closed`] if nobody reads it any more, else [`FailureKind::Internal`] (say, a full disk).
 pub fn written(result: io::Result<()>) -> anyhow::Result<()> {
     result.map_err(|error| match error.kind() {
         io::ErrorKind::BrokenPipe => Closed.into(),
         _ => {
             let message = format!("cannot write to standard output: {error}");
-            Failure::new(Kind::Internal, message).into()
+            Failure::new(FailureKind::Internal, message).into()
         }
     })
 }
 
 /// Tells something on standard error, the program's name in front, as [`text::message`] has it.
-pub fn complain(program: &str, line: fmt::Arguments<'_>) {
+pub fn error_line(program: &str, line: fmt::Arguments<'_>) {
     // In one piece, so that no line of another process gets in between. If standard error is
     // closed, there is nobody to tell.
     let line = format!("{program}: {}\n", text::message(&line.to_string()));

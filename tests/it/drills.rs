@@ -1,7 +1,7 @@
 //! `rpc_server --drill`: each fault strikes, says so, and comes to what the README claims.
 
 use crate::harness::*;
-use fib_rpc::server::drill::Drill;
+use fib_rpc::drill::Drill;
 use std::io::Write;
 use std::process::ChildStdin;
 use std::time::Duration;

@@ -2,7 +2,7 @@
 
 use clap::CommandFactory;
 use fib_rpc::cli;
-use fib_rpc::error::Kind;
+use fib_rpc::error::FailureKind;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -63,7 +63,7 @@ fn its_exit_codes_are_the_programs() {
         .lines()
         .filter_map(|line| line.strip_prefix("| ")?.split(' ').next()?.parse().ok())
         .collect();
-    let mut known: BTreeSet<u8> = Kind::ALL.into_iter().map(Kind::code).collect();
+    let mut known: BTreeSet<u8> = FailureKind::ALL.into_iter().map(FailureKind::code).collect();
     known.insert(0);
     assert_eq!(told, known);
 }
