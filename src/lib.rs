@@ -4,17 +4,20 @@
 //!
 //! | module | what it has |
 //! |---|---|
-//! | [`cli`] | both programs' arguments |
-//! | [`program`] | start and end of a program |
 //! | [`client`] | what the client has around its loop: calls, input, output, diagnosis, retries |
-//! | [`server`] | what the server has around its loop |
+//! | [`server`] | what the server has around its loop: workers, and who watches over them |
+//! | [`program`] | the start and the end of a program |
+//! | [`cli`] | both programs' arguments |
 //! | [`protocol`] | requests and replies ↔ AMQP messages |
+//! | [`drill`] | what the server does wrong on purpose |
 //! | [`procedure`] | name → function, and what can go wrong in it |
 //! | [`fib`] | Fibonacci numbers |
 //! | [`amqp`] | URIs, connections, queues, and the guards around them |
 //! | [`terminal`] | standard output, diagnostics on stderr, text made harmless |
 //! | [`process`] | signals |
-//! | [`error`] | what went wrong → exit code |
+//! | [`error`] | what went wrong → exit code; imports nothing of ours |
+//!
+//! Imports point downwards in this table only.
 //!
 //! Server: delivery → [`protocol::Request`] → [`procedure::call`] → [`fib`] → [`protocol::Reply`] →
 //! publish → ack. Client: arguments → [`protocol::Request`] → publish → receive, skip other
