@@ -142,7 +142,6 @@ impl Session {
             return Err(Failure::new(FailureKind::BrokerUnreachable, message));
         }
         let (connection, blocked_notifications) = opened?;
-        info!("connected to {endpoint}");
         Ok(Session {
             connection: Some(connection),
             watchdog,

@@ -20,6 +20,7 @@ use calls::Calls;
 use channel::{Interrupted, RpcChannel, input_failure};
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError, never};
 use input::Argument;
+use log::info;
 use report::Report;
 use retry::{Decision, RetryPolicy};
 use std::io;
@@ -106,6 +107,7 @@ impl Client<'_> {
             None => {
                 let timeout = common.connect_timeout;
                 Session::open_within(limit, &self.brokers, timeout, "rpc_client")
+                    .inspect(|session| info!("connected to {}", session.name()))
             }
         };
         let mut session = opened.map_err(Interrupted::Unreachable)?;

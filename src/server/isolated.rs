@@ -12,6 +12,7 @@ use crate::amqp::uri::Endpoint;
 use crate::error::{Failure, FailureKind};
 use amiquip::{Channel, Confirm, Error, Publish};
 use crossbeam_channel::RecvTimeoutError;
+use log::debug;
 use std::time::Duration;
 
 /// How long the broker may take to confirm a reply.
@@ -33,6 +34,7 @@ impl IsolatedPublisher {
     pub fn open(endpoint: &Endpoint, connect_timeout: Duration) -> Result<Self, Failure> {
         let endpoints = std::slice::from_ref(endpoint);
         let mut session = Session::open(endpoints, connect_timeout, "rpc_server")?;
+        debug!("a connection for one reply to {}", session.name());
         let channel = session.channel()?;
         let confirms = session.call(|| Confirms::enable(&channel))?;
         Ok(IsolatedPublisher { session, channel, confirms })

@@ -14,6 +14,7 @@ use crate::error::{Failure, FailureKind};
 use crate::process::signals::{self, Stop};
 use anyhow::Result;
 use crossbeam_channel::{Receiver, bounded, select_biased};
+use log::info;
 use reconnect::ReconnectState;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -63,6 +64,7 @@ fn connect(
     let (sender, opened) = bounded(1);
     let attempt = move || {
         let opened = Session::open(&brokers, limit, "rpc_server").and_then(|mut session| {
+            info!("connected to {}", session.name());
             queue::ensure(&mut session, &queue, queue_type)?;
             Ok(session)
         });

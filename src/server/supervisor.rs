@@ -170,9 +170,10 @@ impl<'a> Supervisor<'a> {
     }
 
     fn watch(&mut self, stop: &Receiver<Stop>, state: &mut ReconnectState) -> Result<(), Failure> {
-        // Held until the server says that it awaits requests, so that this comes before any of them.
+        // Held from the start of the workers until the server says that it awaits requests, so that this
+        // comes before any of them.
         let service = Arc::clone(self.service);
-        let mut transcript = Some(service.transcript.hold());
+        let (mut transcript, mut is_announced) = (None, false);
         loop {
             let too_late = self.workers.ready_by.map_or_else(never, at);
             select_biased! {
@@ -186,13 +187,19 @@ impl<'a> Supervisor<'a> {
                     Ok(Event::Ended(Ok(()))) => self.workers.ended += 1,
                     Err(_) => return Err(self.session.abort()),
                 },
-                recv(self.slots.free) -> _ => self.start_worker()?,
+                recv(self.slots.free) -> _ => {
+                    if !is_announced {
+                        transcript.get_or_insert_with(|| service.transcript.hold());
+                    }
+                    self.start_worker()?;
+                }
                 recv(too_late) -> _ => return Err(self.session.abort()),
             }
             if self.workers.are_ready()
                 && self.slots.free.is_empty()
                 && let Some(mut transcript) = transcript.take()
             {
+                is_announced = true;
                 if state.serves() {
                     warn!("connected to {} again", self.session.name());
                 }

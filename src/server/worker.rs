@@ -193,6 +193,8 @@ impl<'a> Worker<'a> {
         self.consumer = Some(consumer);
         // Nobody receives it if the connection was lost.
         let _ = self.events.send(Event::Ready);
+        // The supervisor holds the transcript until it has said that the server awaits requests.
+        drop(self.service.transcript.hold());
         Ok(())
     }
 
