@@ -50,7 +50,11 @@ impl IsolatedPublisher {
         match self.confirms.receiver().recv_timeout(CONFIRM_LIMIT) {
             // A reply that is refused is not tried again: its queue's node is gone, or it is full.
             Ok(Confirm::Ack(_) | Confirm::Nack(_)) => Ok(()),
-            Err(RecvTimeoutError::Timeout) => Err(self.session.abort()),
+            // A broker that is slow says nothing about the reply.
+            Err(RecvTimeoutError::Timeout) => {
+                let reason = self.session.abort();
+                Err(Failure::new(FailureKind::TimedOut, reason.message))
+            }
             // The channel is gone. A method that is called on it brings out the cause.
             Err(RecvTimeoutError::Disconnected) => {
                 let cause = self.session.call(|| self.channel.enable_publisher_confirms());
@@ -63,8 +67,21 @@ impl IsolatedPublisher {
 /// Whether a failure of an [`IsolatedPublisher`] says that the reply itself is at fault, provided that
 /// the server's other connection is still good.
 pub fn is_at_fault(failure: &Failure) -> bool {
-    !matches!(
-        failure.kind,
-        FailureKind::TooLarge { .. } | FailureKind::Blocked | FailureKind::Internal
-    )
+    use FailureKind::{Blocked, Internal, TimedOut, TooLarge};
+    !matches!(failure.kind, TooLarge { .. } | Blocked | TimedOut | Internal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_or_full_broker_says_nothing_about_a_reply() {
+        let is_at_fault = |kind| is_at_fault(&Failure::new(kind, "it failed"));
+        assert!(is_at_fault(FailureKind::ConnectionLost));
+        assert!(is_at_fault(FailureKind::AccessRefused));
+        assert!(!is_at_fault(FailureKind::TimedOut));
+        assert!(!is_at_fault(FailureKind::Blocked));
+        assert!(!is_at_fault(FailureKind::TooLarge { limit: 1 }));
+    }
 }
