@@ -80,8 +80,6 @@ pub struct Settings {
 #[derive(Debug)]
 enum Input {
     Open,
-    /// Nobody would answer: no call is made until a look at the queue says otherwise.
-    Held,
     Ended,
     /// No more calls can be made.
     Failed(Failure),
@@ -94,6 +92,8 @@ pub struct Calls {
     calls: VecDeque<Call>,
     settings: Settings,
     input: Input,
+    /// Whether nobody would answer: nothing is published until a look at the queue says otherwise.
+    is_held: bool,
     /// The largest body that the broker takes, as far as is known.
     max_body: usize,
     /// When nobody waits any more for the call that would be made next, and since when it waits, while
@@ -112,6 +112,7 @@ impl Calls {
             calls: VecDeque::new(),
             settings,
             input: Input::Open,
+            is_held: false,
             max_body: MAX_BODY,
             next,
             discarded: 0,
@@ -195,7 +196,8 @@ impl Calls {
     /// runs out; one at a time still goes, for its time to run out.
     pub fn want_input(&self, is_blocked: bool) -> bool {
         let has_room = self.calls.len() < self.settings.in_flight;
-        matches!(self.input, Input::Open) && has_room && (self.calls.is_empty() || !is_blocked)
+        let is_open = matches!(self.input, Input::Open) && !self.is_held;
+        is_open && has_room && (self.calls.is_empty() || !is_blocked)
     }
 
     /// There are no more arguments.
@@ -218,22 +220,18 @@ impl Calls {
 
     /// Whether no call is made until a look at the queue says that somebody would answer.
     pub fn are_held(&self) -> bool {
-        matches!(self.input, Input::Held)
+        self.is_held
     }
 
     /// Makes no more calls until [`Calls::release`], and waits for that as long as for an answer.
     pub fn hold(&mut self) {
-        if let Input::Open = self.input {
-            self.input = Input::Held;
-            self.next_deadline();
-        }
+        self.is_held = true;
+        self.next_deadline();
     }
 
     /// Makes calls again: there is a queue, and somebody consumes from it.
     pub fn release(&mut self) {
-        if let Input::Held = self.input {
-            self.input = Input::Open;
-        }
+        self.is_held = false;
     }
 
     /// When the first of the pending calls, or without any the next call that is held, has waited for
@@ -287,6 +285,7 @@ impl Calls {
 
     /// Makes no more calls, if there are more to make.
     fn stop_input(&mut self, failure: Failure) {
+        self.is_held = false;
         if !matches!(self.input, Input::Ended) {
             self.fail_input(failure);
         }
@@ -553,6 +552,20 @@ mod tests {
         let again: Vec<&str> = calls.refused().map(|call| call.correlation_id.as_str()).collect();
         assert_eq!(again, ["a"]);
         assert_eq!(finished(&mut calls), []);
+    }
+
+    /// The last call waits like any other.
+    #[test]
+    fn a_request_that_comes_back_waits_though_no_other_call_is_to_be_made() {
+        let mut calls = published(Settings { wait: true, ..SETTINGS }, &["a"]);
+        calls.end_input();
+        calls.return_request(&returned("a"), failure(FailureKind::QueueMissing));
+        assert!(calls.are_held() && !calls.are_over());
+        calls.release();
+        assert_eq!(calls.refused().count(), 1);
+        finish(&mut calls, "a", Ok("1".into()));
+        assert_eq!(finished(&mut calls).len(), 1);
+        assert!(calls.are_over());
     }
 
     #[test]

@@ -135,7 +135,7 @@ impl Client<'_> {
         }
         let began = Instant::now();
         let (in_cluster, stop) = (self.brokers.len() > 1, self.stop.clone());
-        self.was_used = false;
+        (self.was_used, self.held) = (false, Duration::ZERO);
         self.calls.release();
         let (args, input) = (self.args, &self.input);
         let mut rpc = RpcChannel::open(args, &mut session, channel, in_cluster, input, stop)?;

@@ -226,6 +226,27 @@ fn a_queue_that_is_deleted_in_the_middle_of_a_batch_that_waits() {
     assert_eq!((ended.code(), ended.stdout), (0, format!("100\n{results}")), "{}", ended.stderr);
 }
 
+/// Nor does it cost the only call, when no other is to be made.
+#[test]
+fn a_queue_that_is_deleted_before_the_only_request_that_waits() {
+    let queue = Queue::new();
+    let _server = server(&queue, &[]);
+    let name = queue.name().to_owned();
+    // The queue goes after the client has looked at it: before its request is published.
+    let proxy = Proxy::start(&broker(), move |frame| {
+        if frame.method == BASIC_PUBLISH {
+            let _ = Amqp::new().channel.queue_delete(name.as_str(), Default::default());
+        }
+        Action::Pass
+    });
+    let args = ["--queue", queue.name(), "--wait", "fun", "1"];
+    let client = Process::spawn(&mut client_command(&proxy.url, &args));
+    client.await_stderr("waiting: there is no queue ");
+    proxy.set(|_| Action::Pass);
+    let ended = client.wait();
+    assert_eq!((ended.code(), ended.stdout.as_str()), (0, "100\n"), "{ended:?}");
+}
+
 /// A returned request waits no longer than its call.
 #[test]
 fn a_queue_that_stays_deleted_in_the_middle_of_a_batch_that_waits() {
