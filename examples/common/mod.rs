@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, after, select, select_biased};
 use fib_rpc::amqp::MAX_NAME;
 use fib_rpc::amqp::confirms::Confirms;
 use fib_rpc::amqp::connection::Session;
-use fib_rpc::amqp::consumer::{self, ConsumerError};
+use fib_rpc::amqp::consumer;
 use fib_rpc::amqp::uri;
 use fib_rpc::cli;
 use fib_rpc::error::{Failure, FailureKind};
@@ -208,11 +208,7 @@ impl Deliveries<'_> {
                 }
                 recv(incoming) -> message => return match consumer::delivery(message) {
                     Ok(delivery) => Ok(Some(delivery)),
-                    Err(ConsumerError::Amqp(error)) => Err(session.classify(error)),
-                    Err(ConsumerError::QueueDeleted) => {
-                        let message = format!("the queue \"{}\" is gone", self.queue);
-                        Err(Failure::new(FailureKind::QueueMissing, message))
-                    }
+                    Err(error) => Err(error.classify(session, &self.queue)),
                 },
             }
         }

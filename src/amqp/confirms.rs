@@ -28,6 +28,15 @@ impl Confirms {
         Confirms { receiver: never(), published: 0 }
     }
 
+    /// Those of `channel`, in confirm mode if they are `wanted`.
+    ///
+    /// # Errors
+    ///
+    /// Those of the channel.
+    pub fn new(channel: &Channel, wanted: bool) -> amiquip::Result<Confirms> {
+        if wanted { Confirms::enable(channel) } else { Ok(Confirms::disabled()) }
+    }
+
     /// Where they come from.
     pub fn receiver(&self) -> &Receiver<Confirm> {
         &self.receiver

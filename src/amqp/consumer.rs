@@ -1,5 +1,7 @@
 //! What comes from a consumer, and how it ends.
 
+use crate::amqp::connection::Session;
+use crate::error::{Failure, FailureKind};
 use amiquip::{Consumer, ConsumerMessage, Delivery, Error};
 use crossbeam_channel::RecvError;
 
@@ -10,6 +12,25 @@ pub enum ConsumerError {
     QueueDeleted,
     /// The channel or the connection is gone.
     Amqp(Error),
+}
+
+impl From<Error> for ConsumerError {
+    fn from(error: Error) -> ConsumerError {
+        ConsumerError::Amqp(error)
+    }
+}
+
+impl ConsumerError {
+    /// The failure that this is of a consumer of `queue` on a connection.
+    pub fn classify(self, session: &mut Session, queue: &str) -> Failure {
+        match self {
+            ConsumerError::Amqp(error) => session.classify(error),
+            ConsumerError::QueueDeleted => {
+                let message = format!("the queue \"{queue}\" is gone");
+                Failure::new(FailureKind::QueueMissing, message)
+            }
+        }
+    }
 }
 
 /// The delivery in what was received from [`Consumer::receiver`].

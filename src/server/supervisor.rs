@@ -5,11 +5,12 @@ use crate::amqp::connection::Session;
 use crate::error::{Failure, FailureKind};
 use crate::process::signals::Stop;
 use crate::server::reconnect::ReconnectState;
-use crate::server::worker::{Event, STOP_LIMIT, Serve, Service, Worker, WorkerError};
-use crossbeam_channel::{Receiver, Sender, at, bounded, never, select_biased, unbounded};
+use crate::server::worker::{Context, Event, STOP_LIMIT, Serve, Service, Worker, WorkerError};
+use crossbeam_channel::{Receiver, Sender, at, never, select_biased, unbounded};
 use log::{info, warn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,31 +23,28 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// Room for workers. A worker that computes for a connection which is lost keeps its slot, so that there
 /// are never more than `--workers` of them, on all connections together.
 pub struct Slots {
-    workers: u16,
-    free: Receiver<Slot>,
-    freed: Sender<Slot>,
+    free: Receiver<()>,
+    freed: Sender<()>,
 }
 
 /// Room for one worker, given back when it is dropped.
-struct Slot(Option<Sender<Slot>>);
+struct Slot(Sender<()>);
 
 impl Slots {
     /// Room for so many.
     pub fn new(workers: u16) -> Slots {
-        let (freed, free) = bounded(workers.into());
+        let (freed, free) = unbounded();
         for _ in 0..workers {
-            let _ = freed.send(Slot(None));
+            let _ = freed.send(());
         }
-        Slots { workers, free, freed }
+        Slots { free, freed }
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        if let Some(freed) = self.0.take() {
-            // There is room for it, since it came from there.
-            let _ = freed.try_send(Slot(None));
-        }
+        // Nobody receives it if the server has ended.
+        let _ = self.0.send(());
     }
 }
 
@@ -120,34 +118,37 @@ impl Drain {
 /// Watches over one connection and its workers.
 pub struct Supervisor<'a> {
     session: Session,
-    service: &'a Arc<Service>,
+    context: Arc<Context>,
     serve: Serve,
     slots: &'a Slots,
     workers: Workers,
-    events: (Sender<Event>, Receiver<Event>),
-    stop_workers: (Sender<()>, Receiver<()>),
+    events: Receiver<Event>,
+    stop_workers: Sender<()>,
 }
 
 impl<'a> Supervisor<'a> {
     /// For workers that `serve` on channels of `session`.
     pub fn new(
         session: Session,
-        service: &'a Arc<Service>,
+        service: &Arc<Service>,
         serve: Serve,
         slots: &'a Slots,
     ) -> Supervisor<'a> {
-        if let Some(most) = service.most_waiting(slots.workers) {
+        if let Some(most) = service.most_waiting() {
             session.inbox().expect_at_most(most);
         }
-        Supervisor {
-            session,
-            service,
-            serve,
-            slots,
-            workers: Workers::default(),
-            events: unbounded(),
-            stop_workers: unbounded(),
-        }
+        let (stop_workers, stop) = unbounded();
+        let (sender, events) = unbounded();
+        let context = Arc::new(Context {
+            service: Arc::clone(service),
+            endpoint: session.endpoint().clone(),
+            inbox: Arc::clone(session.inbox()),
+            stop,
+            events: sender,
+            computing: AtomicUsize::new(0),
+        });
+        let workers = Workers::default();
+        Supervisor { session, context, serve, slots, workers, events, stop_workers }
     }
 
     /// Starts the workers and watches over them, until a signal asks to stop. Then the connection is
@@ -172,7 +173,7 @@ impl<'a> Supervisor<'a> {
     fn watch(&mut self, stop: &Receiver<Stop>, state: &mut ReconnectState) -> Result<(), Failure> {
         // Held from the start of the workers until the server says that it awaits requests, so that this
         // comes before any of them.
-        let service = Arc::clone(self.service);
+        let context = Arc::clone(&self.context);
         let (mut transcript, mut is_announced) = (None, false);
         loop {
             let too_late = self.workers.ready_by.map_or_else(never, at);
@@ -181,7 +182,7 @@ impl<'a> Supervisor<'a> {
                 recv(self.session.blocked_notifications()) -> notification => {
                     self.session.set_blocked(notification)?;
                 }
-                recv(self.events.1) -> event => match event {
+                recv(self.events) -> event => match event {
                     Ok(Event::Ready) => self.workers.ready(),
                     Ok(Event::Ended(Err(error))) => return Err(self.classify(error)),
                     Ok(Event::Ended(Ok(()))) => self.workers.ended += 1,
@@ -189,7 +190,7 @@ impl<'a> Supervisor<'a> {
                 },
                 recv(self.slots.free) -> _ => {
                     if !is_announced {
-                        transcript.get_or_insert_with(|| service.transcript.hold());
+                        transcript.get_or_insert_with(|| context.service.transcript.hold());
                     }
                     self.start_worker()?;
                 }
@@ -209,16 +210,16 @@ impl<'a> Supervisor<'a> {
     }
 
     fn start_worker(&mut self) -> Result<(), Failure> {
-        let slot = Slot(Some(self.slots.freed.clone()));
-        let channel = self.session.channel()?;
-        let (service, endpoint) = (Arc::clone(self.service), self.session.endpoint().clone());
-        let inbox = Arc::clone(self.session.inbox());
-        let (serve, stop, events) =
-            (self.serve, self.stop_workers.1.clone(), self.events.0.clone());
+        let slot = Slot(self.slots.freed.clone());
+        let (context, channel) = (Arc::clone(&self.context), self.session.channel()?);
+        let serve = self.serve;
         let work = move || {
             let _slot = slot;
-            let mut worker = Worker::new(&service, &endpoint, &inbox, &channel, &stop, &events);
-            work(serve, &mut worker, &events);
+            let mut worker = Worker::new(&context, &channel);
+            let ended = catch_panic(|| serve(&mut worker));
+            // Before the worker is dropped: its consumer waits for an answer of the broker then, or until
+            // the supervisor closes the connection. Nobody receives it if the connection was lost.
+            let _ = context.events.send(Event::Ended(ended));
         };
         thread::Builder::new().name("worker".into()).spawn(work).map_err(|error| {
             Failure::new(FailureKind::Internal, format!("cannot start a worker: {error}"))
@@ -230,18 +231,19 @@ impl<'a> Supervisor<'a> {
     /// Waits until all workers have ended.
     fn drain(&mut self) -> Result<(), Failure> {
         for _ in 0..self.workers.running() {
-            let _ = self.stop_workers.0.send(());
+            let _ = self.stop_workers.send(());
         }
         let mut drain = Drain::default();
         loop {
-            let (running, computing) = (self.workers.running(), self.service.computing());
+            let computing = self.context.computing.load(Ordering::SeqCst);
+            let running = self.workers.running();
             match drain.step(Instant::now(), running, computing, self.session.is_blocked()) {
                 Draining::Done => return Ok(()),
                 Draining::GiveUp => return Err(self.session.abort()),
                 Draining::Wait => {}
             }
             select_biased! {
-                recv(self.events.1) -> event => match event {
+                recv(self.events) -> event => match event {
                     Ok(Event::Ended(Ok(()))) => self.workers.ended += 1,
                     Ok(Event::Ended(Err(error))) => return Err(self.classify(error)),
                     Ok(Event::Ready) => {}
@@ -257,26 +259,16 @@ impl<'a> Supervisor<'a> {
 
     fn classify(&mut self, error: WorkerError) -> Failure {
         match error {
-            WorkerError::Amqp(error) => self.session.classify(error),
-            WorkerError::Failed(failure) => failure,
-            WorkerError::QueueDeleted => {
-                let message = format!("the queue \"{}\" is gone", self.service.queue);
-                Failure::new(FailureKind::QueueMissing, message)
+            WorkerError::Consumer(error) => {
+                error.classify(&mut self.session, &self.context.service.queue)
             }
+            WorkerError::Failed(failure) => failure,
             WorkerError::Panicked => {
                 let message = "a worker failed (its reason is logged above)";
                 Failure::new(FailureKind::ConnectionLost, message)
             }
         }
     }
-}
-
-/// Lets a worker serve, and tells how it ended. That comes before the worker is dropped: its consumer
-/// waits for an answer of the broker then, or until the supervisor closes the connection.
-fn work(serve: Serve, worker: &mut Worker<'_>, events: &Sender<Event>) {
-    let ended = catch_panic(|| serve(worker));
-    // Nobody receives it if the connection was lost.
-    let _ = events.send(Event::Ended(ended));
 }
 
 /// A worker that panics has ended too. What it used is not used again, hence `AssertUnwindSafe`.
@@ -298,7 +290,7 @@ mod tests {
     fn a_slot_comes_back_when_its_worker_ends() {
         let slots = Slots::new(2);
         assert!(slots.free.try_recv().is_ok() && slots.free.try_recv().is_ok());
-        let slot = Slot(Some(slots.freed.clone()));
+        let slot = Slot(slots.freed.clone());
         assert!(slots.free.try_recv().is_err());
         drop(slot);
         assert!(slots.free.try_recv().is_ok() && slots.free.try_recv().is_err());

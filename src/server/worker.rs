@@ -12,11 +12,12 @@ use crate::protocol::{MAX_BODY, Reply, Request};
 use crate::server::isolated::{self, IsolatedPublisher};
 use crate::terminal::output::Transcript;
 use crate::terminal::text::{short, short_queue};
-use amiquip::{Channel, Consumer, ConsumerOptions, Delivery, Error};
-use crossbeam_channel::{Receiver, RecvError, Sender, select_biased};
+use amiquip::{Channel, Consumer, ConsumerMessage, ConsumerOptions, Delivery, Error};
+use crossbeam_channel::{Receiver, RecvError, Sender, never, select_biased};
 use log::{info, warn};
 use std::collections::VecDeque;
 use std::mem::take;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -40,10 +41,8 @@ pub enum Event {
 /// Why a worker cannot go on.
 #[derive(Debug)]
 pub enum WorkerError {
-    /// The channel or the connection is gone.
-    Amqp(Error),
-    /// The request queue was deleted.
-    QueueDeleted,
+    /// Its queue, its channel or its connection is gone.
+    Consumer(ConsumerError),
     /// Anything else that ends its connection.
     Failed(Failure),
     /// It panicked. The log has the reason.
@@ -52,23 +51,20 @@ pub enum WorkerError {
 
 impl From<Error> for WorkerError {
     fn from(error: Error) -> WorkerError {
-        WorkerError::Amqp(error)
+        WorkerError::Consumer(ConsumerError::Amqp(error))
     }
 }
 
 /// A receiver disconnects when the connection is gone.
 impl From<RecvError> for WorkerError {
     fn from(_: RecvError) -> WorkerError {
-        WorkerError::Amqp(Error::EventLoopDropped)
+        Error::EventLoopDropped.into()
     }
 }
 
 impl From<ConsumerError> for WorkerError {
     fn from(error: ConsumerError) -> WorkerError {
-        match error {
-            ConsumerError::QueueDeleted => WorkerError::QueueDeleted,
-            ConsumerError::Amqp(error) => WorkerError::Amqp(error),
-        }
+        WorkerError::Consumer(error)
     }
 }
 
@@ -76,6 +72,7 @@ impl From<ConsumerError> for WorkerError {
 pub struct Service {
     /// The request queue.
     pub queue: String,
+    workers: u16,
     prefetch: u16,
     settings: Settings,
     drill: Option<Drill>,
@@ -85,8 +82,6 @@ pub struct Service {
     confirms: bool,
     /// The largest body that the broker takes, as far as is known.
     max_body: AtomicUsize,
-    /// How many workers compute.
-    computing: AtomicUsize,
     /// What the server writes to standard output.
     pub transcript: Transcript,
 }
@@ -96,27 +91,22 @@ impl Service {
     pub fn new(args: &cli::Server, in_cluster: bool) -> Service {
         Service {
             queue: args.common.queue.clone(),
+            workers: args.workers,
             prefetch: args.prefetch,
             settings: args.settings(),
             drill: args.drill,
             connect_timeout: args.common.connect_timeout,
             confirms: in_cluster,
             max_body: AtomicUsize::new(MAX_BODY),
-            computing: AtomicUsize::new(0),
             transcript: Transcript::new(!args.common.quiet),
         }
     }
 
-    /// How many messages of the broker can wait for so many `workers`: the requests that it may push to
-    /// them, and a confirm for each. None: any number.
-    pub fn most_waiting(&self, workers: u16) -> Option<u64> {
-        let prefetch = Some(u64::from(self.prefetch)).filter(|prefetch| *prefetch > 0)?;
-        Some(2 * u64::from(workers) * prefetch)
-    }
-
-    /// How many workers compute.
-    pub fn computing(&self) -> usize {
-        self.computing.load(Ordering::SeqCst)
+    /// How many messages of the broker can wait: the requests that it may push to the workers, and a
+    /// confirm for each. None: any number.
+    pub fn most_waiting(&self) -> Option<u64> {
+        let requests = u64::from(self.workers) * u64::from(self.prefetch);
+        (requests > 0).then_some(2 * requests)
     }
 
     /// From now on, no reply has more than `limit` bytes.
@@ -125,16 +115,46 @@ impl Service {
     }
 }
 
+/// What the workers of one connection share.
+pub struct Context {
+    /// What those of all connections share.
+    pub service: Arc<Service>,
+    /// The broker at the other end.
+    pub endpoint: Endpoint,
+    /// Counts what comes by the connection.
+    pub inbox: Arc<Inbox>,
+    /// Has a message for each worker that is to stop.
+    pub stop: Receiver<()>,
+    /// Where workers tell their supervisor how they are.
+    pub events: Sender<Event>,
+    /// How many workers compute.
+    pub computing: AtomicUsize,
+}
+
+/// Counts a worker that computes, until it is dropped.
+struct Computing<'a>(&'a AtomicUsize);
+
+impl Computing<'_> {
+    fn start(computing: &AtomicUsize) -> Computing<'_> {
+        computing.fetch_add(1, Ordering::SeqCst);
+        Computing(computing)
+    }
+}
+
+impl Drop for Computing<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// One worker. With prefetch 1 it has one request at a time.
 pub struct Worker<'a> {
+    context: &'a Context,
     service: &'a Service,
-    endpoint: &'a Endpoint,
-    inbox: &'a Inbox,
     channel: &'a Channel,
-    /// Gets a message when the worker is to stop.
-    stop: &'a Receiver<()>,
-    events: &'a Sender<Event>,
     consumer: Option<Consumer<'a>>,
+    /// What comes from the consumer.
+    messages: Receiver<ConsumerMessage>,
     confirms: Confirms,
     /// The number of the last reply to the request in hand, if it is to be confirmed.
     replied: Option<u64>,
@@ -148,24 +168,14 @@ pub struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
-    /// One on `channel`, a channel of a connection to the broker at `endpoint`. It tells its supervisor by
-    /// `events`, and stops when something comes by `stop`.
-    pub fn new(
-        service: &'a Service,
-        endpoint: &'a Endpoint,
-        inbox: &'a Inbox,
-        channel: &'a Channel,
-        stop: &'a Receiver<()>,
-        events: &'a Sender<Event>,
-    ) -> Worker<'a> {
+    /// One on `channel`, a channel of the connection that `context` is about.
+    pub fn new(context: &'a Context, channel: &'a Channel) -> Worker<'a> {
         Worker {
-            service,
-            endpoint,
-            inbox,
+            context,
+            service: &context.service,
             channel,
-            stop,
-            events,
             consumer: None,
+            messages: never(),
             confirms: Confirms::disabled(),
             replied: None,
             has_replied: false,
@@ -182,17 +192,16 @@ impl<'a> Worker<'a> {
     /// Why the channel is gone.
     pub fn consume(&mut self) -> Result<(), WorkerError> {
         let Service { queue, prefetch, .. } = self.service;
-        if self.service.confirms {
-            self.confirms = Confirms::enable(self.channel)?;
-        }
+        self.confirms = Confirms::new(self.channel, self.service.confirms)?;
         // The fair dispatch of tutorial two: a worker with a call in hand gets no other.
         self.channel.qos(0, *prefetch, false)?;
         info!("qos: prefetch {prefetch}");
         let consumer = self.channel.basic_consume(queue.as_str(), ConsumerOptions::default())?;
         info!("consume from {queue}");
+        self.messages = consumer.receiver().clone();
         self.consumer = Some(consumer);
         // Nobody receives it if the connection was lost.
-        let _ = self.events.send(Event::Ready);
+        let _ = self.context.events.send(Event::Ready);
         // The supervisor holds the transcript until it has said that the server awaits requests.
         drop(self.service.transcript.hold());
         Ok(())
@@ -204,22 +213,22 @@ impl<'a> Worker<'a> {
     ///
     /// Why nothing comes any more.
     pub fn next_delivery(&mut self) -> Result<Option<Delivery>, WorkerError> {
-        let Some(consumer) = &self.consumer else { return Ok(None) };
-        let messages = consumer.receiver().clone();
         loop {
             select_biased! {
-                recv(self.stop) -> _ => return Ok(None),
+                recv(self.context.stop) -> _ => return Ok(None),
                 recv(self.confirms.receiver()) -> confirm => {
-                    self.inbox.taken();
+                    self.context.inbox.taken();
                     self.confirmed(confirm?.into())?;
                 }
-                recv(messages) -> message => {
-                    self.inbox.taken();
+                recv(self.messages) -> message => {
+                    self.context.inbox.taken();
                     let delivery = consumer::delivery(message)?;
-                    let again = if delivery.redelivered { "redelivered" } else { "not redelivered" };
-                    let request = Request::from_delivery(&delivery);
-                    let id = short(request.correlation_id);
-                    info!("delivery: {request}, correlation_id {id}, {again}");
+                    info!(
+                        "delivery: {}, correlation_id {}, {}",
+                        Request::from_delivery(&delivery),
+                        short(delivery.properties.correlation_id().as_deref()),
+                        if delivery.redelivered { "redelivered" } else { "not redelivered" }
+                    );
                     self.is_redelivered = delivery.redelivered;
                     if !delivery.redelivered {
                         self.isolated = None;
@@ -237,18 +246,16 @@ impl<'a> Worker<'a> {
     /// What the procedure answers instead of a result.
     pub fn call(&self, request: &Request<'_>) -> Result<String, procedure::Error> {
         self.service.transcript.line(format_args!(" [.] {request}"));
-        self.service.computing.fetch_add(1, Ordering::SeqCst);
+        let _computing = Computing::start(&self.context.computing);
         if let Some(slow @ Drill::Slow(delay)) = self.service.drill {
             drill::announce(slow, format_args!("{request} waits"));
             thread::sleep(delay);
         }
-        let outcome = if self.is_active(Drill::Fail, format_args!("{request} fails")) {
-            Err(procedure::Error::new(ErrorKind::Internal, "failed on purpose: --drill fail"))
-        } else {
-            procedure::call(request.procedure, request.argument, &self.service.settings)
-        };
-        self.service.computing.fetch_sub(1, Ordering::SeqCst);
-        outcome
+        if self.is_active(Drill::Fail, format_args!("{request} fails")) {
+            let message = "failed on purpose: --drill fail";
+            return Err(procedure::Error::new(ErrorKind::Internal, message));
+        }
+        procedure::call(request.procedure, request.argument, &self.service.settings)
     }
 
     /// The largest body that the broker takes, in bytes.
@@ -288,9 +295,12 @@ impl<'a> Worker<'a> {
         reply_to: &str,
         reply: &Reply,
     ) -> Result<(), WorkerError> {
-        let (queue, kind) = (short_queue(reply_to), reply.kind());
-        let id = short(reply.correlation_id.as_deref());
-        info!("publish to {queue}: {kind}, correlation_id {id}");
+        info!(
+            "publish to {}: {}, correlation_id {}",
+            short_queue(reply_to),
+            reply.kind(),
+            short(reply.correlation_id.as_deref())
+        );
         self.has_replied = true;
         if self.is_redelivered && self.publish_isolated(request, reply_to, reply)? {
             return Ok(());
@@ -308,17 +318,12 @@ impl<'a> Worker<'a> {
         reply_to: &str,
         reply: &Reply,
     ) -> Result<bool, WorkerError> {
-        let mut publisher = match self.isolated.take() {
-            Some(publisher) => publisher,
-            None => {
-                let timeout = self.service.connect_timeout;
-                match IsolatedPublisher::open(self.endpoint, timeout) {
-                    Ok(publisher) => publisher,
-                    Err(failure) => {
-                        info!("no second connection: {failure}");
-                        return Ok(false);
-                    }
-                }
+        let open = || IsolatedPublisher::open(&self.context.endpoint, self.service.connect_timeout);
+        let mut publisher = match self.isolated.take().map_or_else(open, Ok) {
+            Ok(publisher) => publisher,
+            Err(failure) => {
+                info!("no second connection: {failure}");
+                return Ok(false);
             }
         };
         match publisher.publish(reply.to_publish(reply_to)) {
@@ -391,7 +396,10 @@ impl<'a> Worker<'a> {
         let deadline = Instant::now() + STOP_LIMIT;
         while !self.unconfirmed.is_empty() {
             match self.confirms.receiver().recv_deadline(deadline) {
-                Ok(confirm) => self.confirmed(confirm.into())?,
+                Ok(confirm) => {
+                    self.context.inbox.taken();
+                    self.confirmed(confirm.into())?;
+                }
                 // What is not acked is answered a second time, by another server.
                 Err(_) => break,
             }
@@ -410,5 +418,22 @@ impl<'a> Worker<'a> {
             drill::announce(drill, what);
         }
         is_active
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_panics_no_longer_computes() {
+        let computing = AtomicUsize::new(0);
+        let compute = || {
+            let _computing = Computing::start(&computing);
+            assert_eq!(computing.load(Ordering::SeqCst), 1);
+            panic!("out of luck");
+        };
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(compute)).is_err());
+        assert_eq!(computing.load(Ordering::SeqCst), 0);
     }
 }
