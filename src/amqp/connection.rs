@@ -116,19 +116,20 @@ impl Session {
         let opened: Result<_, Failure> = watchdog.bounded(left, || {
             let transport = transport::establish(endpoint, socket, Arc::clone(&inbox))?;
             let tuning = ConnectionTuning::default().mem_channel_bound(FRAMES_AHEAD);
-            let mut connection =
-                Connection::insecure_open_stream(transport, options(endpoint, program), tuning)
-                    .map_err(|error| {
-                        in_login = matches!(error, Error::InvalidCredentials);
-                        match inbox.violation() {
-                            Some(reason) => errors::no_handshake(endpoint, &reason),
-                            None => errors::of_handshake(endpoint, error, began.elapsed()),
-                        }
-                    })?;
-            let blocked_notifications = connection
-                .listen_for_connection_blocked()
-                .map_err(|error| errors::of_handshake(endpoint, error, began.elapsed()))?;
-            Ok((connection, blocked_notifications))
+            let options = options(endpoint, program);
+            let opened = Connection::insecure_open_stream(transport, options, tuning).and_then(
+                |mut connection| {
+                    let blocked = connection.listen_for_connection_blocked()?;
+                    Ok((connection, blocked))
+                },
+            );
+            opened.map_err(|error| {
+                in_login = matches!(error, Error::InvalidCredentials);
+                match inbox.violation() {
+                    Some(reason) => errors::no_handshake(endpoint, &reason),
+                    None => errors::of_handshake(endpoint, error, began.elapsed()),
+                }
+            })
         });
         if watchdog.fired() {
             let limit = text::duration(limit.max(Duration::from_millis(1)));

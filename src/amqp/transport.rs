@@ -100,7 +100,8 @@ enum Stream {
 }
 
 /// Makes a transport of a dialled connection, with the TLS handshake if the endpoint wants one.
-/// `inbox` counts what comes, and says why reading failed. Blocks until a handshake is done: to be called under a [`crate::amqp::watchdog::Watchdog`].
+/// `inbox` counts what comes, and says why reading failed. Blocks until a handshake is done: to be
+/// called under a [`crate::amqp::watchdog::Watchdog`].
 ///
 /// # Errors
 ///

@@ -309,8 +309,8 @@ impl Calls {
     }
 
     /// Takes what the broker says of requests. Whether it refused some that are to be published again:
-    /// the others that it refused end with `refusal`.
-    pub fn confirm(&mut self, confirmed: Confirmed, refusal: &Failure) -> bool {
+    /// the others that it refused end with `refusal`, which is made up only then.
+    pub fn confirm(&mut self, confirmed: Confirmed, refusal: impl Fn() -> Failure) -> bool {
         let (no_retry, mut has_logged) = (self.settings.no_retry, self.has_logged_refusal);
         let mut again = false;
         for call in self.unanswered() {
@@ -322,11 +322,11 @@ impl Calls {
                 continue;
             }
             if no_retry {
-                call.finish(Err(refusal.clone()));
+                call.finish(Err(refusal()));
                 continue;
             }
             if !std::mem::replace(&mut has_logged, true) {
-                warn!("{refusal}; trying again");
+                warn!("{}; trying again", refusal());
             }
             call.is_refused = true;
             again = true;
@@ -572,16 +572,16 @@ mod tests {
     fn a_refused_request_fails_or_goes_out_again() {
         let refused = Confirm::Nack(ConfirmPayload { delivery_tag: 1, multiple: false });
         let taken = Confirm::Ack(ConfirmPayload { delivery_tag: 2, multiple: true });
-        let refusal = failure(FailureKind::Blocked);
+        let refusal = || failure(FailureKind::Blocked);
         let mut calls = published(SETTINGS, &["a", "b"]);
-        assert!(calls.confirm(refused.into(), &refusal));
-        assert!(!calls.confirm(refused.into(), &refusal), "it was told before");
+        assert!(calls.confirm(refused.into(), refusal));
+        assert!(!calls.confirm(refused.into(), refusal), "it was told before");
         let again: Vec<&str> = calls.refused().map(|call| call.correlation_id.as_str()).collect();
         assert_eq!(again, ["a"]);
-        assert!(!calls.confirm(taken.into(), &refusal));
+        assert!(!calls.confirm(taken.into(), refusal));
         assert!(calls.calls.iter().all(|call| call.unconfirmed.is_none()));
         let mut calls = published(Settings { no_retry: true, ..SETTINGS }, &["a", "b"]);
-        assert!(!calls.confirm(refused.into(), &refusal));
+        assert!(!calls.confirm(refused.into(), refusal));
         assert_eq!(finished(&mut calls), failed(&["a"], FailureKind::Blocked));
     }
 

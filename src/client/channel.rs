@@ -3,10 +3,11 @@
 use crate::amqp::confirms::{Confirmed, Confirms};
 use crate::amqp::connection::Session;
 use crate::amqp::consumer::{self, ConsumerError};
+use crate::amqp::queue;
 use crate::cli;
 use crate::client::calls::{Call, Calls};
 use crate::client::diagnosis::{self, Diagnosis};
-use crate::client::input::Argument;
+use crate::client::input::{Argument, Input};
 use crate::client::retry::INTERVAL;
 use crate::error::{Failure, FailureKind};
 use crate::process::signals::Stop;
@@ -15,7 +16,6 @@ use crate::terminal::text::{short, short_queue};
 use amiquip::{Channel, Consumer, ConsumerOptions, Delivery, Error, QueueDeclareOptions, Return};
 use crossbeam_channel::{Receiver, RecvError, after, never, select_biased};
 use log::info;
-use std::io;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
@@ -73,7 +73,7 @@ pub struct RpcChannel<'a> {
     returns: Receiver<Return>,
     confirms: Confirms,
     in_cluster: bool,
-    input: &'a Receiver<io::Result<Argument>>,
+    input: &'a Input,
     stop: Receiver<Stop>,
     was_used: bool,
     /// When to publish again what the broker refused.
@@ -94,16 +94,13 @@ impl<'a> RpcChannel<'a> {
         session: &'a mut Session,
         channel: &'a Channel,
         in_cluster: bool,
-        input: &'a Receiver<io::Result<Argument>>,
+        input: &'a Input,
         stop: Receiver<Stop>,
     ) -> Result<RpcChannel<'a>, Failure> {
         // Of each call a reply, and its request's return and confirm.
         session.inbox().expect_at_most(3 * u64::from(args.in_flight));
         let returns = session.call(|| channel.listen_for_returns())?;
-        let confirms = match in_cluster {
-            true => session.call(|| Confirms::enable(channel))?,
-            false => Confirms::disabled(),
-        };
+        let confirms = session.call(|| Confirms::new(channel, in_cluster))?;
         let exclusive = QueueDeclareOptions { exclusive: true, ..Default::default() };
         let reply_queue = session.call(|| channel.queue_declare("", exclusive))?;
         let reply_to = reply_queue.name().to_owned();
@@ -233,7 +230,7 @@ impl<'a> RpcChannel<'a> {
                 }
                 recv(input) -> argument => match argument {
                     Ok(Ok(argument)) => return Ok(Event::Argument(argument)),
-                    Ok(Err(error)) => return Ok(Event::InputFailed(input_failure(&error))),
+                    Ok(Err(failure)) => return Ok(Event::InputFailed(failure)),
                     Err(RecvError) => return Ok(Event::InputEnded),
                 },
             }
@@ -252,19 +249,20 @@ impl<'a> RpcChannel<'a> {
 
     /// Whether there is a queue with a server.
     fn is_served(&mut self) -> Result<bool, Failure> {
-        match diagnosis::served(self.session, &self.args.common.queue, true) {
-            Ok(channel) => self.session.call(|| channel.close()).map(|()| true),
-            Err(failure) => match failure.kind {
-                FailureKind::QueueMissing | FailureKind::NoConsumer => Ok(false),
-                _ => Err(failure),
-            },
+        match queue::inspect_on_new_channel(self.session, &self.args.common.queue) {
+            Ok(state) => Ok(state.consumers > 0),
+            Err(failure) if failure.kind == FailureKind::QueueMissing => Ok(false),
+            Err(failure) => Err(failure),
         }
     }
 
     fn confirmed(&mut self, calls: &mut Calls, confirmed: Confirmed) {
-        let (name, queue) = (self.session.name(), &self.args.common.queue);
-        let message = format!("{name} refused a request: the queue \"{queue}\" may be full");
-        if calls.confirm(confirmed, &Failure::new(FailureKind::Blocked, message)) {
+        let refusal = || {
+            let (name, queue) = (self.session.name(), &self.args.common.queue);
+            let message = format!("{name} refused a request: the queue \"{queue}\" may be full");
+            Failure::new(FailureKind::Blocked, message)
+        };
+        if calls.confirm(confirmed, refusal) {
             self.resend = after(INTERVAL);
         }
     }
@@ -289,9 +287,4 @@ impl Drop for RpcChannel<'_> {
     fn drop(&mut self) {
         self.session.close();
     }
-}
-
-/// Why standard input gives no more arguments.
-pub fn input_failure(error: &io::Error) -> Failure {
-    Failure::new(FailureKind::Internal, format!("cannot read standard input: {error}"))
 }

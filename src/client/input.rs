@@ -1,5 +1,6 @@
 //! The client's arguments: those of the command line, and lines of standard input.
 
+use crate::error::{Failure, FailureKind};
 use crate::protocol::MAX_BODY;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::io::{self, BufRead, Read};
@@ -20,6 +21,9 @@ pub struct Argument {
     pub line: Option<u64>,
 }
 
+/// Where arguments come from. One that cannot be read is the last.
+pub type Input = Receiver<Result<Argument, Failure>>;
+
 /// Each argument in turn, `repeat` times; in place of an argument `-`, the lines of standard input,
 /// as they come; without any argument, one that is empty. Ends with the first error of reading.
 ///
@@ -28,7 +32,7 @@ pub struct Argument {
 /// # Errors
 ///
 /// If the system has no thread to give.
-pub fn arguments(arguments: &[String], repeat: u64) -> io::Result<Receiver<io::Result<Argument>>> {
+pub fn arguments(arguments: &[String], repeat: u64) -> io::Result<Input> {
     let arguments = match arguments {
         [] => vec![String::new()],
         some => some.to_vec(),
@@ -87,7 +91,7 @@ fn lines(mut input: impl BufRead) -> impl Iterator<Item = io::Result<Vec<u8>>> {
 
 /// None if there is nothing more to send: reading failed, or nobody receives any more.
 fn send(
-    sender: &Sender<io::Result<Argument>>,
+    sender: &Sender<Result<Argument, Failure>>,
     bytes: io::Result<Vec<u8>>,
     line: Option<u64>,
     repeat: u64,
@@ -95,7 +99,8 @@ fn send(
     let argument = match bytes {
         Ok(bytes) => Argument { bytes, line },
         Err(error) => {
-            let _ = sender.send(Err(error));
+            let message = format!("cannot read standard input: {error}");
+            let _ = sender.send(Err(Failure::new(FailureKind::Internal, message)));
             return None;
         }
     };

@@ -17,15 +17,13 @@ use crate::process::signals::{self, Stop};
 use amiquip::Channel;
 use anyhow::{Context, Result};
 use calls::Calls;
-use channel::{Interrupted, RpcChannel, input_failure};
-use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError, never};
-use input::Argument;
+use channel::{Interrupted, RpcChannel};
+use crossbeam_channel::{Receiver, TryRecvError, never};
+use input::Input;
 use log::info;
 use report::Report;
 use retry::{Decision, RetryPolicy};
-use std::io;
 use std::process::ExitCode;
-use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long it may take, asked to stop, to come to an end: it may be waiting for a broker, or for
@@ -47,8 +45,7 @@ pub fn run(args: &cli::Client, exchange: Exchange) -> Result<ExitCode> {
         brokers: uri::parse_list(args.common.url())?,
         input: input::arguments(&args.arguments, args.repeat)
             .context("cannot read the arguments")?,
-        stop: never(),
-        handles_signals: false,
+        stop: None,
         session: None,
         calls: Calls::new(calls::Settings {
             timeout: args.timeout,
@@ -83,10 +80,9 @@ pub fn run(args: &cli::Client, exchange: Exchange) -> Result<ExitCode> {
 struct Client<'a> {
     args: &'a cli::Client,
     brokers: Vec<Endpoint>,
-    input: Receiver<io::Result<Argument>>,
+    input: Input,
     /// Where signals come from, once they are handled.
-    stop: Receiver<Stop>,
-    handles_signals: bool,
+    stop: Option<Receiver<Stop>>,
     /// A connection that is good, while there is no queue or no server.
     session: Option<Session>,
     calls: Calls,
@@ -129,12 +125,13 @@ impl Client<'_> {
         exchange: Exchange,
     ) -> Result<(), Interrupted> {
         // Until calls are made there is nothing to bring to an end, and a signal ends the process.
-        if !self.handles_signals {
-            self.stop = signals::stop_requests(Some(STOP_LIMIT))?;
-            self.handles_signals = true;
-        }
+        let stop = match self.stop.take() {
+            Some(stop) => stop,
+            None => signals::stop_requests(Some(STOP_LIMIT))?,
+        };
+        self.stop = Some(stop.clone());
         let began = Instant::now();
-        let (in_cluster, stop) = (self.brokers.len() > 1, self.stop.clone());
+        let in_cluster = self.brokers.len() > 1;
         (self.was_used, self.held) = (false, Duration::ZERO);
         self.calls.release();
         let (args, input) = (self.args, &self.input);
@@ -152,22 +149,22 @@ impl Client<'_> {
     /// Waits before the next attempt, if another one may help, and finishes the calls whose time has run
     /// out by then.
     fn recover(&mut self, interrupted: Interrupted) -> Result<(), Interrupted> {
-        let failure = match &interrupted {
-            Interrupted::Unreachable(failure) | Interrupted::Lost(failure) => failure.clone(),
-            Interrupted::Stopped(_) | Interrupted::Output(_) => return Err(interrupted),
-        };
-        let decision = match interrupted {
-            Interrupted::Lost(_) => {
-                self.give_up_lost_calls(&failure);
-                self.retry.after_lost(failure.clone(), self.held, self.was_used)
+        let (failure, decision) = match interrupted {
+            Interrupted::Unreachable(failure) => {
+                let deadline = self.calls.last_deadline();
+                (failure.clone(), self.retry.after_unreachable(failure, deadline))
             }
-            _ => self.retry.after_unreachable(failure.clone(), self.calls.last_deadline()),
+            Interrupted::Lost(failure) => {
+                self.give_up_lost_calls(&failure);
+                let decision = self.retry.after_lost(failure.clone(), self.held, self.was_used);
+                (failure, decision)
+            }
+            Interrupted::Stopped(_) | Interrupted::Output(_) => return Err(interrupted),
         };
         match decision {
             Decision::GiveUp(failure) => Err(Interrupted::Unreachable(failure)),
             Decision::Retry(delay) => {
-                self.report.write(self.calls.take_finished())?;
-                self.report.flush()?;
+                self.report_finished()?;
                 if self.calls.are_over() {
                     return Ok(());
                 }
@@ -175,6 +172,12 @@ impl Client<'_> {
                 self.expire(&failure)
             }
         }
+    }
+
+    /// Reports what is finished, to be read before a wait.
+    fn report_finished(&mut self) -> Result<(), Interrupted> {
+        self.report.write(self.calls.take_finished())?;
+        Ok(self.report.flush()?)
     }
 
     /// After the loss of a connection: the calls that are not made again.
@@ -195,13 +198,9 @@ impl Client<'_> {
 
     fn pause(&mut self, delay: Duration) -> Result<(), Interrupted> {
         let left = self.calls.last_deadline().left().unwrap_or(Duration::MAX);
-        match self.stop.recv_timeout(delay.min(left)) {
+        match self.stop.as_ref().unwrap_or(&never()).recv_timeout(delay.min(left)) {
             Ok(stop) => Err(Interrupted::Stopped(stop)),
-            Err(RecvTimeoutError::Timeout) => Ok(()),
-            Err(RecvTimeoutError::Disconnected) => {
-                thread::sleep(delay.min(left));
-                Ok(())
-            }
+            Err(_) => Ok(()),
         }
     }
 
@@ -209,8 +208,7 @@ impl Client<'_> {
     fn expire(&mut self, failure: &Failure) -> Result<(), Interrupted> {
         let now = Instant::now();
         self.calls.expire(now, &self.retry.not_in_time(failure));
-        self.report.write(self.calls.take_finished())?;
-        self.report.flush()?;
+        self.report_finished()?;
         // Nor can the next call be made; or it would have to wait as long.
         let is_idle = self.calls.unanswered().next().is_none();
         let is_blocked = failure.kind == FailureKind::Blocked;
@@ -231,8 +229,7 @@ impl Client<'_> {
         let is_json = self.args.format == Format::Json;
         if (is_json || self.args.stats) && !input::reads_stdin(&self.args.arguments) {
             for argument in self.input.clone() {
-                let argument = argument.map_err(|error| input_failure(&error))?;
-                self.calls.add_unmade(argument, &failure);
+                self.calls.add_unmade(argument?, &failure);
                 for (call, outcome) in self.calls.take_finished() {
                     self.report.write_unmade(&call, &outcome)?;
                 }

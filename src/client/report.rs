@@ -141,12 +141,8 @@ impl<'a> Report<'a> {
         output::written(self.out.flush())
     }
 
-    /// Tells a call's outcome.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`output::written`].
-    pub fn write_one(&mut self, call: &Call, outcome: &Result<String, Failure>) -> Result<()> {
+    /// Writes a call's outcome.
+    fn write_one(&mut self, call: &Call, outcome: &Result<String, Failure>) -> Result<()> {
         self.add_up(call, outcome);
         if let Some(bar) = &self.progress {
             bar.inc(1);
@@ -232,7 +228,7 @@ impl<'a> Report<'a> {
     }
 
     /// Takes a failure into account: the first one gives the exit code.
-    pub fn count(&mut self, kind: FailureKind) {
+    fn count(&mut self, kind: FailureKind) {
         self.first_failure.get_or_insert(kind);
     }
 
@@ -271,7 +267,7 @@ impl<'a> Report<'a> {
     }
 
     /// Tells something on stderr, past the progress bar.
-    pub fn error_line(&self, line: fmt::Arguments<'_>) {
+    fn error_line(&self, line: fmt::Arguments<'_>) {
         match &self.progress {
             Some(bar) => bar.suspend(|| output::error_line(self.program, line)),
             None => output::error_line(self.program, line),
