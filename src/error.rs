@@ -27,6 +27,8 @@ pub enum FailureKind {
     QueueUnusable,
     /// The procedure failed on the server.
     ProcedureFailed,
+    /// The procedure cannot be done at the moment; another attempt may succeed.
+    Unavailable,
     /// The program itself failed: standard input or output, a thread.
     Internal,
     /// No reply in time.
@@ -40,7 +42,7 @@ pub enum FailureKind {
     },
     /// The broker does not take messages at the moment.
     Blocked,
-    /// The reply is not one: empty, or not text.
+    /// The reply is not one: it is empty.
     BadReply,
     /// Credentials or a permission were refused.
     AccessRefused,
@@ -50,7 +52,7 @@ pub enum FailureKind {
 
 impl FailureKind {
     /// Every kind.
-    pub const ALL: [FailureKind; 17] = [
+    pub const ALL: [FailureKind; 18] = [
         FailureKind::Usage,
         FailureKind::UnknownProcedure,
         FailureKind::InvalidArgument,
@@ -60,6 +62,7 @@ impl FailureKind {
         FailureKind::NoConsumer,
         FailureKind::QueueUnusable,
         FailureKind::ProcedureFailed,
+        FailureKind::Unavailable,
         FailureKind::Internal,
         FailureKind::TimedOut,
         FailureKind::ConnectionLost,
@@ -83,8 +86,11 @@ impl FailureKind {
             | FailureKind::NoConsumer
             | FailureKind::QueueUnusable => 69, // EX_UNAVAILABLE
             FailureKind::ProcedureFailed | FailureKind::Internal => 70, // EX_SOFTWARE
-            FailureKind::TimedOut | FailureKind::ConnectionLost | FailureKind::Blocked => 75, // EX_TEMPFAIL
-            FailureKind::BadReply => 76,      // EX_PROTOCOL
+            FailureKind::TimedOut
+            | FailureKind::ConnectionLost
+            | FailureKind::Blocked
+            | FailureKind::Unavailable => 75, // EX_TEMPFAIL
+            FailureKind::BadReply => 76, // EX_PROTOCOL
             FailureKind::AccessRefused => 77, // EX_NOPERM
             FailureKind::Configuration => 78, // EX_CONFIG
         }
@@ -98,12 +104,13 @@ impl FailureKind {
             FailureKind::InvalidArgument => ErrorKind::InvalidArgument.name(),
             FailureKind::OutOfRange => ErrorKind::OutOfRange.name(),
             FailureKind::ProcedureFailed => ErrorKind::Internal.name(),
+            FailureKind::Unavailable => ErrorKind::Unavailable.name(),
             FailureKind::BrokerUnreachable => "broker-unreachable",
             FailureKind::QueueMissing => "queue-missing",
             FailureKind::NoConsumer => "no-consumer",
             FailureKind::QueueUnusable => "queue-unusable",
             FailureKind::Internal => "client-failed",
-            FailureKind::TimedOut => "timed-out",
+            FailureKind::TimedOut => ErrorKind::TimedOut.name(),
             FailureKind::ConnectionLost => "connection-lost",
             FailureKind::TooLarge { .. } => "too-large",
             FailureKind::Blocked => "blocked",
@@ -125,15 +132,21 @@ pub enum ErrorKind {
     OutOfRange,
     /// The procedure failed. The caller did nothing wrong.
     Internal,
+    /// It cannot be done at the moment; another attempt may succeed.
+    Unavailable,
+    /// It took more time than there was.
+    TimedOut,
 }
 
 impl ErrorKind {
     /// Every kind.
-    pub const ALL: [ErrorKind; 4] = [
+    pub const ALL: [ErrorKind; 6] = [
         ErrorKind::UnknownProcedure,
         ErrorKind::InvalidArgument,
         ErrorKind::OutOfRange,
         ErrorKind::Internal,
+        ErrorKind::Unavailable,
+        ErrorKind::TimedOut,
     ];
 
     /// The name of the kind on the wire.
@@ -143,6 +156,8 @@ impl ErrorKind {
             ErrorKind::InvalidArgument => "invalid-argument",
             ErrorKind::OutOfRange => "out-of-range",
             ErrorKind::Internal => "internal",
+            ErrorKind::Unavailable => "unavailable",
+            ErrorKind::TimedOut => "timed-out",
         }
     }
 }
@@ -155,6 +170,8 @@ impl From<ErrorKind> for FailureKind {
             ErrorKind::InvalidArgument => FailureKind::InvalidArgument,
             ErrorKind::OutOfRange => FailureKind::OutOfRange,
             ErrorKind::Internal => FailureKind::ProcedureFailed,
+            ErrorKind::Unavailable => FailureKind::Unavailable,
+            ErrorKind::TimedOut => FailureKind::TimedOut,
         }
     }
 }
@@ -166,12 +183,14 @@ pub struct Failure {
     pub kind: FailureKind,
     /// One sentence or two: what failed, on which target, and the remedy. Never a password.
     pub message: String,
+    /// What a program exited with on the server, if it was that which failed.
+    pub exit_code: Option<u8>,
 }
 
 impl Failure {
     /// A failure of `kind`, told by `message`.
     pub fn new(kind: FailureKind, message: impl Into<String>) -> Failure {
-        Failure { kind, message: message.into() }
+        Failure { kind, message: message.into(), exit_code: None }
     }
 }
 

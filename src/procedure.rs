@@ -16,12 +16,17 @@ pub struct Error {
     pub kind: ErrorKind,
     /// A sentence for the person who made the call.
     pub message: String,
+    /// What a program exited with, 0 to 255, if the procedure is one and it exited.
+    pub exit_code: Option<u8>,
 }
+
+/// What a procedure answers: a result, which may be any bytes, or an error.
+pub type Outcome = Result<Vec<u8>, Error>;
 
 impl Error {
     /// An error of `kind`, told by `message`.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Error {
-        Error { kind, message: message.into() }
+        Error { kind, message: message.into(), exit_code: None }
     }
 }
 
@@ -65,7 +70,7 @@ fn names() -> Vec<&'static str> {
 ///
 /// [`ErrorKind::UnknownProcedure`] if there is none of that name, [`ErrorKind::InvalidArgument`]
 /// and [`ErrorKind::OutOfRange`] as the procedure judges, [`ErrorKind::Internal`] if it panics.
-pub fn call(name: &str, argument: &[u8], settings: &Settings) -> Result<String, Error> {
+pub fn call(name: &str, argument: &[u8], settings: &Settings) -> Outcome {
     let Some((_, procedure)) = PROCEDURES.iter().find(|(known, _)| *known == name) else {
         let message = format!(
             "there is no procedure \"{}\"; there are {}",
@@ -78,7 +83,7 @@ pub fn call(name: &str, argument: &[u8], settings: &Settings) -> Result<String, 
         let message = format!("the argument of {name} is not UTF-8 text");
         return Err(Error::new(ErrorKind::InvalidArgument, message));
     };
-    guarded(name, || procedure(argument.trim_ascii(), settings))
+    guarded(name, || procedure(argument.trim_ascii(), settings)).map(String::into_bytes)
 }
 
 /// Runs a procedure so that its panic is the caller's error, not the server's end.
@@ -144,7 +149,7 @@ mod tests {
     const SETTINGS: Settings = Settings { algorithm: Algorithm::FastDoubling, max_n: 1_000 };
 
     fn ok(name: &str, argument: &str) -> String {
-        call(name, argument.as_bytes(), &SETTINGS).unwrap()
+        String::from_utf8(call(name, argument.as_bytes(), &SETTINGS).unwrap()).unwrap()
     }
 
     fn error(name: &str, argument: &[u8]) -> (ErrorKind, String) {

@@ -4,13 +4,14 @@
 //! Request: `reply_to` and `correlation_id` as in RabbitMQ's tutorial six, the procedure's name
 //! in `app_id` (absent means `fib`, which is what the tutorial's clients send), the argument as
 //! the body. Reply: the request's `correlation_id`; `type` says `result` or `error` (absent
-//! means `result`, which is what the tutorial's servers send); on an error the header `error`
-//! has its kind and the body a sentence.
+//! means `result`, which is what the tutorial's servers send). A result may be any bytes. On an
+//! error the header `error` has its kind, `exit_code` what a program exited with, if it did, and the
+//! body is a sentence.
 
 use crate::amqp::MAX_NAME;
 use crate::amqp::sanitizer::SUBSTITUTE;
 use crate::error::{ErrorKind, Failure, FailureKind};
-use crate::procedure::Error;
+use crate::procedure::{Error, Outcome};
 use crate::terminal::text;
 use amiquip::{AmqpProperties, AmqpValue, Delivery, FieldTable, Publish};
 use std::fmt;
@@ -24,10 +25,12 @@ pub const MAX_EXPIRATION: Duration = Duration::from_millis(u32::MAX as u64);
 pub const MAX_BODY: usize = 16 << 20;
 
 const TEXT: &str = "text/plain";
+const BYTES: &str = "application/octet-stream";
 const DEFAULT_PROCEDURE: &str = "fib";
 const TYPE_RESULT: &str = "result";
 const TYPE_ERROR: &str = "error";
 const HEADER_ERROR: &str = "error";
+const HEADER_EXIT_CODE: &str = "exit_code";
 
 /// A call, as it stands in a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,13 +107,13 @@ pub struct Reply {
     /// The request's.
     pub correlation_id: Option<String>,
     /// What the procedure answered.
-    pub outcome: Result<String, Error>,
+    pub outcome: Outcome,
 }
 
 impl Reply {
     /// The reply to `request` with the procedure's `outcome`; an error instead if the result has
     /// more than `most` bytes. Of an error's sentence, no more than that is told.
-    pub fn to_request(request: &Request<'_>, outcome: Result<String, Error>, most: usize) -> Reply {
+    pub fn to_request(request: &Request<'_>, outcome: Outcome, most: usize) -> Reply {
         let outcome = outcome.and_then(|result| match result.len() {
             length if length > most => {
                 let message = format!("the result has {length} bytes; the broker takes {most}");
@@ -137,20 +140,28 @@ impl Reply {
 
     /// The message to publish to the queue `reply_to`, by way of the default exchange.
     pub fn to_publish(&self, reply_to: &str) -> Publish<'_> {
-        let mut properties = AmqpProperties::default().with_content_type(TEXT.into());
+        let body = match &self.outcome {
+            Ok(result) => result,
+            Err(error) => error.message.as_bytes(),
+        };
+        let content_type = if std::str::from_utf8(body).is_ok() { TEXT } else { BYTES };
+        let mut properties = AmqpProperties::default().with_content_type(content_type.into());
         if let Some(correlation_id) = &self.correlation_id {
             properties = properties.with_correlation_id(correlation_id.clone());
         }
-        let (body, properties) = match &self.outcome {
-            Ok(result) => (result, properties.with_type_(TYPE_RESULT.into())),
+        let properties = match &self.outcome {
+            Ok(_) => properties.with_type_(TYPE_RESULT.into()),
             Err(error) => {
                 let mut headers = FieldTable::new();
                 let kind = AmqpValue::LongString(error.kind.name().into());
                 headers.insert(HEADER_ERROR.into(), kind);
-                (&error.message, properties.with_type_(TYPE_ERROR.into()).with_headers(headers))
+                if let Some(code) = error.exit_code {
+                    headers.insert(HEADER_EXIT_CODE.into(), AmqpValue::LongInt(code.into()));
+                }
+                properties.with_type_(TYPE_ERROR.into()).with_headers(headers)
             }
         };
-        Publish::with_properties(body.as_bytes(), reply_to, properties)
+        Publish::with_properties(body, reply_to, properties)
     }
 
     /// The reply in a message with these properties and this body. An error of no known kind is
@@ -158,27 +169,39 @@ impl Reply {
     ///
     /// # Errors
     ///
-    /// [`FailureKind::BadReply`] if the body is empty or not UTF-8 text: no procedure answers so.
+    /// [`FailureKind::BadReply`] if the body is empty and the reply does not say that this is the
+    /// result: no tutorial's server answers so.
     pub fn decode(properties: &AmqpProperties, body: Vec<u8>) -> Result<Reply, Failure> {
-        let bad = |what| {
-            let message = format!("the reply is {what}: what answered is not an RPC server");
-            Failure::new(FailureKind::BadReply, message)
-        };
-        if body.is_empty() {
-            return Err(bad("empty"));
-        }
-        let body = String::from_utf8(body).map_err(|_| bad("not UTF-8 text"))?;
         let outcome = match properties.type_().as_deref() {
-            Some(TYPE_ERROR) => Err(Error::new(error_kind(properties), body)),
+            Some(TYPE_ERROR) => Err(Error {
+                kind: error_kind(properties),
+                message: String::from_utf8_lossy(&body).into_owned(),
+                exit_code: exit_code(properties),
+            }),
+            Some(TYPE_RESULT) => Ok(body),
+            _ if body.is_empty() => {
+                let message = "the reply is empty: what answered is not an RPC server";
+                return Err(Failure::new(FailureKind::BadReply, message));
+            }
             _ => Ok(body),
         };
         Ok(Reply { correlation_id: properties.correlation_id().clone(), outcome })
     }
 }
 
+fn header<'a>(properties: &'a AmqpProperties, name: &str) -> Option<&'a AmqpValue> {
+    properties.headers().as_ref()?.get(name)
+}
+
+fn exit_code(properties: &AmqpProperties) -> Option<u8> {
+    match header(properties, HEADER_EXIT_CODE)? {
+        AmqpValue::LongInt(code) => u8::try_from(*code).ok(),
+        _ => None,
+    }
+}
+
 fn error_kind(properties: &AmqpProperties) -> ErrorKind {
-    let header = properties.headers().as_ref().and_then(|headers| headers.get(HEADER_ERROR));
-    let Some(AmqpValue::LongString(name)) = header else {
+    let Some(AmqpValue::LongString(name)) = header(properties, HEADER_ERROR) else {
         return ErrorKind::Internal;
     };
     ErrorKind::ALL.into_iter().find(|kind| kind.name() == name).unwrap_or(ErrorKind::Internal)
@@ -243,9 +266,9 @@ mod tests {
             correlation_id: Some("id"),
             expiration: None,
         };
-        let fits = Reply::to_request(&request, Ok("0".repeat(5)), 5);
+        let fits = Reply::to_request(&request, Ok(b"00000".to_vec()), 5);
         assert_eq!(fits.outcome, Ok("00000".into()));
-        let reply = Reply::to_request(&request, Ok("0".repeat(6)), 5);
+        let reply = Reply::to_request(&request, Ok(b"000000".to_vec()), 5);
         assert_eq!(reply.correlation_id.as_deref(), Some("id"));
         let error = reply.outcome.unwrap_err();
         assert_eq!((error.kind, error.message.as_str()), (ErrorKind::OutOfRange, "the r"));

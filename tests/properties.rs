@@ -105,10 +105,12 @@ proptest! {
     #[test]
     fn a_reply_is_read_as_it_was_written(
         correlation_id in prop::option::of(name()),
-        body in "(?s).{1,100}",
+        result in any::<Vec<u8>>(),
+        message in "(?s).{0,100}",
+        exit_code in any::<Option<u8>>(),
         kind in prop::option::of(prop::sample::select(&ErrorKind::ALL)),
     ) {
-        let outcome = kind.map_or(Ok(body.clone()), |kind| Err(Error::new(kind, body)));
+        let outcome = kind.map_or(Ok(result), |kind| Err(Error { kind, message, exit_code }));
         let reply = Reply { correlation_id, outcome };
         let publish = reply.to_publish("queue");
         prop_assert_eq!(Reply::decode(&publish.properties, publish.body.to_vec()), Ok(reply));
@@ -127,7 +129,7 @@ proptest! {
     #[test]
     fn fun_is_a_hundred_times_n(n in any::<i64>()) {
         let product = procedure::call("fun", n.to_string().as_bytes(), &SETTINGS);
-        prop_assert_eq!(product.unwrap(), (i128::from(n) * 100).to_string());
+        prop_assert_eq!(product.unwrap(), (i128::from(n) * 100).to_string().into_bytes());
     }
 
     /// F(m + n + 1) = F(m)·F(n) + F(m+1)·F(n+1), Knuth, TAOCP volume 1, 1.2.8 (6).

@@ -47,7 +47,7 @@ pub fn main<T: Parser>(run: fn(&T) -> Result<()>) -> ExitCode {
 /// Adds what can be done when a queue or an exchange was declared otherwise (406).
 fn with_remedy(error: anyhow::Error) -> anyhow::Error {
     match error.downcast::<Failure>() {
-        Ok(Failure { kind, message }) if message.contains("inequivalent arg") => {
+        Ok(Failure { kind, message, .. }) if message.contains("inequivalent arg") => {
             let remedy = "it exists already, declared in another way: delete it, or name another \
                           vhost in the URI";
             Failure::new(kind, format!("{message}; {remedy}")).into()

@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// What a call came to.
-pub type Outcome = Result<String, Failure>;
+pub type Outcome = Result<Vec<u8>, Failure>;
 
 /// One call, from its argument to its outcome.
 #[derive(Debug)]
@@ -58,7 +58,11 @@ impl Call {
         let id = &self.correlation_id;
         self.finish(reply.and_then(|reply| {
             info!("reply: {}, correlation_id {}", reply.kind(), short(Some(id)));
-            reply.outcome.map_err(|error| Failure::new(error.kind.into(), error.message))
+            reply.outcome.map_err(|error| Failure {
+                kind: error.kind.into(),
+                message: error.message,
+                exit_code: error.exit_code,
+            })
         }));
     }
 }
@@ -395,14 +399,14 @@ mod tests {
     }
 
     /// What is finished, and the kind of failure or the result.
-    fn finished(calls: &mut Calls) -> Vec<(String, Result<String, FailureKind>)> {
+    fn finished(calls: &mut Calls) -> Vec<(String, Result<Vec<u8>, FailureKind>)> {
         let outcome = |(call, outcome): (Call, Outcome)| {
             (String::from_utf8(call.argument).unwrap(), outcome.map_err(|failure| failure.kind))
         };
         calls.take_finished().map(outcome).collect()
     }
 
-    fn failed(ids: &[&str], kind: FailureKind) -> Vec<(String, Result<String, FailureKind>)> {
+    fn failed(ids: &[&str], kind: FailureKind) -> Vec<(String, Result<Vec<u8>, FailureKind>)> {
         ids.iter().map(|id| ((*id).into(), Err(kind))).collect()
     }
 
@@ -429,7 +433,7 @@ mod tests {
         assert_eq!(finished(&mut calls), [], "a comes first");
         assert!(!calls.want_input(false), "b waits behind a");
         finish(&mut calls, "a", Ok("1".into()));
-        let both = [("a".to_owned(), Ok("1".to_owned())), ("b".to_owned(), Ok("2".to_owned()))];
+        let both = [("a".to_owned(), Ok(b"1".to_vec())), ("b".to_owned(), Ok(b"2".to_vec()))];
         assert_eq!(finished(&mut calls), both);
         assert!(calls.want_input(true), "one call goes though the broker is blocked");
         assert!(!calls.are_over());
@@ -601,7 +605,7 @@ mod tests {
         finish(&mut calls, "b", Ok("2".into()));
         calls.abort(&failure(FailureKind::NoConsumer));
         let both =
-            [("a".to_owned(), Err(FailureKind::NoConsumer)), ("b".to_owned(), Ok("2".to_owned()))];
+            [("a".to_owned(), Err(FailureKind::NoConsumer)), ("b".to_owned(), Ok(b"2".to_vec()))];
         assert_eq!(finished(&mut calls), both);
         assert!(calls.are_over());
         calls.add_unmade(argument("c"), &failure(FailureKind::NoConsumer));
@@ -619,7 +623,7 @@ mod tests {
         let (call, _) = calls.take_finished().next().unwrap();
         assert!(call.ended - call.started >= Duration::from_millis(2));
         // A call that is made has its own time, and so has the next one.
-        calls.start(argument("b")).finish(Ok(String::new()));
+        calls.start(argument("b")).finish(Ok(Vec::new()));
         assert_ne!(calls.last_deadline(), first);
     }
 }

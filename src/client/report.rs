@@ -52,7 +52,7 @@ struct Json<'a> {
     argument: &'a str,
     ok: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
-    result: Option<&'a str>,
+    result: Option<Cow<'a, str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<JsonError<'a>>,
     elapsed_ms: f64,
@@ -142,7 +142,7 @@ impl<'a> Report<'a> {
     }
 
     /// Writes a call's outcome.
-    fn write_one(&mut self, call: &Call, outcome: &Result<String, Failure>) -> Result<()> {
+    fn write_one(&mut self, call: &Call, outcome: &Outcome) -> Result<()> {
         self.add_up(call, outcome);
         if let Some(bar) = &self.progress {
             bar.inc(1);
@@ -155,10 +155,18 @@ impl<'a> Report<'a> {
             (format, Ok(result)) => {
                 let got = if format == Format::Transcript { " [.] Got " } else { "" };
                 let result = match self.is_terminal {
-                    true => text::on_terminal(result),
-                    false => Cow::from(result),
+                    true => Cow::from(
+                        text::on_terminal(&String::from_utf8_lossy(result))
+                            .into_owned()
+                            .into_bytes(),
+                    ),
+                    false => Cow::from(result.as_slice()),
                 };
-                output::written(writeln!(self.out, "{got}{result}"))
+                output::written(
+                    (self.out.write_all(got.as_bytes()))
+                        .and_then(|()| self.out.write_all(&result))
+                        .and_then(|()| self.out.write_all(b"\n")),
+                )
             }
             (_, Err(failure)) => {
                 // In the order in which they were told, should both streams go to one terminal.
@@ -176,7 +184,7 @@ impl<'a> Report<'a> {
     /// # Errors
     ///
     /// Those of [`output::check`] and [`output::written`].
-    pub fn write_unmade(&mut self, call: &Call, outcome: &Result<String, Failure>) -> Result<()> {
+    pub fn write_unmade(&mut self, call: &Call, outcome: &Outcome) -> Result<()> {
         self.started.get_or_insert(call.started);
         match self.format {
             Format::Json => {
@@ -191,7 +199,7 @@ impl<'a> Report<'a> {
     }
 
     /// Adds a call to the statistics.
-    fn add_up(&mut self, call: &Call, outcome: &Result<String, Failure>) {
+    fn add_up(&mut self, call: &Call, outcome: &Outcome) {
         let elapsed = call.ended.duration_since(call.started);
         self.latencies.saturating_record(elapsed.as_micros() as u64);
         if let Err(failure) = outcome {
@@ -279,13 +287,13 @@ impl<'a> Report<'a> {
         text::call(&self.args.procedure, &call.argument)
     }
 
-    fn write_json(&mut self, call: &Call, outcome: &Result<String, Failure>) -> io::Result<()> {
+    fn write_json(&mut self, call: &Call, outcome: &Outcome) -> io::Result<()> {
         let elapsed = call.ended.duration_since(call.started);
         let json = Json {
             procedure: &self.args.procedure,
             argument: &String::from_utf8_lossy(&call.argument),
             ok: outcome.is_ok(),
-            result: outcome.as_ref().ok().map(String::as_str),
+            result: outcome.as_ref().ok().map(|result| String::from_utf8_lossy(result)),
             error: outcome
                 .as_ref()
                 .err()

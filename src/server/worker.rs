@@ -244,7 +244,7 @@ impl<'a> Worker<'a> {
     /// # Errors
     ///
     /// What the procedure answers instead of a result.
-    pub fn call(&self, request: &Request<'_>) -> Result<String, procedure::Error> {
+    pub fn call(&self, request: &Request<'_>) -> procedure::Outcome {
         self.service.transcript.line(format_args!(" [.] {request}"));
         let _computing = Computing::start(&self.context.computing);
         if let Some(slow @ Drill::Slow(delay)) = self.service.drill {
