@@ -4,9 +4,9 @@
 mod common;
 
 use amiquip::{ExchangeDeclareOptions, ExchangeType, Publish};
-use anyhow::Result;
 use clap::Parser;
 use common::{Broker, Receipts};
+use fib_rpc::error::ProgramError;
 use fib_rpc::terminal::output;
 use std::process::ExitCode;
 
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     common::main(run)
 }
 
-fn run(args: &Args) -> Result<()> {
+fn run(args: &Args) -> Result<(), ProgramError> {
     let message = common::message(&args.message, "info: Hello World!");
 
     let mut session = args.broker.connect()?;

@@ -4,9 +4,9 @@
 mod common;
 
 use amiquip::{ExchangeDeclareOptions, ExchangeType, Publish};
-use anyhow::Result;
 use clap::Parser;
 use common::{Broker, Receipts};
+use fib_rpc::error::ProgramError;
 use fib_rpc::terminal::output;
 use std::process::ExitCode;
 
@@ -34,7 +34,7 @@ fn main() -> ExitCode {
     common::main(run)
 }
 
-fn run(args: &Args) -> Result<()> {
+fn run(args: &Args) -> Result<(), ProgramError> {
     let severity = args.severity.as_str();
     let message = common::message(&args.message, "Hello World!");
 

@@ -5,9 +5,9 @@ mod common;
 
 use amiquip::QueueDeclareOptions;
 use amiquip::{ConsumerOptions, ExchangeDeclareOptions, ExchangeType, FieldTable};
-use anyhow::Result;
 use clap::Parser;
 use common::{Broker, Deliveries};
+use fib_rpc::error::ProgramError;
 use fib_rpc::terminal::output;
 use std::process::ExitCode;
 
@@ -25,7 +25,7 @@ fn main() -> ExitCode {
     common::main(run)
 }
 
-fn run(args: &Args) -> Result<()> {
+fn run(args: &Args) -> Result<(), ProgramError> {
     let mut session = args.broker.connect()?;
     let channel = session.channel()?;
     let options = ExchangeDeclareOptions::default();

@@ -3,9 +3,9 @@
 mod common;
 
 use amiquip::{Publish, QueueDeclareOptions};
-use anyhow::Result;
 use clap::Parser;
 use common::{Broker, Receipts};
+use fib_rpc::error::ProgramError;
 use fib_rpc::terminal::output;
 use std::process::ExitCode;
 
@@ -23,7 +23,7 @@ fn main() -> ExitCode {
     common::main(run)
 }
 
-fn run(args: &Args) -> Result<()> {
+fn run(args: &Args) -> Result<(), ProgramError> {
     let mut session = args.broker.connect()?;
     let channel = session.channel()?;
     // Durable, unlike the tutorial's first one: RabbitMQ 4.3 denies queues that are neither durable

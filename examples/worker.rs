@@ -4,9 +4,9 @@
 mod common;
 
 use amiquip::{ConsumerOptions, Delivery, QueueDeclareOptions};
-use anyhow::Result;
 use clap::Parser;
 use common::{Broker, Deliveries};
+use fib_rpc::error::ProgramError;
 use fib_rpc::terminal::output;
 use std::process::ExitCode;
 use std::thread;
@@ -30,7 +30,7 @@ fn main() -> ExitCode {
     common::main(run)
 }
 
-fn run(args: &Args) -> Result<()> {
+fn run(args: &Args) -> Result<(), ProgramError> {
     let mut session = args.broker.connect()?;
     let channel = session.channel()?;
     let durable = QueueDeclareOptions { durable: true, ..Default::default() };
@@ -50,7 +50,7 @@ fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn perform(task: &Delivery) -> Result<()> {
+fn perform(task: &Delivery) -> Result<(), ProgramError> {
     output::line(format_args!(" [x] Received '{}'", String::from_utf8_lossy(&task.body)))?;
     let dots = task.body.iter().filter(|byte| **byte == b'.').count();
     thread::sleep(Duration::from_secs(dots as u64));

@@ -3,8 +3,7 @@
 
 use crate::amqp::uri;
 use crate::cli::Program;
-use crate::error::{FailureKind, code_of};
-use crate::terminal::output::Closed;
+use crate::error::{FailureKind, ProgramError};
 use crate::terminal::{logging, output, text};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
@@ -15,7 +14,7 @@ use std::process::ExitCode;
 /// A whole program: parses the command line, runs `run` with it, tells an error.
 pub fn main<T: Program>(
     program: &'static str,
-    run: fn(&T) -> anyhow::Result<ExitCode>,
+    run: fn(&T) -> Result<ExitCode, ProgramError>,
 ) -> ExitCode {
     match start(program) {
         Ok(arguments) => conclude(program, run(&arguments)),
@@ -80,13 +79,13 @@ pub fn show_parse_error(program: &str, error: &clap::Error) -> ExitCode {
 }
 
 /// The exit code for what `program` came to, after telling an error on stderr.
-pub fn conclude(program: &str, result: anyhow::Result<ExitCode>) -> ExitCode {
+pub fn conclude(program: &str, result: Result<ExitCode, ProgramError>) -> ExitCode {
     match result {
         Ok(code) => code,
-        Err(error) if error.is::<Closed>() => ExitCode::SUCCESS,
-        Err(error) => {
+        Err(ProgramError::OutputClosed) => ExitCode::SUCCESS,
+        Err(ProgramError::Failed(kind, error)) => {
             output::error_line(program, format_args!("{error:#}"));
-            ExitCode::from(code_of(&error))
+            ExitCode::from(kind.code())
         }
     }
 }

@@ -7,7 +7,6 @@
 #![allow(dead_code, reason = "no example uses all of it")]
 
 use amiquip::{Channel, Confirm, Consumer, ConsumerOptions, Delivery, Error, Return};
-use anyhow::Result;
 use clap::{Args, Parser};
 use crossbeam_channel::{Receiver, after, select, select_biased};
 use fib_rpc::amqp::MAX_NAME;
@@ -16,7 +15,7 @@ use fib_rpc::amqp::connection::Session;
 use fib_rpc::amqp::consumer;
 use fib_rpc::amqp::uri;
 use fib_rpc::cli;
-use fib_rpc::error::{Failure, FailureKind};
+use fib_rpc::error::{Failure, FailureKind, ProgramError};
 use fib_rpc::process::signals::{Stop, stop_requests};
 use fib_rpc::program;
 use fib_rpc::terminal::logging;
@@ -33,28 +32,14 @@ const CONFIRM_LIMIT: Duration = Duration::from_secs(10);
 const STOP_LIMIT: Duration = Duration::from_secs(2);
 
 /// A whole program: parses the command line, runs `run` with it, tells an error.
-pub fn main<T: Parser>(run: fn(&T) -> Result<()>) -> ExitCode {
+pub fn main<T: Parser>(run: fn(&T) -> Result<(), ProgramError>) -> ExitCode {
     let parsed = T::command().name(PROGRAM).max_term_width(100).try_get_matches();
     let arguments = match parsed.and_then(|matches| T::from_arg_matches(&matches)) {
         Ok(arguments) => arguments,
         Err(error) => return program::show_parse_error(PROGRAM, &error),
     };
     logging::init(PROGRAM, false, 0);
-    let ended = run(&arguments).map(|()| ExitCode::SUCCESS);
-    program::conclude(PROGRAM, ended.map_err(with_remedy))
-}
-
-/// Adds what can be done when a queue or an exchange was declared otherwise (406).
-fn with_remedy(error: anyhow::Error) -> anyhow::Error {
-    match error.downcast::<Failure>() {
-        Ok(Failure { kind, message, .. }) if message.contains("inequivalent arg") => {
-            let remedy = "it exists already, declared in another way: delete it, or name another \
-                          vhost in the URI";
-            Failure::new(kind, format!("{message}; {remedy}")).into()
-        }
-        Ok(failure) => failure.into(),
-        Err(error) => error,
-    }
+    program::conclude(PROGRAM, run(&arguments).map(|()| ExitCode::SUCCESS))
 }
 
 /// Where the broker is.

@@ -16,6 +16,10 @@ const SHORTEST_REFUSAL: Duration = Duration::from_secs(2);
 const PERMISSIONS: &str = "rabbitmqctl set_permissions gives access";
 
 // Reply codes, AMQP 0-9-1 section 1.5.
+/// What helps when a queue or an exchange is declared in another way than it was.
+const DECLARED_OTHERWISE: &str =
+    "it exists already, declared in another way: delete it, or name another vhost in the URI";
+
 const ACCESS_REFUSED: u16 = 403;
 const NOT_FOUND: u16 = 404;
 const RESOURCE_LOCKED: u16 = 405;
@@ -27,9 +31,12 @@ const NOT_ALLOWED: u16 = 530;
 pub fn of_channel(endpoint: &str, error: &Error) -> Option<Failure> {
     match error {
         Error::ServerClosedChannel { code, message, .. } => {
-            let remedy = match message.contains("refused for user") {
-                true => format!("; {PERMISSIONS}"),
-                false => String::new(),
+            let remedy = if message.contains("refused for user") {
+                format!("; {PERMISSIONS}")
+            } else if message.contains("inequivalent arg") {
+                format!("; {DECLARED_OTHERWISE}")
+            } else {
+                String::new()
             };
             let kind = match *code {
                 ACCESS_REFUSED => FailureKind::AccessRefused,

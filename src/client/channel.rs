@@ -9,7 +9,7 @@ use crate::client::calls::{Call, Calls};
 use crate::client::diagnosis::{self, Diagnosis};
 use crate::client::input::{Argument, Input};
 use crate::client::retry::INTERVAL;
-use crate::error::{Failure, FailureKind};
+use crate::error::{Failure, FailureKind, ProgramError};
 use crate::process::signals::Stop;
 use crate::protocol::Request;
 use crate::terminal::text::{short, short_queue};
@@ -29,7 +29,7 @@ pub enum Interrupted {
     /// The connection is lost, and with it the calls that were unanswered.
     Lost(Failure),
     /// Standard output takes nothing more.
-    Output(anyhow::Error),
+    Output(ProgramError),
 }
 
 /// The failures of a channel are those of its connection.
@@ -39,8 +39,8 @@ impl From<Failure> for Interrupted {
     }
 }
 
-impl From<anyhow::Error> for Interrupted {
-    fn from(error: anyhow::Error) -> Interrupted {
+impl From<ProgramError> for Interrupted {
+    fn from(error: ProgramError) -> Interrupted {
         Interrupted::Output(error)
     }
 }

@@ -12,10 +12,10 @@ pub mod retry;
 use crate::amqp::connection::Session;
 use crate::amqp::uri::{self, Endpoint};
 use crate::cli::{self, Format};
-use crate::error::{Failure, FailureKind};
+use crate::error::{Failure, FailureKind, ProgramError};
 use crate::process::signals::{self, Stop};
 use amiquip::Channel;
-use anyhow::{Context, Result};
+use anyhow::Context;
 use calls::Calls;
 use channel::{Interrupted, RpcChannel};
 use crossbeam_channel::{Receiver, TryRecvError, never};
@@ -39,7 +39,7 @@ pub type Exchange = fn(&mut RpcChannel, &mut Calls, &mut Report) -> Result<(), I
 /// # Errors
 ///
 /// What keeps the program from making or reporting calls: a malformed URI, its standard output.
-pub fn run(args: &cli::Client, exchange: Exchange) -> Result<ExitCode> {
+pub fn run(args: &cli::Client, exchange: Exchange) -> Result<ExitCode, ProgramError> {
     let mut client = Client {
         args,
         brokers: uri::parse_list(args.common.url())?,
@@ -219,7 +219,7 @@ impl Client<'_> {
     }
 
     /// Reports what is left to report.
-    fn finish(mut self) -> Result<ExitCode> {
+    fn finish(mut self) -> Result<ExitCode, ProgramError> {
         self.report.write(self.calls.take_finished())?;
         let Some(failure) = self.calls.input_failure().cloned() else { return self.report.end() };
         // One object a call, made or not, and as many in the statistics. Lines of standard input that

@@ -3,10 +3,9 @@
 
 use crate::cli::{self, Format};
 use crate::client::calls::{Call, Outcome};
-use crate::error::{Failure, FailureKind};
+use crate::error::{Failure, FailureKind, ProgramError};
 use crate::terminal::output;
 use crate::terminal::text::{self, excerpt};
-use anyhow::Result;
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
@@ -117,7 +116,7 @@ impl<'a> Report<'a> {
     /// # Errors
     ///
     /// Those of [`output::check`] and [`output::written`].
-    pub fn announce(&mut self, call: &Call) -> Result<()> {
+    pub fn announce(&mut self, call: &Call) -> Result<(), ProgramError> {
         output::check()?;
         self.started.get_or_insert(call.started);
         match self.format {
@@ -137,12 +136,12 @@ impl<'a> Report<'a> {
     /// # Errors
     ///
     /// Those of [`output::written`].
-    pub fn flush(&mut self) -> Result<()> {
+    pub fn flush(&mut self) -> Result<(), ProgramError> {
         output::written(self.out.flush())
     }
 
     /// Writes a call's outcome.
-    fn write_one(&mut self, call: &Call, outcome: &Outcome) -> Result<()> {
+    fn write_one(&mut self, call: &Call, outcome: &Outcome) -> Result<(), ProgramError> {
         self.add_up(call, outcome);
         if let Some(bar) = &self.progress {
             bar.inc(1);
@@ -184,7 +183,7 @@ impl<'a> Report<'a> {
     /// # Errors
     ///
     /// Those of [`output::check`] and [`output::written`].
-    pub fn write_unmade(&mut self, call: &Call, outcome: &Outcome) -> Result<()> {
+    pub fn write_unmade(&mut self, call: &Call, outcome: &Outcome) -> Result<(), ProgramError> {
         self.started.get_or_insert(call.started);
         match self.format {
             Format::Json => {
@@ -213,7 +212,10 @@ impl<'a> Report<'a> {
     /// # Errors
     ///
     /// Those of [`output::written`].
-    pub fn write(&mut self, finished: impl Iterator<Item = (Call, Outcome)>) -> Result<()> {
+    pub fn write(
+        &mut self,
+        finished: impl Iterator<Item = (Call, Outcome)>,
+    ) -> Result<(), ProgramError> {
         for (call, outcome) in finished {
             self.write_one(&call, &outcome)?;
         }
@@ -245,7 +247,7 @@ impl<'a> Report<'a> {
     /// # Errors
     ///
     /// Those of [`output::written`].
-    pub fn end(&mut self) -> Result<ExitCode> {
+    pub fn end(&mut self) -> Result<ExitCode, ProgramError> {
         self.flush()?;
         if let Some(bar) = &self.progress {
             bar.finish_and_clear();

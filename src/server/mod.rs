@@ -10,9 +10,8 @@ use crate::amqp::connection::Session;
 use crate::amqp::queue;
 use crate::amqp::uri::{self, Endpoint};
 use crate::cli;
-use crate::error::{Failure, FailureKind};
+use crate::error::{Failure, FailureKind, ProgramError};
 use crate::process::signals::{self, Stop};
-use anyhow::Result;
 use crossbeam_channel::{Receiver, bounded, select_biased};
 use log::info;
 use reconnect::ReconnectState;
@@ -27,7 +26,7 @@ use worker::{Serve, Service};
 /// # Errors
 ///
 /// What another connection would not change: a malformed URI, refused credentials at the first start.
-pub fn run(args: &cli::Server, serve: Serve) -> Result<ExitCode> {
+pub fn run(args: &cli::Server, serve: Serve) -> Result<ExitCode, ProgramError> {
     let stop = signals::stop_requests(None)?;
     let brokers = uri::parse_list(args.common.url())?;
     let service = Arc::new(Service::new(args, brokers.len() > 1));

@@ -1,6 +1,6 @@
 //! Standard output, and messages on standard error.
 
-use crate::error::{Failure, FailureKind};
+use crate::error::{Failure, FailureKind, ProgramError};
 use crate::terminal::text;
 use log::warn;
 use mio::unix::EventedFd;
@@ -12,24 +12,12 @@ use std::os::fd::AsRawFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Whoever read standard output is gone, as after `| head -1`: a client ends quietly.
-#[derive(Debug)]
-pub struct Closed;
-
-impl fmt::Display for Closed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("nobody reads standard output any more")
-    }
-}
-
-impl std::error::Error for Closed {}
-
 /// Makes sure that standard output was open when the program began.
 ///
 /// # Errors
 ///
 /// [`FailureKind::Internal`] if not: what is written would vanish.
-pub fn check() -> anyhow::Result<()> {
+pub fn check() -> Result<(), ProgramError> {
     match start::was_closed() {
         true => written(Err(io::Error::other("it is closed"))),
         false => Ok(()),
@@ -42,7 +30,7 @@ pub fn check() -> anyhow::Result<()> {
 /// # Errors
 ///
 /// Those of [`check`] and [`written`].
-pub fn line(line: fmt::Arguments<'_>) -> anyhow::Result<()> {
+pub fn line(line: fmt::Arguments<'_>) -> Result<(), ProgramError> {
     check()?;
     // Flushed at the end of each line.
     written(writeln!(io::stdout(), "{}", text::one_line(&line.to_string())))
@@ -52,10 +40,10 @@ pub fn line(line: fmt::Arguments<'_>) -> anyhow::Result<()> {
 ///
 /// # Errors
 ///
-/// [`Closed`] if nobody reads it any more, else [`FailureKind::Internal`] (say, a full disk).
-pub fn written(result: io::Result<()>) -> anyhow::Result<()> {
+/// [`ProgramError::OutputClosed`] if nobody reads it any more, else [`FailureKind::Internal`] (say, a full disk).
+pub fn written(result: io::Result<()>) -> Result<(), ProgramError> {
     result.map_err(|error| match error.kind() {
-        io::ErrorKind::BrokenPipe => Closed.into(),
+        io::ErrorKind::BrokenPipe => ProgramError::OutputClosed,
         _ => {
             let message = format!("cannot write to standard output: {error}");
             Failure::new(FailureKind::Internal, message).into()
