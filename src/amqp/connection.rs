@@ -8,7 +8,6 @@ use crate::amqp::transport;
 use crate::amqp::uri::{Credentials, Endpoint};
 use crate::amqp::watchdog::Watchdog;
 use crate::error::{Failure, FailureKind};
-use crate::terminal::text;
 use amiquip::{
     Auth, Channel, Connection, ConnectionBlockedNotification, ConnectionOptions, ConnectionTuning,
     Error,
@@ -132,15 +131,7 @@ impl Session {
             })
         });
         if watchdog.fired() {
-            let limit = text::duration(limit.max(Duration::from_millis(1)));
-            let mut message = format!(
-                "{endpoint} took the connection, but did not finish the handshake within {limit}; \
-                 is RabbitMQ listening there? (--connect-timeout allows more)"
-            );
-            if in_login {
-                message += "; RabbitMQ takes its time to refuse credentials: check them too";
-            }
-            return Err(Failure::new(FailureKind::BrokerUnreachable, message));
+            return Err(errors::handshake_too_slow(endpoint, limit, in_login));
         }
         let (connection, blocked_notifications) = opened?;
         Ok(Session {

@@ -3,6 +3,7 @@
 
 use crate::amqp::uri::{Credentials, Endpoint};
 use crate::error::{Failure, FailureKind};
+use crate::terminal::text;
 use amiquip::Error;
 use log::debug;
 use std::fmt::Display;
@@ -15,11 +16,11 @@ const SHORTEST_REFUSAL: Duration = Duration::from_secs(2);
 /// What helps where RabbitMQ says "refused for user".
 const PERMISSIONS: &str = "rabbitmqctl set_permissions gives access";
 
-// Reply codes, AMQP 0-9-1 section 1.5.
 /// What helps when a queue or an exchange is declared in another way than it was.
 const DECLARED_OTHERWISE: &str =
     "it exists already, declared in another way: delete it, or name another vhost in the URI";
 
+// Reply codes, AMQP 0-9-1 section 1.5.
 const ACCESS_REFUSED: u16 = 403;
 const NOT_FOUND: u16 = 404;
 const RESOURCE_LOCKED: u16 = 405;
@@ -150,6 +151,19 @@ pub fn of_handshake(endpoint: &Endpoint, error: Error, after: Duration) -> Failu
         _ => return no_handshake(endpoint, &error),
     };
     Failure::new(kind, message)
+}
+
+/// The handshake was not over within `limit`. `in_login`: the broker had the credentials by then.
+pub fn handshake_too_slow(endpoint: &Endpoint, limit: Duration, in_login: bool) -> Failure {
+    let limit = text::duration(limit.max(Duration::from_millis(1)));
+    let mut message = format!(
+        "{endpoint} took the connection, but did not finish the handshake within {limit}; \
+         is RabbitMQ listening there? (--connect-timeout allows more)"
+    );
+    if in_login {
+        message += "; RabbitMQ takes its time to refuse credentials: check them too";
+    }
+    Failure::new(FailureKind::BrokerUnreachable, message)
 }
 
 /// The peer does not speak AMQP as it should, for this `reason`.

@@ -1,6 +1,6 @@
 //! The channel on which requests go out and replies come in, and the one place where the client waits.
 
-use crate::amqp::confirms::{Confirmed, Confirms};
+use crate::amqp::confirms::Confirms;
 use crate::amqp::connection::Session;
 use crate::amqp::consumer::{self, ConsumerError};
 use crate::amqp::queue;
@@ -13,7 +13,9 @@ use crate::error::{Failure, FailureKind, ProgramError};
 use crate::process::signals::Stop;
 use crate::protocol::Request;
 use crate::terminal::text::{short, short_queue};
-use amiquip::{Channel, Consumer, ConsumerOptions, Delivery, Error, QueueDeclareOptions, Return};
+use amiquip::{
+    Channel, Confirm, Consumer, ConsumerOptions, Delivery, Error, QueueDeclareOptions, Return,
+};
 use crossbeam_channel::{Receiver, RecvError, after, never, select_biased};
 use log::info;
 use std::time::{Duration, Instant};
@@ -61,6 +63,17 @@ pub enum Event {
     InputFailed(Failure),
     /// This is why there was no reply in time to the calls whose deadline had passed by then.
     TimedOut(Instant, Diagnosis),
+}
+
+/// What comes from the input, which disconnects at its end.
+impl From<Result<Result<Argument, Failure>, RecvError>> for Event {
+    fn from(received: Result<Result<Argument, Failure>, RecvError>) -> Event {
+        match received {
+            Ok(Ok(argument)) => Event::Argument(argument),
+            Ok(Err(failure)) => Event::InputFailed(failure),
+            Err(RecvError) => Event::InputEnded,
+        }
+    }
 }
 
 /// A channel with an exclusive reply queue. Dropping it closes its connection.
@@ -206,11 +219,7 @@ impl<'a> RpcChannel<'a> {
                     self.session.inbox().taken();
                     return Ok(Event::Returned(returned.map_err(|_| self.lost())?));
                 }
-                recv(self.confirms.receiver()) -> confirm => {
-                    self.session.inbox().taken();
-                    let confirm = confirm.map_err(|_| self.lost())?;
-                    self.confirmed(calls, confirm.into());
-                }
+                recv(self.confirms.receiver()) -> confirm => self.confirmed(calls, confirm)?,
                 recv(self.resend) -> _ => {
                     self.resend = never();
                     return Ok(Event::Resend);
@@ -228,11 +237,7 @@ impl<'a> RpcChannel<'a> {
                         return Ok(Event::Resend);
                     }
                 }
-                recv(input) -> argument => match argument {
-                    Ok(Ok(argument)) => return Ok(Event::Argument(argument)),
-                    Ok(Err(failure)) => return Ok(Event::InputFailed(failure)),
-                    Err(RecvError) => return Ok(Event::InputEnded),
-                },
+                recv(input) -> argument => return Ok(argument.into()),
             }
         }
     }
@@ -256,7 +261,13 @@ impl<'a> RpcChannel<'a> {
         }
     }
 
-    fn confirmed(&mut self, calls: &mut Calls, confirmed: Confirmed) {
+    fn confirmed(
+        &mut self,
+        calls: &mut Calls,
+        confirm: Result<Confirm, RecvError>,
+    ) -> Result<(), Failure> {
+        self.session.inbox().taken();
+        let confirmed = confirm.map_err(|_| self.lost())?.into();
         let refusal = || {
             let (name, queue) = (self.session.name(), &self.args.common.queue);
             let message = format!("{name} refused a request: the queue \"{queue}\" may be full");
@@ -265,6 +276,7 @@ impl<'a> RpcChannel<'a> {
         if calls.confirm(confirmed, refusal) {
             self.resend = after(INTERVAL);
         }
+        Ok(())
     }
 
     fn lost(&mut self) -> Failure {
