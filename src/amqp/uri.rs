@@ -8,6 +8,7 @@
 //! No error here repeats what stands where a password can stand, or where one can end up when a
 //! character in it was not percent-encoded.
 
+use crate::amqp::MAX_NAME;
 use crate::error::{Failure, FailureKind};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use std::fmt;
@@ -175,24 +176,6 @@ fn parse(uri: &str) -> Result<Endpoint, String> {
         None => (None, authority),
     };
     let (host, port) = host_and_port(hostport)?;
-
-    let (username, password) = match userinfo.map(|userinfo| split_at_first(userinfo, ':')) {
-        None => ("guest".into(), "guest".into()),
-        Some((username, None)) => (decode(username, "user name")?, "guest".into()),
-        Some((username, Some(password))) => {
-            (decode(username, "user name")?, decode(password, "password")?)
-        }
-    };
-    let vhost = match path {
-        None => "/".into(),
-        Some(path) if path.contains('/') => {
-            return Err("its vhost has a slash; write it as %2F".into());
-        }
-        Some(path) => decode(path, "vhost")?,
-    };
-    if vhost.len() > crate::amqp::MAX_NAME {
-        return Err("its vhost is longer than 255 bytes".into());
-    }
     let mut endpoint = Endpoint {
         tls: secure.then_some(Tls {
             cacertfile: None,
@@ -202,8 +185,8 @@ fn parse(uri: &str) -> Result<Endpoint, String> {
         }),
         host,
         port: port.unwrap_or(if secure { 5671 } else { 5672 }),
-        vhost,
-        credentials: Credentials::Plain { username, password },
+        vhost: vhost(path)?,
+        credentials: credentials(userinfo)?,
         heartbeat: DEFAULT_HEARTBEAT,
         connection_timeout: None,
         channel_max: 0,
@@ -217,6 +200,28 @@ fn parse(uri: &str) -> Result<Endpoint, String> {
         return Err("certfile and keyfile go together".into());
     }
     Ok(endpoint)
+}
+
+fn credentials(userinfo: Option<&str>) -> Result<Credentials, String> {
+    let (username, password) = match userinfo.map(|userinfo| split_at_first(userinfo, ':')) {
+        None => ("guest".into(), "guest".into()),
+        Some((username, None)) => (decode(username, "user name")?, "guest".into()),
+        Some((username, Some(password))) => {
+            (decode(username, "user name")?, decode(password, "password")?)
+        }
+    };
+    Ok(Credentials::Plain { username, password })
+}
+
+fn vhost(path: Option<&str>) -> Result<String, String> {
+    let Some(path) = path else { return Ok("/".into()) };
+    if path.contains('/') {
+        return Err("its vhost has a slash; write it as %2F".into());
+    }
+    match decode(path, "vhost")? {
+        vhost if vhost.len() > MAX_NAME => Err("its vhost is longer than 255 bytes".into()),
+        vhost => Ok(vhost),
+    }
 }
 
 /// What stands before the first `mark`, and, if there is one, what stands behind it.
