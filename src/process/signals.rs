@@ -5,7 +5,6 @@ use crossbeam_channel::{Receiver, bounded};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::{flag, low_level};
-use std::fmt;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,14 +28,6 @@ impl Stop {
         ExitCode::from(128u8.saturating_add(self.0 as u8))
     }
 }
-
-impl fmt::Display for Stop {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "stopped by signal {}", self.0)
-    }
-}
-
-impl std::error::Error for Stop {}
 
 /// A channel that gets the first SIGINT or SIGTERM that comes. A second one, not sent together with
 /// it, ends the process at once by that signal, so that a shell sees 130 or 143. So does the first

@@ -8,6 +8,7 @@ use crate::server::reconnect::ReconnectState;
 use crate::server::worker::{Context, Event, STOP_LIMIT, Serve, Service, Worker, WorkerError};
 use crossbeam_channel::{Receiver, Sender, at, never, select_biased, unbounded};
 use log::{info, warn};
+use sd_notify::NotifyState;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -161,6 +162,7 @@ impl<'a> Supervisor<'a> {
         let served = self.watch(stop, state);
         if served.is_ok() {
             info!("asked to stop: finish the calls in hand");
+            notify_service_manager(NotifyState::Stopping);
             if let Err(failure) = self.drain() {
                 // What is not acked goes to another server, connection or no connection.
                 warn!("while stopping: {failure}");
@@ -205,6 +207,7 @@ impl<'a> Supervisor<'a> {
                     warn!("connected to {} again", self.session.name());
                 }
                 transcript.line(format_args!(" [x] Awaiting RPC requests"));
+                notify_service_manager(NotifyState::Ready);
             }
         }
     }
@@ -268,6 +271,13 @@ impl<'a> Supervisor<'a> {
                 Failure::new(FailureKind::ConnectionLost, message)
             }
         }
+    }
+}
+
+/// Tells a service manager, if one started the server and wants to know (sd_notify(3), `Type=notify`).
+fn notify_service_manager(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(std::slice::from_ref(&state)) {
+        warn!("cannot tell the service manager {state:?}: {error}");
     }
 }
 

@@ -5,7 +5,9 @@ use crate::harness::*;
 use amiquip::{AmqpProperties, AmqpValue, Delivery, FieldTable, QueueDeclareOptions};
 use fib_rpc::protocol::Request;
 use fib_rpc::terminal::text;
+use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
+use uuid::Uuid;
 
 /// What a server answers to a request with this body and these properties, besides a `reply_to`
 /// and a `correlation_id`. Afterwards it must serve the next call, the queue be empty, and what it
@@ -477,4 +479,26 @@ fn quiet_shows_no_transcript() {
     queue.client(&["-q", "--wait", "fib", "30"]).expect(0, "832040\n", "");
     server.signal("TERM");
     server.wait().expect(0, "", "");
+}
+
+/// systemd starts what depends on the server once it consumes (`Type=notify`).
+#[test]
+fn the_service_manager_is_told() {
+    let path = std::env::temp_dir().join(format!("fib-rpc-notify-{}", Uuid::new_v4()));
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let told = || {
+        let mut message = [0; 100];
+        let length = manager.recv(&mut message).expect("a notification");
+        String::from_utf8_lossy(&message[..length]).into_owned()
+    };
+    let queue = Queue::new();
+    let mut command = server_command(&broker(), &["--queue", queue.name()]);
+    let server = Process::spawn(command.env("NOTIFY_SOCKET", &path));
+    assert_eq!(told(), "READY=1\n");
+    queue.await_state((0, 1));
+    server.signal("TERM");
+    assert_eq!(told(), "STOPPING=1\n");
+    assert_eq!(server.wait().code(), 0);
+    std::fs::remove_file(path).unwrap();
 }
