@@ -9,6 +9,7 @@ use crate::protocol::MAX_EXPIRATION;
 use clap::builder::{PossibleValue, TypedValueParser};
 use clap::{Arg, ArgAction, Args, Command, Parser, ValueEnum, ValueHint};
 use std::ffi::OsStr;
+use std::io::{self, IsTerminal};
 use std::time::Duration;
 
 /// Largest `--max-n`: the reply of a larger one would be over [`crate::protocol::MAX_BODY`].
@@ -33,11 +34,13 @@ Examples:
   rpc_client fib 30                     832040
   rpc_client fib 10 20 30               three calls, one connection, three lines
   seq 0 100 | rpc_client fib -          a call for each line
+  rpc_client --send-on eof --format raw thumbnail - < photo.jpg > small.png
+                                        one call, whatever bytes
   rpc_client --wait --timeout 5m ping   wait for broker, queue, server and answer
   rpc_client list                       the procedures that the server offers
 
 Exit codes: 0 all calls succeeded, 64 usage, 65 input rejected, 69 no broker, queue or server, \
-70 the procedure failed, 75 timed out or connection lost, 76 not a reply, 77 access refused, \
+70 the procedure failed, 75 timed out, connection lost or unavailable, 76 not a reply, 77 access refused, \
 78 configuration; of several calls, the first failure's.";
 
 /// Where the broker is, and how much to tell.
@@ -141,10 +144,23 @@ pub enum Format {
     Auto,
     /// The tutorial's transcript
     Transcript,
-    /// Nothing but results, one a line
+    /// Nothing but results, each with a newline unless it ends with one
     Plain,
+    /// The results' bytes, and nothing added
+    Raw,
     /// One object a call, failed ones too
     Json,
+}
+
+/// What ends an argument that comes from standard input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SendOn {
+    /// A call for each line
+    Newline,
+    /// A call for each piece that a NUL ends, as find -print0 writes them
+    Nul,
+    /// One call, with all of standard input, whatever bytes
+    Eof,
 }
 
 /// Calls a remote procedure through a RabbitMQ queue and writes its result to standard output.
@@ -156,8 +172,8 @@ pub struct Client {
     #[arg(value_parser = name)]
     pub procedure: String,
 
-    /// One call for each argument; `-`: one for each line of standard input; none: one call
-    /// without
+    /// One call for each argument; `-`: one for each line of standard input (see --send-on); none:
+    /// one call without
     #[arg(value_name = "ARGUMENT", allow_negative_numbers = true)]
     pub arguments: Vec<String>,
 
@@ -190,6 +206,10 @@ pub struct Client {
     #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     pub repeat: u64,
 
+    /// What ends an argument on standard input, where `-` is among the arguments [default: newline]
+    #[arg(long, value_name = "END", value_enum)]
+    pub send_on: Option<SendOn>,
+
     /// Tell calls per second and latencies on stderr at the end
     #[arg(long)]
     pub stats: bool,
@@ -197,6 +217,13 @@ pub struct Client {
     /// How results are written
     #[arg(long, value_enum, default_value_t = Format::Auto)]
     pub format: Format,
+}
+
+impl Client {
+    /// How many of the arguments are `-`, standard input.
+    pub fn stdins(&self) -> usize {
+        self.arguments.iter().filter(|argument| *argument == "-").count()
+    }
 }
 
 /// A program's command line.
@@ -234,6 +261,22 @@ impl Program for Server {
 impl Program for Client {
     fn common(&self) -> &Common {
         &self.common
+    }
+
+    fn check(&self) -> Result<(), String> {
+        match (self.send_on, self.stdins()) {
+            (Some(_), 0) => {
+                Err("--send-on is about standard input: give - as an argument to read it".into())
+            }
+            (Some(SendOn::Eof), 2..) => {
+                Err("--send-on eof makes one argument of standard input: give - once".into())
+            }
+            _ if self.format == Format::Raw && io::stdout().is_terminal() => {
+                let remedy = "send standard output to a file or a pipe, or take --format plain";
+                Err(format!("--format raw could upset a terminal: {remedy}"))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

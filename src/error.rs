@@ -11,12 +11,8 @@ use std::fmt;
 pub enum FailureKind {
     /// The command line is wrong.
     Usage,
-    /// The server rejected the input: there is no such procedure.
-    UnknownProcedure,
-    /// The server rejected the input: the argument has not the procedure's form.
-    InvalidArgument,
-    /// The server rejected the input: the argument asks for more than it gives.
-    OutOfRange,
+    /// The reply is an error of this kind: the server rejected the input, or could not compute.
+    Procedure(ErrorKind),
     /// No broker answers, or what answers is not one.
     BrokerUnreachable,
     /// The request queue does not exist.
@@ -25,13 +21,9 @@ pub enum FailureKind {
     NoConsumer,
     /// The request queue cannot be used: another connection has it for itself.
     QueueUnusable,
-    /// The procedure failed on the server.
-    ProcedureFailed,
-    /// The procedure cannot be done at the moment; another attempt may succeed.
-    Unavailable,
     /// The program itself failed: standard input or output, a thread.
     Internal,
-    /// No reply in time.
+    /// No reply in time. (A reply that tells of a time limit is a [`FailureKind::Procedure`].)
     TimedOut,
     /// The connection was lost with a call unanswered.
     ConnectionLost,
@@ -52,17 +44,18 @@ pub enum FailureKind {
 
 impl FailureKind {
     /// Every kind.
-    pub const ALL: [FailureKind; 18] = [
+    pub const ALL: [FailureKind; 19] = [
         FailureKind::Usage,
-        FailureKind::UnknownProcedure,
-        FailureKind::InvalidArgument,
-        FailureKind::OutOfRange,
+        FailureKind::Procedure(ErrorKind::UnknownProcedure),
+        FailureKind::Procedure(ErrorKind::InvalidArgument),
+        FailureKind::Procedure(ErrorKind::OutOfRange),
+        FailureKind::Procedure(ErrorKind::Internal),
+        FailureKind::Procedure(ErrorKind::Unavailable),
+        FailureKind::Procedure(ErrorKind::TimedOut),
         FailureKind::BrokerUnreachable,
         FailureKind::QueueMissing,
         FailureKind::NoConsumer,
         FailureKind::QueueUnusable,
-        FailureKind::ProcedureFailed,
-        FailureKind::Unavailable,
         FailureKind::Internal,
         FailureKind::TimedOut,
         FailureKind::ConnectionLost,
@@ -77,20 +70,20 @@ impl FailureKind {
     pub fn code(self) -> u8 {
         match self {
             FailureKind::Usage => 64, // EX_USAGE
-            FailureKind::UnknownProcedure
-            | FailureKind::InvalidArgument
-            | FailureKind::OutOfRange
+            FailureKind::Procedure(
+                ErrorKind::UnknownProcedure | ErrorKind::InvalidArgument | ErrorKind::OutOfRange,
+            )
             | FailureKind::TooLarge { .. } => 65, // EX_DATAERR
             FailureKind::BrokerUnreachable
             | FailureKind::QueueMissing
             | FailureKind::NoConsumer
             | FailureKind::QueueUnusable => 69, // EX_UNAVAILABLE
-            FailureKind::ProcedureFailed | FailureKind::Internal => 70, // EX_SOFTWARE
-            FailureKind::TimedOut
+            FailureKind::Procedure(ErrorKind::Internal) | FailureKind::Internal => 70, // EX_SOFTWARE
+            FailureKind::Procedure(ErrorKind::Unavailable | ErrorKind::TimedOut)
+            | FailureKind::TimedOut
             | FailureKind::ConnectionLost
-            | FailureKind::Blocked
-            | FailureKind::Unavailable => 75, // EX_TEMPFAIL
-            FailureKind::BadReply => 76, // EX_PROTOCOL
+            | FailureKind::Blocked => 75, // EX_TEMPFAIL
+            FailureKind::BadReply => 76,      // EX_PROTOCOL
             FailureKind::AccessRefused => 77, // EX_NOPERM
             FailureKind::Configuration => 78, // EX_CONFIG
         }
@@ -100,17 +93,13 @@ impl FailureKind {
     pub fn name(self) -> &'static str {
         match self {
             FailureKind::Usage => "usage",
-            FailureKind::UnknownProcedure => ErrorKind::UnknownProcedure.name(),
-            FailureKind::InvalidArgument => ErrorKind::InvalidArgument.name(),
-            FailureKind::OutOfRange => ErrorKind::OutOfRange.name(),
-            FailureKind::ProcedureFailed => ErrorKind::Internal.name(),
-            FailureKind::Unavailable => ErrorKind::Unavailable.name(),
+            FailureKind::Procedure(kind) => kind.name(),
             FailureKind::BrokerUnreachable => "broker-unreachable",
             FailureKind::QueueMissing => "queue-missing",
             FailureKind::NoConsumer => "no-consumer",
             FailureKind::QueueUnusable => "queue-unusable",
             FailureKind::Internal => "client-failed",
-            FailureKind::TimedOut => ErrorKind::TimedOut.name(),
+            FailureKind::TimedOut => "no-answer",
             FailureKind::ConnectionLost => "connection-lost",
             FailureKind::TooLarge { .. } => "too-large",
             FailureKind::Blocked => "blocked",
@@ -158,20 +147,6 @@ impl ErrorKind {
             ErrorKind::Internal => "internal",
             ErrorKind::Unavailable => "unavailable",
             ErrorKind::TimedOut => "timed-out",
-        }
-    }
-}
-
-/// A procedure's error is a failure of the call.
-impl From<ErrorKind> for FailureKind {
-    fn from(kind: ErrorKind) -> FailureKind {
-        match kind {
-            ErrorKind::UnknownProcedure => FailureKind::UnknownProcedure,
-            ErrorKind::InvalidArgument => FailureKind::InvalidArgument,
-            ErrorKind::OutOfRange => FailureKind::OutOfRange,
-            ErrorKind::Internal => FailureKind::ProcedureFailed,
-            ErrorKind::Unavailable => FailureKind::Unavailable,
-            ErrorKind::TimedOut => FailureKind::TimedOut,
         }
     }
 }

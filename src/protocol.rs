@@ -54,7 +54,7 @@ impl<'a> Request<'a> {
     /// `mandatory`: the broker returns it if there is no such queue.
     pub fn to_publish(&self, queue: &str) -> Publish<'a> {
         let mut properties = AmqpProperties::default()
-            .with_content_type(TEXT.into())
+            .with_content_type(content_type(self.argument).into())
             .with_app_id(self.procedure.into());
         if let Some(reply_to) = self.reply_to {
             properties = properties.with_reply_to(reply_to.into());
@@ -144,8 +144,7 @@ impl Reply {
             Ok(result) => result,
             Err(error) => error.message.as_bytes(),
         };
-        let content_type = if std::str::from_utf8(body).is_ok() { TEXT } else { BYTES };
-        let mut properties = AmqpProperties::default().with_content_type(content_type.into());
+        let mut properties = AmqpProperties::default().with_content_type(content_type(body).into());
         if let Some(correlation_id) = &self.correlation_id {
             properties = properties.with_correlation_id(correlation_id.clone());
         }
@@ -189,15 +188,27 @@ impl Reply {
     }
 }
 
+fn content_type(body: &[u8]) -> &'static str {
+    if std::str::from_utf8(body).is_ok() { TEXT } else { BYTES }
+}
+
 fn header<'a>(properties: &'a AmqpProperties, name: &str) -> Option<&'a AmqpValue> {
     properties.headers().as_ref()?.get(name)
 }
 
+/// Client libraries differ in the type that they choose for a small number.
 fn exit_code(properties: &AmqpProperties) -> Option<u8> {
-    match header(properties, HEADER_EXIT_CODE)? {
-        AmqpValue::LongInt(code) => u8::try_from(*code).ok(),
-        _ => None,
-    }
+    let code: i64 = match *header(properties, HEADER_EXIT_CODE)? {
+        AmqpValue::ShortShortInt(code) => code.into(),
+        AmqpValue::ShortShortUInt(code) => code.into(),
+        AmqpValue::ShortInt(code) => code.into(),
+        AmqpValue::ShortUInt(code) => code.into(),
+        AmqpValue::LongInt(code) => code.into(),
+        AmqpValue::LongUInt(code) => code.into(),
+        AmqpValue::LongLongInt(code) => code,
+        _ => return None,
+    };
+    code.try_into().ok()
 }
 
 fn error_kind(properties: &AmqpProperties) -> ErrorKind {
@@ -230,6 +241,8 @@ mod tests {
             .with_correlation_id("id".into())
             .with_expiration("1500".into());
         assert_eq!(publish.properties, properties);
+        let bytes = Request { argument: b"caf\xe9", ..request }.to_publish("rpc_queue");
+        assert_eq!(bytes.properties.content_type().as_deref(), Some("application/octet-stream"));
     }
 
     #[test]
@@ -255,6 +268,28 @@ mod tests {
             assert_eq!(error_kind(&properties), kind);
         }
         assert_eq!(error_kind(&AmqpProperties::default()), ErrorKind::Internal);
+    }
+
+    #[test]
+    fn an_exit_code_is_a_number_of_any_type_and_fits_a_byte() {
+        let sent = Error { exit_code: Some(255), ..Error::new(ErrorKind::Internal, "no") };
+        let reply = Reply { correlation_id: None, outcome: Err(sent) };
+        assert_eq!(exit_code(&reply.to_publish("q").properties), Some(255));
+        for (value, code) in [
+            (AmqpValue::ShortShortInt(7), Some(7)),
+            (AmqpValue::ShortShortUInt(255), Some(255)),
+            (AmqpValue::ShortInt(128), Some(128)),
+            (AmqpValue::ShortUInt(256), None),
+            (AmqpValue::LongInt(-1), None),
+            (AmqpValue::LongUInt(7), Some(7)),
+            (AmqpValue::LongLongInt(7), Some(7)),
+            (AmqpValue::LongString("7".into()), None),
+        ] {
+            let mut headers = FieldTable::new();
+            headers.insert(HEADER_EXIT_CODE.into(), value.clone());
+            let properties = AmqpProperties::default().with_headers(headers);
+            assert_eq!(exit_code(&properties), code, "{value:?}");
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::terminal::text::{count, short};
 use amiquip::{Delivery, Return};
 use log::{info, warn};
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What a call came to.
@@ -20,7 +21,7 @@ pub type Outcome = Result<Vec<u8>, Failure>;
 #[derive(Debug)]
 pub struct Call {
     /// The argument, as it is sent.
-    pub argument: Vec<u8>,
+    pub argument: Arc<[u8]>,
     /// Its line of standard input, from 1, if that is where it came from.
     pub line: Option<u64>,
     /// When it was started, to be published at once.
@@ -59,7 +60,7 @@ impl Call {
         self.finish(reply.and_then(|reply| {
             info!("reply: {}, correlation_id {}", reply.kind(), short(Some(id)));
             reply.outcome.map_err(|error| Failure {
-                kind: error.kind.into(),
+                kind: FailureKind::Procedure(error.kind),
                 message: error.message,
                 exit_code: error.exit_code,
             })
@@ -379,7 +380,7 @@ mod tests {
     }
 
     fn argument(text: &str) -> Argument {
-        Argument { bytes: text.into(), line: None }
+        Argument { bytes: text.as_bytes().into(), line: None }
     }
 
     /// Calls with these arguments, published under the arguments as ids, numbered from 1.
@@ -401,7 +402,10 @@ mod tests {
     /// What is finished, and the kind of failure or the result.
     fn finished(calls: &mut Calls) -> Vec<(String, Result<Vec<u8>, FailureKind>)> {
         let outcome = |(call, outcome): (Call, Outcome)| {
-            (String::from_utf8(call.argument).unwrap(), outcome.map_err(|failure| failure.kind))
+            (
+                String::from_utf8(call.argument.to_vec()).unwrap(),
+                outcome.map_err(|failure| failure.kind),
+            )
         };
         calls.take_finished().map(outcome).collect()
     }
@@ -451,7 +455,10 @@ mod tests {
         let outcomes: Vec<Outcome> = calls.take_finished().map(|(_, outcome)| outcome).collect();
         assert_eq!(
             outcomes,
-            [Ok("1".into()), Err(Failure::new(FailureKind::OutOfRange, "too large"))]
+            [
+                Ok("1".into()),
+                Err(Failure::new(FailureKind::Procedure(ErrorKind::OutOfRange), "too large"))
+            ]
         );
     }
 

@@ -43,8 +43,7 @@ pub fn run(args: &cli::Client, exchange: Exchange) -> Result<ExitCode, ProgramEr
     let mut client = Client {
         args,
         brokers: uri::parse_list(args.common.url())?,
-        input: input::arguments(&args.arguments, args.repeat)
-            .context("cannot read the arguments")?,
+        input: input::arguments(args).context("cannot read the arguments")?,
         stop: None,
         session: None,
         calls: Calls::new(calls::Settings {
@@ -227,7 +226,7 @@ impl Client<'_> {
         let has_begun = self.report.has_begun();
         let mut is_reported = has_begun;
         let is_json = self.args.format == Format::Json;
-        if (is_json || self.args.stats) && !input::reads_stdin(&self.args.arguments) {
+        if (is_json || self.args.stats) && self.args.stdins() == 0 {
             for argument in self.input.clone() {
                 self.calls.add_unmade(argument?, &failure);
                 for (call, outcome) in self.calls.take_finished() {

@@ -6,12 +6,12 @@ use crate::client::calls::{Call, Outcome};
 use crate::error::{Failure, FailureKind, ProgramError};
 use crate::terminal::output;
 use crate::terminal::text::{self, excerpt};
+use base64::prelude::{BASE64_STANDARD, Engine};
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use serde_json::Serializer;
 use serde_json::ser::Formatter;
-use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
 use std::process::ExitCode;
@@ -48,10 +48,15 @@ pub struct Report<'a> {
 #[derive(Serialize)]
 struct Json<'a> {
     procedure: &'a str,
-    argument: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    argument: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    argument_base64: Option<String>,
     ok: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
-    result: Option<Cow<'a, str>>,
+    result: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result_base64: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<JsonError<'a>>,
     elapsed_ms: f64,
@@ -63,6 +68,16 @@ struct Json<'a> {
 struct JsonError<'a> {
     kind: &'static str,
     message: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exit_code: Option<u8>,
+}
+
+/// JSON's strings are text: bytes that are not UTF-8 go into the second field.
+fn text_or_base64(bytes: &[u8]) -> (Option<&str>, Option<String>) {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => (Some(text), None),
+        Err(_) => (None, Some(BASE64_STANDARD.encode(bytes))),
+    }
 }
 
 /// JSON in which characters that are harmful to a terminal are escapes, all of them, wherever it goes.
@@ -151,22 +166,7 @@ impl<'a> Report<'a> {
         }
         match (self.format, outcome) {
             (Format::Json, _) => output::written(self.write_json(call, outcome)),
-            (format, Ok(result)) => {
-                let got = if format == Format::Transcript { " [.] Got " } else { "" };
-                let result = match self.is_terminal {
-                    true => Cow::from(
-                        text::on_terminal(&String::from_utf8_lossy(result))
-                            .into_owned()
-                            .into_bytes(),
-                    ),
-                    false => Cow::from(result.as_slice()),
-                };
-                output::written(
-                    (self.out.write_all(got.as_bytes()))
-                        .and_then(|()| self.out.write_all(&result))
-                        .and_then(|()| self.out.write_all(b"\n")),
-                )
-            }
+            (_, Ok(result)) => output::written(self.write_result(result)),
             (_, Err(failure)) => {
                 // In the order in which they were told, should both streams go to one terminal.
                 self.flush()?;
@@ -289,17 +289,40 @@ impl<'a> Report<'a> {
         text::call(&self.args.procedure, &call.argument)
     }
 
+    fn write_result(&mut self, result: &[u8]) -> io::Result<()> {
+        if self.format == Format::Transcript {
+            self.out.write_all(b" [.] Got ")?;
+        }
+        match self.is_terminal {
+            true => {
+                let result = String::from_utf8_lossy(result);
+                self.out.write_all(text::on_terminal(&result).as_bytes())?;
+            }
+            false => self.out.write_all(result)?,
+        }
+        match self.format == Format::Raw || result.ends_with(b"\n") {
+            true => Ok(()),
+            false => self.out.write_all(b"\n"),
+        }
+    }
+
     fn write_json(&mut self, call: &Call, outcome: &Outcome) -> io::Result<()> {
         let elapsed = call.ended.duration_since(call.started);
+        let (argument, argument_base64) = text_or_base64(&call.argument);
+        let (result, result_base64) =
+            outcome.as_ref().map_or((None, None), |result| text_or_base64(result));
         let json = Json {
             procedure: &self.args.procedure,
-            argument: &String::from_utf8_lossy(&call.argument),
+            argument,
+            argument_base64,
             ok: outcome.is_ok(),
-            result: outcome.as_ref().ok().map(|result| String::from_utf8_lossy(result)),
-            error: outcome
-                .as_ref()
-                .err()
-                .map(|failure| JsonError { kind: failure.kind.name(), message: &failure.message }),
+            result,
+            result_base64,
+            error: outcome.as_ref().err().map(|failure| JsonError {
+                kind: failure.kind.name(),
+                message: &failure.message,
+                exit_code: failure.exit_code,
+            }),
             elapsed_ms: elapsed.as_micros() as f64 / 1e3,
             attempts: call.attempts,
             // One that was never published has none.
@@ -313,12 +336,7 @@ impl<'a> Report<'a> {
 /// A procedure's own error is told with its kind.
 fn explained(failure: &Failure) -> String {
     match failure.kind {
-        FailureKind::UnknownProcedure
-        | FailureKind::InvalidArgument
-        | FailureKind::OutOfRange
-        | FailureKind::ProcedureFailed => {
-            format!("{failure} ({})", failure.kind.name())
-        }
+        FailureKind::Procedure(kind) => format!("{failure} ({})", kind.name()),
         _ => failure.to_string(),
     }
 }
@@ -327,4 +345,48 @@ fn progress_bar() -> ProgressBar {
     let style = ProgressStyle::with_template("{spinner} {pos} calls, {per_sec}, {elapsed}");
     ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden())
         .with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    /// The names in the first column of the reference's table, and those of an error's fields in it.
+    #[test]
+    fn the_reference_has_a_row_for_each_field_and_every_kind() {
+        let error = JsonError { kind: "", message: "", exit_code: Some(0) };
+        let some = || Some(String::new());
+        let call = Json {
+            procedure: "",
+            argument: Some(""),
+            argument_base64: some(),
+            ok: true,
+            result: Some(""),
+            result_base64: some(),
+            error: Some(error),
+            elapsed_ms: 0.0,
+            attempts: 0,
+            correlation_id: None,
+        };
+        let call = serde_json::to_value(call).unwrap();
+        let names = |value: &serde_json::Value| -> BTreeSet<String> {
+            value.as_object().unwrap().keys().cloned().collect()
+        };
+        let reference = include_str!("../../docs/reference.md");
+        let (_, table) = reference.split_once("| JSON field | value |\n|---|---|\n").unwrap();
+        let (table, after) = table.split_once("\n\n").unwrap();
+        let quoted = |text: &str| -> BTreeSet<String> {
+            text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+        };
+        let columns = |row: &str, column| row.split('|').nth(column).map(quoted).unwrap();
+        let fields = table.lines().flat_map(|row| columns(row, 1)).collect::<BTreeSet<_>>();
+        assert_eq!(fields, names(&call));
+        let error = table.lines().find(|row| row.starts_with("| `error`")).unwrap();
+        assert_eq!(columns(error, 2), names(&call["error"]));
+        let told = quoted(after);
+        let is_untold = |kind: &FailureKind| !told.contains(kind.name());
+        let untold: Vec<_> = FailureKind::ALL.into_iter().filter(is_untold).collect();
+        assert_eq!(untold, [FailureKind::Usage], "of a wrong command line there is no object");
+    }
 }

@@ -111,6 +111,124 @@ fn a_line_longer_than_a_broker_takes() {
     ended.expect(65, "700\n", &stderr);
 }
 
+/// A server that answers each of `calls` requests with the request's own body.
+fn echo(queue: &Queue, calls: usize) -> StubServer {
+    StubServer::start(queue, calls, |channel, request| {
+        let result = AmqpProperties::default().with_type_("result".into());
+        reply(channel, request, &request.body, result);
+    })
+}
+
+/// What a client writes that gets `input` on standard input, from an [`echo`] to `calls` calls.
+#[track_caller]
+fn echoed(args: &[&str], calls: usize, input: &[u8]) -> Vec<u8> {
+    let queue = Queue::new();
+    let server = echo(&queue, calls);
+    let args = [&["--queue", queue.name()], args, &["cat", "-"]].concat();
+    let ended = feed(&mut client_command(&broker(), &args), input.to_vec()).wait();
+    server.join();
+    assert_eq!((ended.code(), ended.stderr.as_str()), (0, ""));
+    ended.bytes
+}
+
+/// No text in any encoding, and harmful to a terminal.
+const BYTES: &[u8] = b"\xff\0\n\x1b[2J\r\n\xc3";
+
+#[test]
+fn any_bytes_there_and_back() {
+    let all: Vec<u8> = (0..=255).cycle().take(1_000_000).collect();
+    for input in [BYTES, b"", b"\n", b"\n\n", &all] {
+        assert!(echoed(&["--send-on", "eof", "--format", "raw"], 1, input) == input);
+    }
+    let plain = [BYTES, b"\n"].concat();
+    assert_eq!(echoed(&["--send-on", "eof"], 1, BYTES), plain);
+    assert_eq!(echoed(&["--send-on", "eof", "--repeat", "2"], 2, BYTES), plain.repeat(2));
+}
+
+#[test]
+fn an_argument_ends_where_it_was_said_to() {
+    let input = b"a\nb\0c\xff\0\0d";
+    for (end, calls, raw) in [
+        (&[][..], 2, &b"ab\0c\xff\0\0d"[..]),
+        (&["--send-on", "newline"], 2, b"ab\0c\xff\0\0d"),
+        (&["--send-on", "nul"], 4, b"a\nbc\xffd"),
+        (&["--send-on", "eof"], 1, input),
+    ] {
+        assert_eq!(echoed(&[&["--format", "raw"], end].concat(), calls, input), raw, "{end:?}");
+    }
+    assert_eq!(echoed(&["--send-on", "nul"], 2, b"1\n\x002"), b"1\n2\n");
+}
+
+/// In `plain`, a result that ends with a newline gets no second one; an empty result is one too.
+#[test]
+fn a_result_has_one_newline_at_its_end() {
+    for (format, shown) in
+        [("plain", "\n\na\na\nb\n\n"), ("raw", "\naa\nb\n\n"), ("transcript", " [.] Got \n")]
+    {
+        let queue = Queue::new();
+        let arguments: &[&str] =
+            if format == "transcript" { &[""] } else { &["", "\n", "a", "a\n", "b\n\n"] };
+        let server = echo(&queue, arguments.len());
+        let ended = queue.client(&[&["--format", format, "cat"], arguments].concat());
+        server.join();
+        let results = ended.stdout.trim_start_matches(" [x] Requesting cat()\n");
+        assert_eq!((ended.code(), results), (0, shown), "{format}");
+    }
+}
+
+#[test]
+fn json_has_bytes_that_are_no_text_in_base64() {
+    let call: serde_json::Value =
+        serde_json::from_slice(&echoed(&["--format", "json", "--send-on", "eof"], 1, BYTES))
+            .unwrap();
+    for field in ["argument", "result"] {
+        assert_eq!(call.get(field), None, "{call}");
+        assert_eq!(call[format!("{field}_base64")], "/wAKG1sySg0Kww==", "{call}");
+    }
+    let text = echoed(&["--format", "json"], 1, "é\0".as_bytes());
+    let call: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    assert_eq!((&call["argument"], &call["result"]), (&"é\0".into(), &"é\0".into()));
+    assert!(call.get("argument_base64").or(call.get("result_base64")).is_none(), "{call}");
+}
+
+#[test]
+fn a_request_says_whether_it_is_text() {
+    let queue = Queue::new();
+    let server = StubServer::start(&queue, 2, |channel, request| {
+        let content_type = request.properties.content_type().clone().unwrap();
+        reply(channel, request, content_type.as_bytes(), AmqpProperties::default());
+    });
+    let mut command = client_command(&broker(), &["--queue", queue.name(), "cat", "-"]);
+    let ended = feed(&mut command, b"\xc3\xa9\n\xc3\n".to_vec()).wait();
+    server.join();
+    ended.expect(0, "text/plain\napplication/octet-stream\n", "");
+}
+
+/// However often it is sent, a large argument is in memory once.
+#[test]
+fn a_large_argument_that_is_repeated() {
+    let queue = Queue::new();
+    let (go_on, told) = std::sync::mpsc::channel();
+    let server = StubServer::start(&queue, 100, move |channel, request| {
+        let _ = told.recv_timeout(PATIENCE);
+        reply(channel, request, &request.body[..1], AmqpProperties::default());
+    });
+    let args = ["--queue", queue.name(), "-v", "--send-on", "eof", "--repeat", "100"];
+    let args = [&args[..], &["--in-flight", "1", "--format", "raw", "cat", "-"]].concat();
+    let client = feed(&mut client_command(&broker(), &args), vec![b'9'; 8_000_000]);
+    for calls in 1..=2 {
+        client.await_stderr_times("rpc_client: publish", calls);
+        go_on.send(()).unwrap();
+    }
+    client.await_stderr_times("rpc_client: publish", 3);
+    let peak = client.peak_memory();
+    assert!(peak < 200, "{peak} MB");
+    drop(go_on);
+    let ended = client.wait();
+    assert_eq!((ended.code(), ended.stdout), (0, "9".repeat(100)));
+    server.join();
+}
+
 #[test]
 fn results_come_in_input_order_whatever_order_the_replies_come_in() {
     let queue = Queue::new();

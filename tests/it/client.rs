@@ -103,6 +103,18 @@ fn procedure_name_over_255_bytes() {
     );
 }
 
+#[test]
+fn the_end_of_arguments_that_are_not_read() {
+    usage_error(
+        &["--send-on", "eof", "fib", "30"],
+        "rpc_client: --send-on is about standard input: give - as an argument to read it",
+    );
+    usage_error(
+        &["--send-on", "eof", "fib", "-", "30", "-"],
+        "rpc_client: --send-on eof makes one argument of standard input: give - once",
+    );
+}
+
 // The URI.
 
 #[test]
@@ -453,7 +465,14 @@ fn an_empty_reply() {
 
 #[test]
 fn a_reply_that_is_no_text() {
-    answered(b"caf\xe9", AmqpProperties::default()).expect(0, "caf\u{fffd}\n", "");
+    let ended = answered(b"caf\xe9", AmqpProperties::default());
+    assert_eq!((ended.code(), &ended.bytes[..]), (0, &b"caf\xe9\n"[..]), "{ended:?}");
+}
+
+#[test]
+fn an_empty_result() {
+    let result = AmqpProperties::default().with_type_("result".into());
+    answered(b"", result).expect(0, "\n", "");
 }
 
 #[test]
@@ -470,6 +489,50 @@ fn an_internal_error_is_the_servers_fault() {
     let error = AmqpProperties::default().with_type_("error".into()).with_headers(headers);
     let stderr = "rpc_client: fib(30): no disk (internal)\n";
     answered(b"no disk", error).expect(70, "", stderr);
+}
+
+/// An error reply of `kind`, from a program that exited with `exit_code`.
+fn error(kind: &str, exit_code: i32) -> AmqpProperties {
+    let mut headers = FieldTable::new();
+    headers.insert("error".into(), AmqpValue::LongString(kind.into()));
+    headers.insert("exit_code".into(), AmqpValue::LongInt(exit_code));
+    AmqpProperties::default().with_type_("error".into()).with_headers(headers)
+}
+
+#[test]
+fn what_another_attempt_may_change_is_told_with_its_kind() {
+    for kind in ["unavailable", "timed-out"] {
+        let stderr = format!("rpc_client: fib(30): try later ({kind})\n");
+        answered(b"try later", error(kind, 75)).expect(75, "", &stderr);
+    }
+}
+
+/// Of a program that exited, JSON has what it exited with. A time limit of the server's is told apart
+/// from one of the client's own, which has no reply.
+#[test]
+fn an_error_in_json_has_its_exit_code() {
+    let queue = Queue::new();
+    let mut replies = [("internal", 3), ("timed-out", 300)].into_iter();
+    let server = StubServer::start(&queue, 3, move |channel, request| {
+        if let Some((kind, exit_code)) = replies.next() {
+            reply(channel, request, b"no", error(kind, exit_code));
+        }
+    });
+    let args = ["--format", "json", "--timeout", "2s", "--in-flight", "1", "t", "1", "2", "3"];
+    let ended = queue.client(&args);
+    server.join();
+    assert_eq!((ended.code(), ended.stderr.as_str()), (70, ""));
+    let errors: Vec<serde_json::Value> = ended
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["error"].take())
+        .collect();
+    let internal = serde_json::json!({"kind": "internal", "message": "no", "exit_code": 3});
+    // A process exits with 0 to 255.
+    let timed_out = serde_json::json!({"kind": "timed-out", "message": "no"});
+    assert_eq!(errors[..2], [internal, timed_out]);
+    assert_eq!(errors[2]["kind"], "no-answer");
+    assert_eq!(errors[2].get("exit_code"), None);
 }
 
 #[test]

@@ -43,6 +43,14 @@ fn answered(args: &[&str], body: &str, is_error: bool) -> Ended {
 fn shown_in_a_terminal(args: &[&str], body: &str) -> String {
     let queue = Queue::new();
     let server = answering(&queue, body, false);
+    let (code, screen) = in_a_terminal(&queue, args);
+    assert_eq!(code, Some(0), "{screen}");
+    server.join();
+    screen
+}
+
+/// The exit code of a call, and what its terminal shows.
+fn in_a_terminal(queue: &Queue, args: &[&str]) -> (Option<i32>, String) {
     let (mut pty, pts) = blocking::open().unwrap();
     pty.resize(Size::new(50, 500)).unwrap();
     let mut client = blocking::Command::new(env!("CARGO_BIN_EXE_rpc_client"))
@@ -56,9 +64,8 @@ fn shown_in_a_terminal(args: &[&str], body: &str) -> String {
     let mut screen = Vec::new();
     // It ends with an error, when nobody has the terminal open any more.
     let _ = pty.read_to_end(&mut screen);
-    assert!(client.wait().unwrap().success());
-    server.join();
-    String::from_utf8(screen).unwrap().replace("\r\n", "\n")
+    let screen = String::from_utf8(screen).unwrap().replace("\r\n", "\n");
+    (client.wait().unwrap().code(), screen)
 }
 
 // Errors: one line each, without control characters, of bounded length.
@@ -135,6 +142,13 @@ fn a_result_on_a_terminal() {
     assert_eq!(shown_in_a_terminal(&[], STRANGE), transcript);
     let json = shown_in_a_terminal(&["--format", "json"], STRANGE);
     assert!(!json.trim_end().contains(char::is_control), "{json:?}");
+}
+
+#[test]
+fn a_terminal_gets_no_raw_result() {
+    let (code, screen) = in_a_terminal(&Queue::new(), &["--format", "raw"]);
+    let line = "rpc_client: --format raw could upset a terminal: send standard output to a file or a pipe, or take --format plain\n";
+    assert!(code == Some(64) && screen.starts_with(line), "{code:?}: {screen}");
 }
 
 #[test]

@@ -4,9 +4,13 @@ complete -c rpc_client -l connect-timeout -d 'Bound on opening a connection, han
 complete -c rpc_client -l timeout -d 'Bound on each call from its publication; 0: none' -r -f
 complete -c rpc_client -l in-flight -d 'Calls that await their replies at any time' -r -f
 complete -c rpc_client -l repeat -d 'Make each call N times' -r -f
+complete -c rpc_client -l send-on -d 'What ends an argument on standard input, where `-` is among the arguments [default: newline]' -r -f -a "newline\t'A call for each line'
+nul\t'A call for each piece that a NUL ends, as find -print0 writes them'
+eof\t'One call, with all of standard input, whatever bytes'"
 complete -c rpc_client -l format -d 'How results are written' -r -f -a "auto\t'The transcript on a terminal, plain elsewhere'
 transcript\t'The tutorial\'s transcript'
-plain\t'Nothing but results, one a line'
+plain\t'Nothing but results, each with a newline unless it ends with one'
+raw\t'The results\' bytes, and nothing added'
 json\t'One object a call, failed ones too'"
 complete -c rpc_client -s q -l quiet -d 'Nothing but results and errors: no transcript, no warnings'
 complete -c rpc_client -s v -l verbose -d 'Tell each AMQP step on stderr (-vv, -vvv: more); RUST_LOG overrides'

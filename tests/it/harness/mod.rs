@@ -100,6 +100,8 @@ pub struct Process {
 pub struct Ended {
     pub status: ExitStatus,
     pub stdout: String,
+    /// Standard output as it came: in `stdout`, what is not UTF-8 is replaced.
+    pub bytes: Vec<u8>,
     pub stderr: String,
     pub elapsed: Duration,
 }
@@ -224,7 +226,8 @@ impl Process {
             thread::sleep(Duration::from_millis(2));
         };
         let (stdout, stderr) = (self.stdout.whole(), self.stderr.whole());
-        Ended { status, stdout, stderr, elapsed: started.elapsed() }
+        let bytes = self.stdout.bytes.lock().unwrap().0.clone();
+        Ended { status, stdout, bytes, stderr, elapsed: started.elapsed() }
     }
 }
 
