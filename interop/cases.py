@@ -8,10 +8,12 @@ import decimal
 import json
 import os
 import re
+import subprocess
 import sys
 import uuid
+from base64 import b64decode
 
-from harness import HERE, Wrong, expect, expect_in, is_set, main
+from harness import HERE, Wrong, expect, expect_in, is_set, main, our
 
 CLASSIC = {"durable": True}
 QUORUM = {"durable": True, "arguments": {"x-queue-type": "quorum"}}
@@ -320,11 +322,19 @@ def an_empty_reply(case):
 
 
 @our_client
-def a_reply_that_is_not_utf_8(case):
-    queue = case.queue(**CLASSIC)
-    case.server(queue, lambda request, body: [reply(request, b"caf\xe9")])
-    ended = case.our_client(queue, "--format", "json", "fib", "x")
-    expect("the client", (0, ""), (ended[0], ended[2]))
+def any_bytes_both_ways(case):
+    queue, every = case.queue(**CLASSIC), bytes(range(256))
+    server = case.server(queue, lambda request, body: [reply(request, body, type="result")])
+    client = [our("rpc_client"), "--queue", queue, "--send-on", "eof", "cat", "-", "--format"]
+    raw = subprocess.run([*client, "raw"], input=every, capture_output=True)
+    expect("the client", (0, every, b""), (raw.returncode, raw.stdout, raw.stderr))
+    request, body = server.requests.pop()
+    expect("the request", ("application/octet-stream", every), (request.content_type, body))
+    called = json.loads(subprocess.run([*client, "json"], input=every, stdout=subprocess.PIPE).stdout)
+    for field in ("argument", "result"):
+        expect(field, (None, every), (called.get(field), b64decode(called[f"{field}_base64"])))
+    empty = case.our_client(queue, "cat", "")
+    expect("an empty result", (0, "\n", ""), empty)
 
 
 @our_client
@@ -338,6 +348,8 @@ def errors_of_theirs(case):
         "5": ({"headers": {"error": "another"}}, 70, "internal"),
         "6": ({"headers": {"error": 5}}, 70, "internal"),
         "7": ({}, 70, "internal"),
+        "8": ({"headers": {"error": "unavailable"}}, 75, "unavailable"),
+        "9": ({"headers": {"error": "timed-out"}}, 75, "timed-out"),
     }
     case.server(
         queue,
@@ -346,6 +358,22 @@ def errors_of_theirs(case):
     for argument, (_, code, kind) in errors.items():
         stderr = f"rpc_client: fib({argument}): alas ({kind})\n"
         expect("the client", (code, "", stderr), case.our_client(queue, "fib", argument))
+
+
+@our_client
+def exit_codes_of_theirs(case):
+    queue = case.queue(**CLASSIC)
+    codes = [3, 0, 255, 256, -1, 1 << 40, "3", None]
+
+    def answer(request, body):
+        headers = {"error": "internal", "exit_code": codes[int(body)]}
+        return [reply(request, "alas", type="error", headers=headers)]
+
+    case.server(queue, answer)
+    numbers = [str(n) for n in range(len(codes))]
+    _, stdout, _ = case.our_client(queue, "--format", "json", "fib", *numbers)
+    told = [json.loads(line)["error"].get("exit_code") for line in stdout.splitlines()]
+    expect("exit codes", [3, 0, 255, None, None, None, None, None], told)
 
 
 @our_client
@@ -361,7 +389,7 @@ def replies_of_all_kinds(case):
     case.server(queue, lambda request, body: [reply(request, " café\n", **replies[int(body)])])
     arguments = [str(n) for n in range(len(replies))]
     came = case.our_client(queue, "fib", *arguments)
-    expect("the client", (0, " café\n\n" * len(replies), ""), came)
+    expect("the client", (0, " café\n" * len(replies), ""), came)
 
 
 @our_client
