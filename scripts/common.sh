@@ -109,29 +109,20 @@ install_packages() {
         fail 69 "could not install $what, see above; type: $command"
 }
 
-# What building the programs needs; the crate native-tls uses OpenSSL, but on macOS the system's own TLS.
+# What building the programs needs: the crates ring and psm have C or assembly in them.
 need_build() {
-    local missing='' packages=''
+    local missing='a C compiler'
     # Where rustup puts it; a shell older than that does not know.
     have cargo || PATH=$PATH:${CARGO_HOME:-${HOME-}/.cargo}/bin
     have cargo || fail 69 'cargo is missing; install Rust from https://rustup.rs, then run this again'
-    if ! have cc; then
-        missing='a C compiler'
-        packages='gcc libc6-dev'
-    fi
-    if [ "$(uname)" != Darwin ] && ! pkg-config --exists openssl 2>/dev/null; then
-        missing="${missing:+$missing, }pkg-config with OpenSSL's headers"
-        packages="$packages pkg-config libssl-dev"
-    fi
-    if [ -z "$missing" ]; then return; fi
-    # shellcheck disable=SC2086  # a list of words
+    if have cc; then return; fi
     case $(package_manager) in
-        apt-get) install_packages "$missing" $packages ;;
+        apt-get) install_packages "$missing" gcc libc6-dev ;;
         brew) fail 69 "missing: $missing; type: xcode-select --install" ;;
-        dnf) fail 69 "missing: $missing; type: $(install_command dnf gcc pkgconf-pkg-config openssl-devel)" ;;
-        apk) fail 69 "missing: $missing; type: $(install_command apk gcc musl-dev pkgconf openssl-dev)" ;;
-        pacman) fail 69 "missing: $missing; type: $(install_command pacman gcc pkgconf openssl)" ;;
-        *) fail 69 "missing: $missing; install them with the system's package manager, then run this again" ;;
+        dnf) fail 69 "missing: $missing; type: $(install_command dnf gcc)" ;;
+        apk) fail 69 "missing: $missing; type: $(install_command apk gcc musl-dev)" ;;
+        pacman) fail 69 "missing: $missing; type: $(install_command pacman gcc)" ;;
+        *) fail 69 "missing: $missing; install one with the system's package manager, then run this again" ;;
     esac
 }
 

@@ -5,7 +5,6 @@ use crate::amqp::uri::{Credentials, Endpoint};
 use crate::error::{Failure, FailureKind};
 use crate::terminal::text;
 use amiquip::Error;
-use log::debug;
 use std::fmt::Display;
 use std::time::Duration;
 
@@ -86,6 +85,10 @@ pub fn of_connection(endpoint: &str, cause: &Error) -> Failure {
 
 /// Why a broker that was reached did not open the connection, `after` a time.
 pub fn of_handshake(endpoint: &Endpoint, error: Error, after: Duration) -> Failure {
+    #[cfg(feature = "tls")]
+    if let Some(refusal) = crate::amqp::tls::refusal(endpoint, &error) {
+        return refusal;
+    }
     let (kind, message) = match &error {
         Error::InvalidCredentials if after < SHORTEST_REFUSAL => (
             FailureKind::BrokerUnreachable,
@@ -132,20 +135,6 @@ pub fn of_handshake(endpoint: &Endpoint, error: Error, after: Duration) -> Failu
         }
         Error::ServerClosedConnection { message, .. } => {
             (FailureKind::BrokerUnreachable, format!("{endpoint} closed the connection: {message}"))
-        }
-        // With TLS 1.3, a client learns only after the handshake that its certificate is missing or
-        // refused (RFC 8446, section 4.4.2.4), by an alert that a reset can overtake.
-        Error::UnexpectedSocketClose
-        | Error::IoErrorReadingSocket { .. }
-        | Error::IoErrorWritingSocket { .. }
-            if endpoint.tls.is_some() =>
-        {
-            debug!("{endpoint} ended the TLS connection: {error}");
-            let message = format!(
-                "{endpoint} ended the connection after the TLS handshake; most likely it wants a \
-                 client certificate that it trusts: see certfile and keyfile in its URI"
-            );
-            (FailureKind::Configuration, message)
         }
         Error::IoErrorReadingSocket { source } => return no_handshake(endpoint, source),
         _ => return no_handshake(endpoint, &error),

@@ -9,6 +9,8 @@ pub mod errors;
 pub mod inbox;
 pub mod queue;
 pub mod sanitizer;
+#[cfg(feature = "tls")]
+pub mod tls;
 pub mod transport;
 pub mod uri;
 pub mod watchdog;

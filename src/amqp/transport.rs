@@ -3,11 +3,11 @@
 
 use crate::amqp::inbox::Inbox;
 use crate::amqp::sanitizer::{FRAME_MAX, METHOD, Phase, Sanitizer};
+#[cfg(feature = "tls")]
+use crate::amqp::tls::TlsStream;
 use crate::amqp::uri::{Endpoint, Tls};
 use crate::error::{Failure, FailureKind};
 use amiquip::IoStream;
-#[cfg(feature = "tls")]
-use log::{debug, error};
 use mio::{Evented, Poll, PollOpt, Ready, Registration, SetReadiness, Token};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
@@ -96,7 +96,7 @@ const BUFFER_SIZE: usize = FRAME_MAX as usize;
 enum Stream {
     Plain(mio::net::TcpStream),
     #[cfg(feature = "tls")]
-    Tls(Box<native_tls::TlsStream<mio::net::TcpStream>>),
+    Tls(Box<TlsStream>),
 }
 
 /// Makes a transport of a dialled connection, with the TLS handshake if the endpoint wants one.
@@ -142,96 +142,7 @@ fn handshake(endpoint: &Endpoint, _: &Tls, _: TcpStream) -> Result<Stream, Failu
 
 #[cfg(feature = "tls")]
 fn handshake(endpoint: &Endpoint, tls: &Tls, socket: TcpStream) -> Result<Stream, Failure> {
-    let connector = connector(tls).map_err(|reason| {
-        Failure::new(FailureKind::Configuration, format!("cannot use {endpoint}: {reason}"))
-    })?;
-    let io_failure = |error: io::Error| {
-        Failure::new(FailureKind::BrokerUnreachable, format!("cannot reach {endpoint}: {error}"))
-    };
-    // A clone shares the socket's blocking mode: the handshake blocks, what follows does not.
-    let mode = socket.try_clone().map_err(io_failure)?;
-    let socket = mio::net::TcpStream::from_stream(socket).map_err(io_failure)?;
-    mode.set_nonblocking(false).map_err(io_failure)?;
-    let stream = connector.connect(&endpoint.host, socket).map_err(|error| match error {
-        native_tls::HandshakeError::Failure(error) => tls_failure(endpoint, &error),
-        // Not to be had on a blocking socket.
-        native_tls::HandshakeError::WouldBlock(_) => io_failure(io::ErrorKind::WouldBlock.into()),
-    })?;
-    mode.set_nonblocking(true).map_err(io_failure)?;
-    Ok(Stream::Tls(Box::new(stream)))
-}
-
-#[cfg(feature = "tls")]
-fn connector(tls: &Tls) -> Result<native_tls::TlsConnector, String> {
-    let read = |path: &std::path::Path| {
-        std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
-    };
-    let mut builder = native_tls::TlsConnector::builder();
-    if let Some(path) = &tls.cacertfile {
-        let pem = String::from_utf8_lossy(&read(path)?).into_owned();
-        // native-tls takes one certificate at a time.
-        const END: &str = "-----END CERTIFICATE-----";
-        let mut found = false;
-        for certificate in pem.split_inclusive(END).filter(|part| part.ends_with(END)) {
-            let authority = native_tls::Certificate::from_pem(certificate.as_bytes())
-                .map_err(|error| format!("{} (cacertfile): {error}", path.display()))?;
-            builder.add_root_certificate(authority);
-            found = true;
-        }
-        if !found {
-            return Err(format!("{} (cacertfile) has no PEM certificate", path.display()));
-        }
-    }
-    if let (Some(certificate), Some(key)) = (&tls.certfile, &tls.keyfile) {
-        let identity = native_tls::Identity::from_pkcs8(&read(certificate)?, &read(key)?).map_err(
-            |error| {
-                let (certificate, key) = (certificate.display(), key.display());
-                format!("{certificate} (certfile) and {key} (keyfile, PKCS #8): {error}")
-            },
-        )?;
-        builder.identity(identity);
-    }
-    if !tls.verify_peer {
-        // Said with -q too.
-        error!(
-            "verify=verify_none is unsafe: anybody on the way can read the password and the calls"
-        );
-        builder.danger_accept_invalid_certs(true).danger_accept_invalid_hostnames(true);
-    }
-    builder.build().map_err(|error| format!("no TLS: {error}"))
-}
-
-/// Whether the peer's certificate is at fault, or the peer speaks no TLS at all. The reasons are
-/// OpenSSL's; those of other systems' libraries are told as they are.
-#[cfg(feature = "tls")]
-fn tls_failure(endpoint: &Endpoint, error: &native_tls::Error) -> Failure {
-    let reason = error.to_string();
-    debug!("TLS handshake with {endpoint}: {reason}");
-    let text = reason.to_lowercase();
-    let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
-    let (kind, cause) = if has(&["expired"]) {
-        (FailureKind::Configuration, "its certificate has expired".into())
-    } else if has(&["hostname mismatch", "ip address mismatch"]) {
-        let host = &endpoint.host;
-        (FailureKind::Configuration, format!("its certificate is for another host than {host}"))
-    } else if has(&["local issuer", "self-signed", "self signed"]) {
-        let cause =
-            "no authority that is trusted here signed its certificate; cacertfile names one";
-        (FailureKind::Configuration, cause.into())
-    } else if has(&["unsupported protocol", "protocol version", "version too low"]) {
-        let cause = "it offers no version of TLS that this program accepts (1.2 and 1.3)";
-        (FailureKind::Configuration, cause.into())
-    } else if has(&["certificate", "alert"]) {
-        (FailureKind::Configuration, format!("{reason}; see cacertfile, certfile and keyfile"))
-    } else if has(&["wrong version number", "packet length too long"]) {
-        (
-            FailureKind::BrokerUnreachable,
-            "what answers there speaks no TLS: is it an amqp:// port?".into(),
-        )
-    } else {
-        (FailureKind::BrokerUnreachable, reason)
-    };
-    Failure::new(kind, format!("no TLS handshake with {endpoint}: {cause}"))
+    Ok(Stream::Tls(Box::new(TlsStream::connect(endpoint, tls, socket)?)))
 }
 
 impl Transport {
@@ -340,7 +251,7 @@ impl Transport {
         match &self.stream {
             Stream::Plain(stream) => stream,
             #[cfg(feature = "tls")]
-            Stream::Tls(stream) => stream.get_ref(),
+            Stream::Tls(stream) => stream.socket(),
         }
     }
 }

@@ -40,7 +40,7 @@ pub struct Tls {
     pub cacertfile: Option<PathBuf>,
     /// PEM file with the client's certificate chain.
     pub certfile: Option<PathBuf>,
-    /// PEM file with the client's private key, in PKCS #8.
+    /// PEM file with the client's private key, in PKCS #8, PKCS #1 or SEC 1. May be `certfile`.
     pub keyfile: Option<PathBuf>,
     /// Whether the broker must prove who it is. False is unsafe.
     pub verify_peer: bool,

@@ -3,6 +3,8 @@
 use crate::harness::*;
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::path::Path;
+use std::process::Command;
 use std::thread;
 
 /// A node with TLS, and what its tests need of it.
@@ -27,6 +29,37 @@ impl Tls {
     /// `parameters` with `DIR` for the folder of the certificates.
     fn url(&self, parameters: &str) -> String {
         format!("{}?{}", self.url, parameters.replace("DIR", &self.folder))
+    }
+
+    /// `openssl` in the folder of the certificates.
+    #[track_caller]
+    fn openssl(&self, args: &str) {
+        let command = args.split(' ');
+        let output =
+            Command::new("openssl").args(command).current_dir(&self.folder).output().unwrap();
+        assert!(output.status.success(), "openssl {args}: {output:?}");
+    }
+
+    /// An RSA key in `rsa.key`, and certificates for it of both kinds: `rsa-server.pem` and `rsa-client.pem`.
+    fn make_rsa(&self) {
+        self.openssl("req -config openssl.cnf -new -newkey rsa:2048 -nodes -subj /CN=guest -keyout rsa.key -out rsa.csr");
+        for kind in ["server", "client"] {
+            let args = format!(
+                "ca -config openssl.cnf -batch -notext -extensions {kind} -days 30 -in rsa.csr -out rsa-{kind}.pem"
+            );
+            self.openssl(&args);
+        }
+    }
+
+    /// From now on the node has this certificate (RabbitMQ, "TLS Support", rotation of certificates).
+    fn present(&self, certificate: &str, key: &str) {
+        let copy = |from: &str, to: &str| {
+            let folder = Path::new(&self.folder);
+            std::fs::copy(folder.join(from), folder.join(to)).unwrap();
+        };
+        copy(certificate, "server.pem");
+        copy(key, "server.key");
+        self.node.ctl(&["eval", "ssl:clear_pem_cache()."]);
     }
 
     #[track_caller]
@@ -75,19 +108,17 @@ fn both_programs_over_tls() {
     let said = format!("rpc_server: {}\n", untrusted.replace("URL", &shown(&tls.url(""))));
     server.expect(78, "", &said);
     tls.refuses(&tls.url("cacertfile=DIR/other-ca.pem"), 78, untrusted);
-    // Another name of 127.0.0.1, and none that the certificate has.
-    let other_host = tls.url("cacertfile=DIR/ca.pem").replace("localhost", "127.1");
-    let cause = "no TLS handshake with URL: its certificate is for another host than 127.1";
+    // Other names of 127.0.0.1, and none that the certificate has.
+    let other_host = tls.url("cacertfile=DIR/ca.pem").replace("localhost", "0.0.0.0");
+    let cause = "no TLS handshake with URL: its certificate is for another host than 0.0.0.0";
     tls.refuses(&other_host, 78, cause);
+    let no_name = other_host.replace("0.0.0.0", "127.1");
+    let cause = "cannot use URL: no certificate can be for the host 127.1: ";
+    tls.refuses(&no_name, 78, cause);
     tls.refuses(&tls.url("cacertfile=DIR/none.pem"), 78, "cannot use URL: cannot read ");
     let cause =
         format!("cannot use URL: {}/client.key (cacertfile) has no PEM certificate", tls.folder);
     tls.refuses(&tls.url("cacertfile=DIR/client.key"), 78, &cause);
-    let cause = format!(
-        "cannot use URL: {0}/client.pem (certfile) and {0}/ca.pem (keyfile, PKCS #8): ",
-        tls.folder
-    );
-    tls.refuses(&tls.url("certfile=DIR/client.pem&keyfile=DIR/ca.pem"), 78, &cause);
 
     // The wrong kind of port, both ways.
     let plain_on_tls = tls.url.replace("amqps://", "amqp://");
@@ -100,25 +131,113 @@ fn both_programs_over_tls() {
 }
 
 #[test]
-fn a_certificate_that_has_expired() {
-    let tls = Tls::start(
-        "ssl_options.certfile = tls/expired.pem\nssl_options.keyfile = tls/expired.key\n",
-    );
-    let cause = "no TLS handshake with URL: its certificate has expired";
-    tls.refuses(&tls.url("cacertfile=DIR/ca.pem"), 78, cause);
+fn certificates_of_a_broker() {
+    let tls = Tls::start("");
+    let url = tls.url("cacertfile=DIR/ca.pem");
+    // RSA, and with it both versions again.
+    tls.make_rsa();
+    tls.present("rsa-server.pem", "rsa.key");
+    let _server = server_at(&url, &tls.queue, &[]);
+    tls.call(&url).expect(0, "832040\n", "");
+
+    let refused = |certificate: &str, key: &str, cause: &str| {
+        tls.present(certificate, key);
+        tls.refuses(&url, 78, &format!("no TLS handshake with URL: {cause}"));
+    };
+    refused("expired.pem", "expired.key", "its certificate has expired\n");
+    std::fs::write(Path::new(&tls.folder).join("no-name.cnf"), "basicConstraints = CA:FALSE\n")
+        .unwrap();
+    tls.openssl("x509 -req -in expired.csr -CA ca.pem -CAkey ca.key -set_serial 7 -extfile no-name.cnf -days 30 -out no-name.pem");
+    let cause =
+        "its certificate has no subject alternative name, and a common name is not enough\n";
+    refused("no-name.pem", "expired.key", cause);
+    refused("ca.pem", "ca.key", "its certificate is not accepted (");
 }
 
 #[test]
-fn a_client_certificate_that_is_missing() {
-    let tls = Tls::start("ssl_options.fail_if_no_peer_cert = true\n");
-    tls.refuses(
-        &tls.url("cacertfile=DIR/ca.pem"),
-        78,
-        "URL ended the connection after the TLS handshake; most likely it wants a client certificate",
-    );
-    let url = tls.url("cacertfile=DIR/ca.pem&certfile=DIR/client.pem&keyfile=DIR/client.key");
+fn keys_of_a_client() {
+    let tls = Tls::start("");
+    tls.make_rsa();
+    tls.openssl("rsa -traditional -in rsa.key -out rsa-pkcs1.key");
+    tls.openssl("ec -in client.key -out sec1.key");
+    tls.openssl("pkcs8 -topk8 -in client.key -passout pass:secret -out encrypted.key");
+    tls.openssl("rsa -traditional -aes128 -passout pass:secret -in rsa.key -out encrypted-rsa.key");
+    let in_folder = |name: &str| Path::new(&tls.folder).join(name);
+    let read = |name: &str| std::fs::read_to_string(in_folder(name)).unwrap();
+    std::fs::write(in_folder("both.pem"), read("sec1.key") + &read("client.pem")).unwrap();
+    let beginning = |name: &str| read(name).lines().next().unwrap().to_owned();
+    assert_eq!(beginning("rsa.key"), "-----BEGIN PRIVATE KEY-----");
+    assert_eq!(beginning("rsa-pkcs1.key"), "-----BEGIN RSA PRIVATE KEY-----");
+    assert_eq!(beginning("sec1.key"), "-----BEGIN EC PRIVATE KEY-----");
+
+    // Who one is, is said by the certificate alone.
+    let url = |certfile: &str, keyfile: &str| {
+        tls.url(&format!(
+            "cacertfile=DIR/ca.pem&certfile=DIR/{certfile}&keyfile=DIR/{keyfile}&auth_mechanism=external"
+        ))
+    };
+    let _server = server_at(&url("client.pem", "client.key"), &tls.queue, &[]);
+    for (certfile, keyfile) in [
+        ("client.pem", "sec1.key"),
+        ("rsa-client.pem", "rsa.key"),
+        ("rsa-client.pem", "rsa-pkcs1.key"),
+        ("both.pem", "both.pem"),
+    ] {
+        tls.call(&url(certfile, keyfile)).expect(0, "832040\n", "");
+    }
+
+    let refused = |certfile: &str, keyfile: &str, cause: &str| {
+        let cause = format!("cannot use URL: {}", cause.replace("DIR", &tls.folder));
+        tls.refuses(&url(certfile, keyfile), 78, &cause);
+    };
+    for keyfile in ["encrypted.key", "encrypted-rsa.key"] {
+        let cause = format!(
+            "DIR/{keyfile} (keyfile) is encrypted; openssl pkey -in DIR/{keyfile} -out NEW_FILE decrypts it\n"
+        );
+        refused("client.pem", keyfile, &cause);
+    }
+    let cause =
+        "DIR/server.key (keyfile) is not the key of the certificate in DIR/client.pem (certfile)\n";
+    refused("client.pem", "server.key", cause);
+    let cause = "DIR/ca.pem (keyfile) has no PEM private key that can be read: ";
+    refused("client.pem", "ca.pem", cause);
+    refused("rsa.key", "rsa.key", "DIR/rsa.key (certfile) has no PEM certificate\n");
+}
+
+/// A node that speaks this version of TLS alone, and lets nobody in without a certificate.
+#[track_caller]
+fn a_client_certificate_is_wanted(version: &str, alert: &str) {
+    let tls = Tls::start(&format!(
+        "ssl_options.versions.1 = {version}\nssl_options.fail_if_no_peer_cert = true\n"
+    ));
+    let with = |certificate: &str| {
+        tls.url(&format!(
+            "cacertfile=DIR/ca.pem&certfile=DIR/{certificate}.pem&keyfile=DIR/{certificate}.key"
+        ))
+    };
+    let url = with("client");
     let _server = server_at(&url, &tls.queue, &[]);
     tls.call(&url).expect(0, "832040\n", "");
+
+    let cause = format!(
+        "no TLS handshake with URL: it refused ({alert}); it may want a client certificate that it trusts: see certfile and keyfile\n"
+    );
+    // With TLS 1.3 the broker refuses while the client goes on.
+    for _ in 0..20 {
+        tls.refuses(&tls.url("cacertfile=DIR/ca.pem"), 78, &cause);
+    }
+    let cause = "no TLS handshake with URL: it refused (";
+    tls.refuses(&with("other-ca"), 78, cause);
+}
+
+#[test]
+fn tls_1_2_and_a_client_certificate_that_is_missing() {
+    a_client_certificate_is_wanted("tlsv1.2", "HandshakeFailure");
+}
+
+#[test]
+fn tls_1_3_and_a_client_certificate_that_is_missing() {
+    a_client_certificate_is_wanted("tlsv1.3", "CertificateRequired");
 }
 
 /// A peer that answers a client's first message (RFC 5246, section 7.4.1.2) with these bytes.

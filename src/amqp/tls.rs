@@ -1,0 +1,584 @@
+//! TLS below a connection, by rustls. Nothing of it is built, loaded or read unless a URI is `amqps`.
+
+use crate::amqp::uri::{Endpoint, Tls};
+use crate::error::{Failure, FailureKind};
+use amiquip::Error;
+use log::{debug, error};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{self, WebPkiSupportedAlgorithms, ring};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{
+    AlertDescription as Alert, CertificateError, ClientConfig, ClientConnection,
+    DigitallySignedStruct, InvalidMessage, PeerIncompatible, RootCertStore, SignatureScheme,
+};
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::sync::Arc;
+
+/// TLS over a socket that does not block.
+pub struct TlsStream {
+    session: ClientConnection,
+    socket: mio::net::TcpStream,
+    /// How much is encrypted of the buffer that the last write was given, and of which nobody was
+    /// told yet, because it waits for the socket.
+    taken: usize,
+}
+
+impl TlsStream {
+    /// The handshake over a dialled connection. Blocks until it is done.
+    ///
+    /// # Errors
+    ///
+    /// [`FailureKind::Configuration`] for a certificate that cannot be read or is not trusted,
+    /// [`FailureKind::BrokerUnreachable`] if the peer does not speak TLS.
+    pub fn connect(
+        endpoint: &Endpoint,
+        tls: &Tls,
+        mut socket: TcpStream,
+    ) -> Result<TlsStream, Failure> {
+        let mut session = session(tls, &endpoint.host).map_err(|reason| {
+            Failure::new(FailureKind::Configuration, format!("cannot use {endpoint}: {reason}"))
+        })?;
+        let socket = session
+            .complete_io(&mut socket)
+            .and_then(|_| mio::net::TcpStream::from_stream(socket))
+            .map_err(|error| {
+                refusal_in(endpoint, &error).unwrap_or_else(|| {
+                    let message = format!("no TLS handshake with {endpoint}: {error}");
+                    Failure::new(FailureKind::BrokerUnreachable, message)
+                })
+            })?;
+        Ok(TlsStream { session, socket, taken: 0 })
+    }
+
+    /// What is registered with a poll.
+    pub fn socket(&self) -> &mio::net::TcpStream {
+        &self.socket
+    }
+
+    /// Sends what is encrypted.
+    fn send(&mut self) -> io::Result<()> {
+        while self.session.wants_write() {
+            self.session.write_tls(&mut self.socket)?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads the socket only when all that came is handed out: whoever reads until there is nothing more, as
+/// mio's edge-triggered mode asks for, has read the socket to its end then.
+impl Read for TlsStream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            // What came before an error is handed out before it. After that, this returns it again.
+            let processed = self.session.process_new_packets();
+            // An alert about what came. If the socket takes no more, the next call sends it.
+            let _ = self.send();
+            match self.session.reader().read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    processed.map_err(io::Error::other)?;
+                }
+                // AMQP says itself when a connection ends in good order: what TLS says of it, or not,
+                // makes no difference.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
+                result => return result,
+            }
+            self.session.read_tls(&mut self.socket)?;
+        }
+    }
+}
+
+/// What is encrypted cannot be taken back, nor may the caller think it sent: it would no longer wait for
+/// the socket. So a buffer that did not go out as a whole counts as not written at all; the next call,
+/// which begins with the same bytes, sends the rest, and says so.
+impl Write for TlsStream {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.flush()?;
+        if self.taken == 0 {
+            self.taken = self.session.writer().write(buffer)?;
+            self.flush()?;
+        }
+        Ok(std::mem::take(&mut self.taken))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.send().map_err(|error| {
+            if error.kind() != io::ErrorKind::WouldBlock {
+                // A peer that closes a connection may have said before why.
+                let _ = self.session.read_tls(&mut self.socket);
+                if let Err(reason) = self.session.process_new_packets() {
+                    return io::Error::other(reason);
+                }
+            }
+            error
+        })
+    }
+}
+
+fn session(tls: &Tls, host: &str) -> Result<ClientConnection, String> {
+    let name = ServerName::try_from(host.to_owned()).map_err(|_| {
+        format!("no certificate can be for the host {host}: it is no DNS name and no IP address")
+    })?;
+    let provider = Arc::new(ring::default_provider());
+    let algorithms = provider.signature_verification_algorithms;
+    let no_tls = |error| format!("no TLS: {error}");
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(no_tls)?;
+    let builder = if tls.verify_peer {
+        builder.with_root_certificates(authorities(tls.cacertfile.as_deref())?)
+    } else {
+        // Said with -q too.
+        error!(
+            "verify=verify_none is unsafe: anybody on the way can read the password and the calls"
+        );
+        let anybody = Arc::new(Anybody(algorithms));
+        builder.dangerous().with_custom_certificate_verifier(anybody)
+    };
+    let config = match (&tls.certfile, &tls.keyfile) {
+        (Some(certfile), Some(keyfile)) => builder
+            .with_client_auth_cert(certificates(certfile, "certfile")?, private_key(keyfile)?)
+            .map_err(|error| {
+                let (certfile, keyfile) = (certfile.display(), keyfile.display());
+                match error {
+                    rustls::Error::InconsistentKeys(_) => format!(
+                        "{keyfile} (keyfile) is not the key of the certificate in {certfile} (certfile)"
+                    ),
+                    _ => format!("{certfile} (certfile) and {keyfile} (keyfile): {error}"),
+                }
+            })?,
+        _ => builder.with_no_client_auth(),
+    };
+    ClientConnection::new(Arc::new(config), name).map_err(no_tls)
+}
+
+/// Who is trusted: the system's authorities, and those in a file.
+fn authorities(cacertfile: Option<&Path>) -> Result<RootCertStore, String> {
+    let mut authorities = RootCertStore::empty();
+    let system = rustls_native_certs::load_native_certs();
+    for error in system.errors {
+        debug!("the system's authorities: {error}");
+    }
+    authorities.add_parsable_certificates(system.certs);
+    if let Some(path) = cacertfile {
+        for certificate in certificates(path, "cacertfile")? {
+            authorities
+                .add(certificate)
+                .map_err(|error| format!("{} (cacertfile): {error}", path.display()))?;
+        }
+    }
+    Ok(authorities)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
+}
+
+fn certificates(path: &Path, parameter: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(path)?).collect();
+    match certificates {
+        Ok(certificates) if certificates.is_empty() => {
+            Err(format!("{} ({parameter}) has no PEM certificate", path.display()))
+        }
+        Ok(certificates) => Ok(certificates),
+        Err(error) => Err(format!("{} ({parameter}): {error}", path.display())),
+    }
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
+    let pem = read(path)?;
+    PrivateKeyDer::from_pem_slice(&pem).map_err(|error| {
+        let (text, path) = (String::from_utf8_lossy(&pem), path.display());
+        // PKCS #8 (RFC 7468, section 11), and what OpenSSL made before (RFC 1421, section 4.6.1.1).
+        if ["BEGIN ENCRYPTED PRIVATE KEY", "4,ENCRYPTED"].iter().any(|mark| text.contains(mark)) {
+            return format!(
+                "{path} (keyfile) is encrypted; openssl pkey -in {path} -out NEW_FILE decrypts it"
+            );
+        }
+        format!("{path} (keyfile) has no PEM private key that can be read: {error}")
+    })
+}
+
+/// `verify=verify_none`.
+#[derive(Debug)]
+struct Anybody(WebPkiSupportedAlgorithms);
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        crypto::verify_tls12_signature(message, certificate, signature, &self.0)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        crypto::verify_tls13_signature(message, certificate, signature, &self.0)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_schemes()
+    }
+}
+
+/// Why TLS ended the opening of a connection, if it was that. With TLS 1.3 a client learns only after
+/// the handshake that its certificate is missing or refused (RFC 8446, section 4.4.2.4).
+pub fn refusal(endpoint: &Endpoint, error: &Error) -> Option<Failure> {
+    match error {
+        Error::IoErrorReadingSocket { source } | Error::IoErrorWritingSocket { source } => {
+            refusal_in(endpoint, source)
+        }
+        _ => None,
+    }
+}
+
+fn refusal_in(endpoint: &Endpoint, error: &io::Error) -> Option<Failure> {
+    let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
+    debug!("TLS handshake with {endpoint}: {error}");
+    let (kind, cause) = cause(endpoint, error);
+    Some(Failure::new(kind, format!("no TLS handshake with {endpoint}: {cause}")))
+}
+
+fn cause(endpoint: &Endpoint, error: &rustls::Error) -> (FailureKind, String) {
+    const OLD: &str = "it offers no version of TLS that this program accepts (1.2 and 1.3)";
+    let configuration = match error {
+        rustls::Error::InvalidCertificate(error) => of_certificate(&endpoint.host, error),
+        rustls::Error::AlertReceived(Alert::ProtocolVersion)
+        | rustls::Error::PeerIncompatible(PeerIncompatible::ServerDoesNotSupportTls12Or13) => {
+            OLD.into()
+        }
+        // These pass, perhaps.
+        rustls::Error::AlertReceived(Alert::InternalError | Alert::UserCanceled) => {
+            return (FailureKind::BrokerUnreachable, error.to_string());
+        }
+        rustls::Error::AlertReceived(alert) => {
+            let remedy = match endpoint.tls.as_ref().is_some_and(|tls| tls.certfile.is_some()) {
+                true => "it may not trust the client certificate",
+                false => "it may want a client certificate that it trusts",
+            };
+            format!("it refused ({alert:?}); {remedy}: see certfile and keyfile")
+        }
+        rustls::Error::PeerIncompatible(_) => error.to_string(),
+        rustls::Error::InvalidMessage(
+            InvalidMessage::InvalidContentType
+            | InvalidMessage::UnknownProtocolVersion
+            | InvalidMessage::MessageTooLarge,
+        ) => {
+            let cause = "what answers there speaks no TLS: is it an amqp:// port?";
+            return (FailureKind::BrokerUnreachable, cause.into());
+        }
+        _ => return (FailureKind::BrokerUnreachable, error.to_string()),
+    };
+    (FailureKind::Configuration, configuration)
+}
+
+fn of_certificate(host: &str, error: &CertificateError) -> String {
+    match error {
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            "its certificate has expired".into()
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            "its certificate is not valid yet; is the clock right?".into()
+        }
+        CertificateError::NotValidForNameContext { presented, .. } if presented.is_empty() => {
+            "its certificate has no subject alternative name, and a common name is not enough"
+                .into()
+        }
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            format!("its certificate is for another host than {host}")
+        }
+        // The latter: an authority of the same name signed it.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+            "no authority that is trusted here signed its certificate; cacertfile names one".into()
+        }
+        _ => format!(
+            "its certificate is not accepted ({error}); it has to be an X.509 certificate of version 3, for a server, and not an authority's"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::amqp::connection::Session;
+    use crate::amqp::uri;
+    use mio::{Events, Poll, PollOpt, Ready, Token};
+    use rustls::{ServerConfig, ServerConnection, SupportedProtocolVersion, version};
+    use std::net::TcpListener;
+    use std::ops::Range;
+    use std::process::Command;
+    use std::thread::{self, JoinHandle};
+    use std::time::Duration;
+
+    /// A failing test waits as long as this.
+    const PATIENCE: Duration = Duration::from_secs(120);
+
+    /// A file with a certificate for localhost, its own authority, and its key.
+    struct Pem(std::path::PathBuf);
+
+    impl Pem {
+        fn new() -> Pem {
+            let path = std::env::temp_dir().join(format!("fib-rpc-{}.pem", uuid::Uuid::new_v4()));
+            let made = Command::new("openssl")
+                .args("req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes".split(' '))
+                .args("-subj /CN=test -addext subjectAltName=DNS:localhost".split(' '))
+                .args("-addext basicConstraints=CA:FALSE -keyout /dev/stdout".split(' '))
+                .output()
+                .unwrap();
+            assert!(made.status.success(), "{made:?}");
+            std::fs::write(&path, made.stdout).unwrap();
+            Pem(path)
+        }
+    }
+
+    impl Drop for Pem {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
+    /// A peer that is `then` called after the handshake, unless it is to ask for a certificate: none
+    /// comes, and it has refused that when its thread ends.
+    fn peer(
+        pem: &Pem,
+        version: &'static SupportedProtocolVersion,
+        asks: bool,
+        then: fn(ServerConnection, TcpStream),
+    ) -> (Endpoint, JoinHandle<()>) {
+        let provider = Arc::new(ring::default_provider());
+        let builder = ServerConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(&[version])
+            .unwrap();
+        let roots = Arc::new(authorities(Some(&pem.0)).unwrap());
+        let verifier =
+            rustls::server::WebPkiClientVerifier::builder_with_provider(roots, provider).build();
+        let builder = match asks {
+            true => builder.with_client_cert_verifier(verifier.unwrap()),
+            false => builder.with_no_client_auth(),
+        };
+        let chain = certificates(&pem.0, "certfile").unwrap();
+        let config = builder.with_single_cert(chain, private_key(&pem.0).unwrap()).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let uri = format!("amqps://localhost:{port}?cacertfile={}", pem.0.display());
+        let thread = thread::spawn(move || {
+            let (mut socket, _) = listener.accept().unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut session = ServerConnection::new(Arc::new(config)).unwrap();
+            let handshake = session.complete_io(&mut socket);
+            assert_eq!(handshake.is_err(), asks, "{handshake:?}");
+            if !asks {
+                then(session, socket);
+            }
+        });
+        (uri::parse_list(&uri).unwrap().remove(0), thread)
+    }
+
+    fn connect(endpoint: &Endpoint) -> TlsStream {
+        let socket = TcpStream::connect(("127.0.0.1", endpoint.port)).unwrap();
+        TlsStream::connect(endpoint, endpoint.tls.as_ref().unwrap(), socket).unwrap()
+    }
+
+    fn await_error(mut step: impl FnMut() -> io::Result<usize>) -> io::Error {
+        loop {
+            match step() {
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return error,
+                _ => thread::yield_now(),
+            }
+        }
+    }
+
+    /// How much goes each way, and the longest part of it at a time.
+    const TOTAL: usize = 25_000_000;
+    const MOST: usize = 100_000;
+
+    /// The bytes that stand at `range` of what either side sends.
+    fn bytes(range: Range<usize>) -> &'static [u8] {
+        /// A prime number.
+        const PERIOD: usize = 65_537;
+        static BYTES: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+        let bytes = BYTES.get_or_init(|| {
+            let mut random = fastrand::Rng::with_seed(11);
+            let period: Vec<u8> = (0..PERIOD).map(|_| random.u8(..)).collect();
+            period.iter().copied().cycle().take(PERIOD + MOST).collect()
+        });
+        &bytes[range.start % PERIOD..][..range.len()]
+    }
+
+    fn part(from: usize, most: usize) -> Range<usize> {
+        from..TOTAL.min(from + fastrand::usize(1..=most))
+    }
+
+    /// Reads slowly: a few bytes at a time, and only after it has written about as many.
+    fn echoless_peer(mut session: ServerConnection, mut socket: TcpStream) {
+        let (mut sent, mut received) = (0, 0);
+        let mut buffer = vec![0; MOST];
+        while sent < TOTAL || received < TOTAL {
+            let next = part(sent, 3000);
+            session.writer().write_all(bytes(next.clone())).unwrap();
+            sent = next.end;
+            if session.protocol_version() == Some(rustls::ProtocolVersion::TLSv1_3)
+                && fastrand::u8(..) == 0
+            {
+                session.refresh_traffic_keys().unwrap();
+            }
+            while session.wants_write() {
+                session.write_tls(&mut socket).unwrap();
+            }
+            if received < TOTAL {
+                let few = fastrand::u64(1..3000);
+                assert_ne!(session.read_tls(&mut (&socket).take(few)).unwrap(), 0);
+                session.process_new_packets().unwrap();
+                while let Ok(read) = session.reader().read(&mut buffer) {
+                    assert!(buffer[..read] == *bytes(received..received + read), "at {received}");
+                    received += read;
+                }
+            }
+        }
+        // The client leaves first.
+        let _ = socket.read(&mut [0; 1]);
+    }
+
+    /// As amiquip's `run_io_loop` does it. Returns how often the socket took no more.
+    fn exchange(stream: &mut TlsStream) -> usize {
+        // Less than what one write takes.
+        stream.socket().set_send_buffer_size(20_000).unwrap();
+        let (poll, mut events) = (Poll::new().unwrap(), Events::with_capacity(8));
+        poll.register(stream.socket(), Token(0), Ready::writable(), PollOpt::edge()).unwrap();
+        let (mut queued, mut received, mut blocked) = (0, 0, 0);
+        let mut output: Vec<u8> = Vec::new();
+        let mut buffer = vec![0; MOST];
+        while !output.is_empty() || queued < TOTAL || received < TOTAL {
+            poll.poll(&mut events, Some(PATIENCE)).unwrap();
+            assert!(
+                !events.is_empty(),
+                "{queued} queued, {} unsent, {received} received",
+                output.len()
+            );
+            let had_output = !output.is_empty();
+            for event in &events {
+                let mut written = 0;
+                while event.readiness().is_writable() && written < output.len() {
+                    match stream.write(&output[written..]) {
+                        Ok(length) => {
+                            assert_ne!(length, 0);
+                            written += length;
+                        }
+                        Err(error) => {
+                            assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "{error}");
+                            blocked += 1;
+                            break;
+                        }
+                    }
+                }
+                output.drain(..written);
+                while event.readiness().is_readable() {
+                    let room = fastrand::usize(1..MOST);
+                    match stream.read(&mut buffer[..room]) {
+                        Ok(read) => {
+                            assert_ne!(read, 0);
+                            assert!(buffer[..read] == *bytes(received..received + read));
+                            received += read;
+                        }
+                        Err(error) => {
+                            assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "{error}");
+                            break;
+                        }
+                    }
+                }
+            }
+            while output.len() < 1_000_000 && queued < TOTAL {
+                let next = part(queued, MOST);
+                output.extend_from_slice(bytes(next.clone()));
+                queued = next.end;
+            }
+            let readable = Ready::readable();
+            if !output.is_empty() {
+                let both = readable | Ready::writable();
+                poll.reregister(stream.socket(), Token(0), both, PollOpt::edge()).unwrap();
+            } else if had_output {
+                poll.reregister(stream.socket(), Token(0), readable, PollOpt::edge()).unwrap();
+            }
+        }
+        blocked
+    }
+
+    #[test]
+    fn all_arrives_both_ways_at_a_slow_peer() {
+        let pem = Pem::new();
+        for version in [&version::TLS12, &version::TLS13] {
+            let (endpoint, peer) = peer(&pem, version, false, echoless_peer);
+            let mut stream = connect(&endpoint);
+            let blocked = exchange(&mut stream);
+            assert!(blocked > 10, "the socket took no more {blocked} times only");
+            drop(stream);
+            peer.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn an_alert_about_what_came_is_sent_by_who_reads() {
+        let pem = Pem::new();
+        let (endpoint, peer) = peer(&pem, &version::TLS13, false, |mut session, mut socket| {
+            socket.write_all(b"no TLS record").unwrap();
+            assert_ne!(session.read_tls(&mut socket).unwrap(), 0);
+            let alert = session.process_new_packets().unwrap_err();
+            assert_eq!(alert, rustls::Error::AlertReceived(Alert::DecodeError));
+        });
+        let mut stream = connect(&endpoint);
+        await_error(|| stream.read(&mut [0]));
+        peer.join().unwrap();
+    }
+
+    /// With TLS 1.3 it is told after the handshake. The peer has closed the connection by then.
+    #[test]
+    fn a_certificate_that_is_missing_is_told_by_who_writes_and_who_reads() {
+        let pem = Pem::new();
+        type Step = fn(&mut TlsStream) -> io::Result<usize>;
+        for step in
+            [(|stream| stream.write(b"AMQP\0\0\x09\x01")) as Step, |stream| stream.read(&mut [0])]
+        {
+            let (endpoint, peer) = peer(&pem, &version::TLS13, true, |_, _| {});
+            let mut stream = connect(&endpoint);
+            peer.join().unwrap();
+            let error = await_error(|| step(&mut stream));
+            let failure = refusal_in(&endpoint, &error).unwrap_or_else(|| panic!("{error}"));
+            let message = format!(
+                "no TLS handshake with {endpoint}: it refused (CertificateRequired); it may want a \
+                 client certificate that it trusts: see certfile and keyfile"
+            );
+            assert_eq!(failure, Failure::new(FailureKind::Configuration, message));
+        }
+    }
+
+    #[test]
+    fn a_broker_that_dies_after_the_handshake_is_not_taken_for_one_that_wants_a_certificate() {
+        let pem = Pem::new();
+        let (endpoint, peer) = peer(&pem, &version::TLS13, false, |_, _| {});
+        let failure =
+            Session::open(std::slice::from_ref(&endpoint), PATIENCE, "test").err().unwrap();
+        assert_eq!(failure.kind, FailureKind::BrokerUnreachable, "{failure}");
+        let expected = format!("no AMQP handshake with {endpoint}: ");
+        assert!(failure.message.starts_with(&expected), "{failure}");
+        peer.join().unwrap();
+    }
+}
