@@ -55,11 +55,11 @@ make() {
     version=$(cargo pkgid --locked) && version=${version##*[#@]}
     triple=$(rustc -vV | sed -n 's/^host: //p') release=$target/release
     package=$target/package
-    if [ "$1" = static ]; then
+    if [ "$1" = --static ]; then
         triple=${triple%%-*}-unknown-linux-musl release=$target/$triple/release
         [ -d "$(rustc --print target-libdir --target "$triple")" ] ||
             fail 69 "Rust's target $triple is not installed; type: rustup target add $triple"
-        set -- static --target "$triple"
+        set -- --static --target "$triple"
     fi
     shift
     say 'building the programs'
@@ -120,7 +120,7 @@ case ${1-} in
     --with-broker) try ;;
     '' | --static)
         need_build
-        make "${1#--}"
+        make "${1-}"
         ;;
     --try)
         is_root || fail 69 '--try has to be root, for debootstrap and chroot'

@@ -531,7 +531,7 @@ fn an_error_in_json_has_its_exit_code() {
     // A process exits with 0 to 255.
     let timed_out = serde_json::json!({"kind": "timed-out", "message": "no"});
     assert_eq!(errors[..2], [internal, timed_out]);
-    assert_eq!(errors[2]["kind"], "no-answer");
+    assert_eq!(errors[2]["kind"], "timed-out");
     assert_eq!(errors[2].get("exit_code"), None);
 }
 
