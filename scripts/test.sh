@@ -17,7 +17,10 @@ case ${1-} in
 esac
 enter_root "$here"
 need_build
-need_command jq # for a recipe in the README
+# For what the documents do.
+need_command jq
+need_command cmark
+need_command sqlite3
 "$here/broker.sh" install
 # Before there is a broker, so that a compile error shows at once. Documentation tests cannot be built apart.
 case " $* " in

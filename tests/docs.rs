@@ -19,7 +19,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
-const DOCUMENTS: [&str; 2] = ["README.md", "docs/lessons.md"];
+const DOCUMENTS: [&str; 3] = ["README.md", "docs/lessons.md", "docs/commands.md"];
 
 /// Commands that are not typed, and why.
 const NOT_TYPED: [(&str, &str); 5] = [
