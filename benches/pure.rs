@@ -33,6 +33,7 @@ fn messages(c: &mut Criterion) {
         reply_to: Some("amq.gen-tCFeLOkB8Dvmp7vpKkzqHA"),
         correlation_id: Some("67e55044-10b1-426f-9247-bb680e5fe0c8"),
         expiration: Some(Duration::from_secs(30)),
+        ..Request::default()
     };
     c.bench_function("request to message", |b| b.iter(|| black_box(&request).to_publish("queue")));
     let published = request.to_publish("queue").properties;

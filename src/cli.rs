@@ -4,10 +4,11 @@ use crate::amqp::MAX_NAME;
 use crate::amqp::queue::QueueType;
 use crate::drill::Drill;
 use crate::fib::{Algorithm, RECURSIVE_LIMIT};
-use crate::procedure::Settings;
+use crate::procedure::{OPTIONAL, Offer, Settings};
 use crate::protocol::MAX_EXPIRATION;
 use clap::builder::{PossibleValue, TypedValueParser};
 use clap::{Arg, ArgAction, Args, Command, Parser, ValueEnum, ValueHint};
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::io::{self, IsTerminal};
 use std::time::Duration;
@@ -21,10 +22,12 @@ Examples:
   rpc_server --prefetch 1 --queue fast  another queue
   rpc_server --algorithm recursive -v   slow on purpose, every AMQP step told
   rpc_server --drill crash-before-ack   what a crash comes to
+  rpc_server --procedure upper='tr a-z A-Z' --workers 4
+                                        a program of your own, four at a time
   AMQP_URL=amqp://user:password@host/vhost rpc_server
 
 SIGINT and SIGTERM: the call in hand is finished and answered, then the server exits with 0; a \
-second signal ends it at once.
+second signal ends it at once, and kills the programs that run.
 
 Exit codes: 0 stopped in good order, 64 usage, 69 queue unusable, 70 failed, 77 access refused, \
 78 configuration.";
@@ -87,7 +90,8 @@ pub fn url_or_default(url: &str) -> &str {
     if url.is_empty() { DEFAULT_URL } else { url }
 }
 
-/// Answers remote procedure calls that come through a RabbitMQ queue: fib, fun, a, b, ping, list.
+/// Answers remote procedure calls that come through a RabbitMQ queue: by fib, fun, a, b, ping, list,
+/// or by any program.
 #[derive(Debug, Parser)]
 #[command(name = "rpc_server", version, after_help = SERVER_EXAMPLES, max_term_width = 100)]
 #[command(args_override_self = true)]
@@ -111,6 +115,16 @@ pub struct Server {
     #[arg(value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: u16,
 
+    /// Offer a program (NAME=COMMAND), or of the built-in procedures only those named; may be repeated
+    #[arg(long = "procedure", value_name = "NAME[=COMMAND]", value_parser = Suggest(Offer::parse, &OPTIONAL))]
+    #[arg(value_hint = ValueHint::Other, hide_possible_values = true)]
+    pub procedures: Vec<Offer>,
+
+    /// Bound on each program that runs; 0: none
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = call_timeout)]
+    #[arg(value_hint = ValueHint::Other)]
+    pub time_limit: Duration,
+
     /// How fib is computed
     #[arg(long, value_name = "NAME", value_enum, default_value_t = Algorithm::FastDoubling)]
     pub algorithm: Algorithm,
@@ -121,7 +135,7 @@ pub struct Server {
     pub max_n: Option<u64>,
 
     /// Misbehave on purpose, for teaching and tests
-    #[arg(long, value_name = "FAULT", value_parser = DrillParser)]
+    #[arg(long, value_name = "FAULT", value_parser = Suggest(drill, &Drill::FORMS))]
     #[arg(value_hint = ValueHint::Other)]
     pub drill: Option<Drill>,
 }
@@ -247,6 +261,10 @@ impl Program for Server {
     }
 
     fn check(&self) -> Result<(), String> {
+        let mut names = BTreeSet::new();
+        if let Some(twice) = self.procedures.iter().find(|offer| !names.insert(&offer.name)) {
+            return Err(format!("--procedure {} is given twice", twice.name));
+        }
         match self.max_n {
             Some(n) if self.algorithm == Algorithm::Recursive && n > RECURSIVE_LIMIT => {
                 Err(format!(
@@ -311,24 +329,24 @@ pub fn positive_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// [`drill`], and what helps and completions say of it.
-#[derive(Clone)]
-struct DrillParser;
+/// A parser of an option's value, with the values that completions suggest.
+#[derive(Clone, Copy)]
+struct Suggest<T: 'static>(fn(&str) -> Result<T, String>, &'static [&'static str]);
 
-impl TypedValueParser for DrillParser {
-    type Value = Drill;
+impl<T: Clone + Send + Sync + 'static> TypedValueParser for Suggest<T> {
+    type Value = T;
 
     fn parse_ref(
         &self,
         command: &Command,
         argument: Option<&Arg>,
         value: &OsStr,
-    ) -> Result<Drill, clap::Error> {
-        drill.parse_ref(command, argument, value)
+    ) -> Result<T, clap::Error> {
+        self.0.parse_ref(command, argument, value)
     }
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
-        Some(Box::new(Drill::FORMS.split(", ").map(PossibleValue::new)))
+        Some(Box::new(self.1.iter().copied().map(PossibleValue::new)))
     }
 }
 
@@ -341,7 +359,7 @@ fn drill(text: &str) -> Result<Drill, String> {
         "fail" => Drill::Fail,
         _ => match text.split_once('=') {
             Some(("slow", delay)) => Drill::Slow(duration(delay)?),
-            _ => return Err(format!("the drills are {}", Drill::FORMS)),
+            _ => return Err(format!("the drills are {}", Drill::FORMS.join(", "))),
         },
     })
 }
@@ -406,7 +424,7 @@ mod tests {
 
     #[test]
     fn drills() {
-        for form in Drill::FORMS.split(", ") {
+        for form in Drill::FORMS {
             let form = form.replace("DURATION", "2s");
             assert_eq!(drill(&form).map(|drill| drill.to_string()), Ok(form));
         }

@@ -28,8 +28,14 @@ pub enum Drill {
 
 impl Drill {
     /// How each is written.
-    pub const FORMS: &str = "crash-before-reply, crash-before-ack, duplicate-reply, \
-                             wrong-correlation-id, slow=DURATION, fail";
+    pub const FORMS: [&str; 6] = [
+        "crash-before-reply",
+        "crash-before-ack",
+        "duplicate-reply",
+        "wrong-correlation-id",
+        "slow=DURATION",
+        "fail",
+    ];
 }
 
 impl fmt::Display for Drill {

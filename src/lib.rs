@@ -10,7 +10,8 @@
 //! | [`cli`] | both programs' arguments |
 //! | [`protocol`] | requests and replies ↔ AMQP messages |
 //! | [`drill`] | what the server does wrong on purpose |
-//! | [`procedure`] | name → function, and what can go wrong in it |
+//! | [`procedure`] | name → function or program, and what can go wrong in it |
+//! | [`command`] | programs: started, fed, read, bounded, reaped |
 //! | [`fib`] | Fibonacci numbers |
 //! | [`amqp`] | URIs, connections, queues, and the guards around them |
 //! | [`terminal`] | standard output, diagnostics on stderr, text made harmless |
@@ -19,7 +20,7 @@
 //!
 //! Imports point downwards in this table only.
 //!
-//! Server: delivery → [`protocol::Request`] → [`procedure::call`] → [`fib`] → [`protocol::Reply`] →
+//! Server: delivery → [`protocol::Request`] → [`procedure::Procedures::call`] → [`fib`] or a program → [`protocol::Reply`] →
 //! publish → ack. Client: arguments → [`protocol::Request`] → publish → receive, skip other
 //! ids → [`protocol::Reply`] → standard output → exit code.
 
@@ -28,6 +29,7 @@
 pub mod amqp;
 pub mod cli;
 pub mod client;
+pub mod command;
 pub mod drill;
 pub mod error;
 pub mod fib;

@@ -1,13 +1,24 @@
-//! The procedures that the server offers: a name and an argument in, a result or an error out.
+//! The procedures that the server offers, built-in ones and programs: a name and an argument in, a
+//! result or an error out.
 //!
-//! No procedure does I/O, and none can take the server down: whatever a request says, the
-//! answer is a text or an [`Error`] with a sentence for the person who made the call.
+//! None can take the server down: whatever a request says, and whatever becomes of a program, the
+//! answer is a result or an [`Error`] with a sentence for the person who made the call.
 
-use crate::error::ErrorKind;
+use crate::amqp::MAX_NAME;
+use crate::command::{Call, Command, End, Groups};
+use crate::error::{ErrorKind, Failure};
 use crate::fib::{self, Algorithm};
 use crate::terminal::text::excerpt;
+use log::warn;
+use rustix::io::Errno;
+use signal_hook::low_level::signal_name;
+use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
+use std::os::unix::process::ExitStatusExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitStatus;
+use std::sync::Arc;
 
 /// A procedure's error.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,43 +58,199 @@ pub struct Settings {
     pub max_n: u64,
 }
 
-/// A procedure takes the request's argument, as text.
-type Procedure = fn(&str, &Settings) -> Result<String, Error>;
+/// A built-in procedure takes the request's argument, as text.
+type BuiltIn = fn(&str, &Settings) -> Result<String, Error>;
 
-/// Name and function of each procedure, in the order in which `list` names them.
-const PROCEDURES: [(&str, Procedure); 6] = [
+/// Name and function of each built-in procedure but `list`.
+const BUILT_IN: [(&str, BuiltIn); 5] = [
     ("a", |_, _| Ok("a".into())),
     ("b", |_, _| Ok("b".into())),
     ("fib", fibonacci),
     ("fun", hundredfold),
-    ("list", |_, _| Ok(names().join("\n"))),
-    ("ping", |_, _| Ok("pong".into())),
+    (PING, |_, _| Ok("pong".into())),
 ];
+const PING: &str = "ping";
+const LIST: &str = "list";
 
-fn names() -> Vec<&'static str> {
-    PROCEDURES.iter().map(|(name, _)| *name).collect()
+/// The built-in procedures of which a server can offer some and not others.
+pub const OPTIONAL: [&str; 4] = ["fib", "fun", "a", "b"];
+
+/// A procedure that an option names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    /// Its name: 1 to 255 bytes.
+    pub name: String,
+    /// The words of the command that it is, one at least. None: it is built in.
+    pub words: Option<Vec<String>>,
 }
 
-/// Calls the procedure `name` with the bytes of a request's body as `argument`.
-///
-/// # Errors
-///
-/// [`ErrorKind::UnknownProcedure`] if there is none of that name, [`ErrorKind::InvalidArgument`]
-/// and [`ErrorKind::OutOfRange`] as the procedure judges, [`ErrorKind::Internal`] if it panics.
-pub fn call(name: &str, argument: &[u8], settings: &Settings) -> Outcome {
-    let Some((_, procedure)) = PROCEDURES.iter().find(|(known, _)| *known == name) else {
-        let message = format!(
-            "there is no procedure \"{}\"; there are {}",
-            excerpt(name.as_bytes()),
-            names().join(", ")
-        );
-        return Err(Error::new(ErrorKind::UnknownProcedure, message));
+impl Offer {
+    /// What `NAME` or `NAME=COMMAND` offers.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Offer, String> {
+        let (name, command) = match text.split_once('=') {
+            Some((name, command)) => (name, Some(command)),
+            None => (text, None),
+        };
+        let is_always_there = name == PING || name == LIST;
+        match command {
+            _ if name.is_empty() => return Err("a name cannot be empty".into()),
+            _ if name.len() > MAX_NAME => {
+                return Err(format!("a name has at most {MAX_NAME} bytes"));
+            }
+            Some(_) if is_always_there => {
+                return Err(format!("{name} is always the built-in procedure: take another name"));
+            }
+            None if !is_always_there && !OPTIONAL.contains(&name) => {
+                return Err(format!(
+                    "the built-in procedures are {}; a program is offered by NAME=COMMAND",
+                    OPTIONAL.join(", ")
+                ));
+            }
+            _ => {}
+        }
+        let words = command.map(shell_words::split).transpose().map_err(|_| "a quote is open")?;
+        if words.as_ref().is_some_and(Vec::is_empty) {
+            return Err("the command is empty".into());
+        }
+        Ok(Offer { name: name.into(), words })
+    }
+}
+
+enum Procedure {
+    BuiltIn(BuiltIn),
+    List,
+    Program(Command),
+}
+
+/// The procedures of a server, by their names.
+pub struct Procedures {
+    offered: BTreeMap<String, Procedure>,
+    default: String,
+    settings: Settings,
+    groups: Arc<Groups>,
+}
+
+impl Procedures {
+    /// Those that are `offers`, or, if there are none, the built-in ones; `ping` and `list` in any case.
+    /// The programs among them run in `groups`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Command::find`].
+    pub fn new(
+        offers: &[Offer],
+        settings: Settings,
+        groups: Arc<Groups>,
+    ) -> Result<Procedures, Failure> {
+        let named = |name: &str| offers.is_empty() || offers.iter().any(|offer| offer.name == name);
+        let mut offered: BTreeMap<String, Procedure> = BUILT_IN
+            .into_iter()
+            .filter(|(name, _)| *name == PING || named(name))
+            .map(|(name, function)| (name.into(), Procedure::BuiltIn(function)))
+            .collect();
+        offered.insert(LIST.into(), Procedure::List);
+        for Offer { name, words } in offers {
+            if let Some(words) = words {
+                let program = Procedure::Program(Command::find(name, words)?);
+                offered.insert(name.clone(), program);
+            }
+        }
+        let default = offers.first().map_or(OPTIONAL[0], |offer| &offer.name).into();
+        Ok(Procedures { offered, default, settings, groups })
+    }
+
+    /// The procedure that a request means which names none.
+    pub fn default_name(&self) -> &str {
+        &self.default
+    }
+
+    /// Calls the procedure `name` with the bytes of a request's body, which are `call`'s input. The rest
+    /// of `call` is for programs. None: the connection was lost meanwhile, so that the request comes again.
+    ///
+    /// The errors among the outcomes are [`ErrorKind::UnknownProcedure`] if there is none of that name,
+    /// [`ErrorKind::InvalidArgument`] and [`ErrorKind::OutOfRange`] as the procedure judges,
+    /// [`ErrorKind::Internal`] if it panics, and those of a program.
+    pub fn call(&self, name: &str, call: &Call<'_>) -> Option<Outcome> {
+        match self.offered.get(name) {
+            Some(Procedure::Program(command)) => self.run(name, command, call),
+            Some(Procedure::List) => Some(Ok(self.names("\n").into_bytes())),
+            Some(Procedure::BuiltIn(function)) => {
+                Some(self.compute(name, *function, call.input).map(String::into_bytes))
+            }
+            None => {
+                let name = excerpt(name.as_bytes());
+                let message =
+                    format!("there is no procedure \"{name}\"; there are {}", self.names(", "));
+                Some(Err(Error::new(ErrorKind::UnknownProcedure, message)))
+            }
+        }
+    }
+
+    fn names(&self, separator: &str) -> String {
+        self.offered.keys().map(String::as_str).collect::<Vec<&str>>().join(separator)
+    }
+
+    fn compute(&self, name: &str, function: BuiltIn, argument: &[u8]) -> Result<String, Error> {
+        let Ok(argument) = std::str::from_utf8(argument) else {
+            let message = format!("the argument of {name} is not UTF-8 text");
+            return Err(Error::new(ErrorKind::InvalidArgument, message));
+        };
+        guarded(name, || function(argument.trim_ascii(), &self.settings))
+    }
+
+    fn run(&self, name: &str, command: &Command, call: &Call<'_>) -> Option<Outcome> {
+        let report = match command.run(call, &self.groups) {
+            Ok(report) => report,
+            Err(error) => return Some(Err(not_started(name, &error))),
+        };
+        let error = match report.end {
+            End::ConnectionLost => return None,
+            End::Status(status) if status.success() => return Some(Ok(report.output)),
+            End::Status(status) => failed(name, status, report.last_line),
+            End::OutOfRange => {
+                let message =
+                    format!("the result has over {} bytes, which the broker takes", call.most);
+                Error::new(ErrorKind::OutOfRange, message)
+            }
+            End::TimedOut => Error::new(ErrorKind::TimedOut, format!("{name} did not end in time")),
+        };
+        Some(Err(error))
+    }
+}
+
+/// The error of a program that cannot be started. Where it is, callers need not know.
+fn not_started(name: &str, error: &io::Error) -> Error {
+    warn!("{name} cannot be started: {error}");
+    let kind = match Errno::from_io_error(error) {
+        // No process, descriptor or memory is left, or the file is being written.
+        Some(Errno::AGAIN | Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::TXTBSY) => {
+            ErrorKind::Unavailable
+        }
+        _ => ErrorKind::Internal,
     };
-    let Ok(argument) = std::str::from_utf8(argument) else {
-        let message = format!("the argument of {name} is not UTF-8 text");
-        return Err(Error::new(ErrorKind::InvalidArgument, message));
+    Error::new(kind, format!("{name} cannot be started: {error}"))
+}
+
+/// The error of a program that did not exit with 0. The numbers are those of sysexits.h.
+fn failed(name: &str, status: ExitStatus, last_line: Option<String>) -> Error {
+    let kind = match status.code() {
+        Some(64 | 65) => ErrorKind::InvalidArgument,
+        Some(75) => ErrorKind::Unavailable,
+        _ => ErrorKind::Internal,
     };
-    guarded(name, || procedure(argument.trim_ascii(), settings)).map(String::into_bytes)
+    let exit_code = status.code().and_then(|code| u8::try_from(code).ok());
+    let message = last_line.unwrap_or_else(|| match status.signal() {
+        Some(signal) => match signal_name(signal) {
+            Some(signal) => format!("{name} was killed by {signal}"),
+            None => format!("{name} was killed by signal {signal}"),
+        },
+        None => format!("{name} exited with {}", exit_code.unwrap_or_default()),
+    });
+    Error { kind, message, exit_code }
 }
 
 /// Runs a procedure so that its panic is the caller's error, not the server's end.
@@ -145,15 +312,29 @@ fn integer<'a>(procedure: &str, argument: &'a str) -> Result<(bool, &'a str), Er
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsFd;
 
     const SETTINGS: Settings = Settings { algorithm: Algorithm::FastDoubling, max_n: 1_000 };
 
+    fn call(offers: &[Offer], name: &str, argument: &[u8]) -> Outcome {
+        let procedures = Procedures::new(offers, SETTINGS, Arc::default()).unwrap();
+        let stdin = std::io::stdin();
+        let call = Call {
+            input: argument,
+            environment: &[],
+            most: 1_000,
+            deadline: None,
+            connection: stdin.as_fd(),
+        };
+        procedures.call(name, &call).unwrap()
+    }
+
     fn ok(name: &str, argument: &str) -> String {
-        String::from_utf8(call(name, argument.as_bytes(), &SETTINGS).unwrap()).unwrap()
+        String::from_utf8(call(&[], name, argument.as_bytes()).unwrap()).unwrap()
     }
 
     fn error(name: &str, argument: &[u8]) -> (ErrorKind, String) {
-        let error = call(name, argument, &SETTINGS).unwrap_err();
+        let error = call(&[], name, argument).unwrap_err();
         (error.kind, error.message)
     }
 
@@ -224,6 +405,44 @@ mod tests {
                 "there is no procedure \"fibb\"; there are a, b, fib, fun, list, ping".into()
             )
         );
+    }
+
+    #[test]
+    fn what_is_offered() {
+        let offer = |text| Offer::parse(text).unwrap();
+        let offers = [offer("up=tr a-z 'A-Z'"), offer("fun"), offer("fib=echo \"=\"")];
+        assert_eq!(offers[0].words.as_ref().unwrap(), &["tr", "a-z", "A-Z"]);
+        assert_eq!((offers[1].words.as_ref(), offers[2].name.as_str()), (None, "fib"));
+        assert_eq!(call(&offers, "list", b"").unwrap(), b"fib\nfun\nlist\nping\nup");
+        assert_eq!(call(&offers, "fun", b"7").unwrap(), b"700");
+        assert_eq!(call(&offers, "a", b"").unwrap_err().kind, ErrorKind::UnknownProcedure);
+        let default = |offers| {
+            Procedures::new(offers, SETTINGS, Arc::default()).unwrap().default_name().to_owned()
+        };
+        assert_eq!((default(&offers), default(&[])), ("up".into(), "fib".into()));
+    }
+
+    #[test]
+    fn what_cannot_be_offered() {
+        let long = "n".repeat(256);
+        for (text, reason) in [
+            ("", "a name cannot be empty"),
+            ("=tr", "a name cannot be empty"),
+            (long.as_str(), "a name has at most 255 bytes"),
+            (
+                "up",
+                "the built-in procedures are fib, fun, a, b; a program is offered by NAME=COMMAND",
+            ),
+            ("ping=cat", "ping is always the built-in procedure: take another name"),
+            ("up=", "the command is empty"),
+            ("up= ", "the command is empty"),
+            ("up=tr 'a-z", "a quote is open"),
+        ] {
+            assert_eq!(Offer::parse(text), Err(reason.into()), "{text}");
+        }
+        let offers = [Offer::parse("up=/no/such/program").unwrap()];
+        let failure = Procedures::new(&offers, SETTINGS, Arc::default()).err().unwrap();
+        assert_eq!(failure.kind, crate::error::FailureKind::Configuration);
     }
 
     #[test]

@@ -33,7 +33,7 @@ const HEADER_ERROR: &str = "error";
 const HEADER_EXIT_CODE: &str = "exit_code";
 
 /// A call, as it stands in a message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Request<'a> {
     /// The procedure's name: 0 to 255 bytes.
     pub procedure: &'a str,
@@ -47,6 +47,10 @@ pub struct Request<'a> {
     /// How long the broker keeps the request for a server, up to [`MAX_EXPIRATION`]. None:
     /// for ever.
     pub expiration: Option<Duration>,
+    /// What the argument is, as far as the client says.
+    pub content_type: Option<&'a str>,
+    /// Whether the request was delivered before. A request that is published is new.
+    pub is_redelivered: bool,
 }
 
 impl<'a> Request<'a> {
@@ -54,7 +58,7 @@ impl<'a> Request<'a> {
     /// `mandatory`: the broker returns it if there is no such queue.
     pub fn to_publish(&self, queue: &str) -> Publish<'a> {
         let mut properties = AmqpProperties::default()
-            .with_content_type(content_type(self.argument).into())
+            .with_content_type(self.content_type.unwrap_or(content_type(self.argument)).into())
             .with_app_id(self.procedure.into());
         if let Some(reply_to) = self.reply_to {
             properties = properties.with_reply_to(reply_to.into());
@@ -72,7 +76,8 @@ impl<'a> Request<'a> {
     /// The request in a delivery. Every delivery is one: what is wrong with it shows when the
     /// procedure is called, or in the lack of a `reply_to`.
     pub fn from_delivery(delivery: &'a Delivery) -> Request<'a> {
-        Request::decode(&delivery.properties, &delivery.body)
+        let request = Request::decode(&delivery.properties, &delivery.body);
+        Request { is_redelivered: delivery.redelivered, ..request }
     }
 
     /// The request in a message with these properties and this body.
@@ -90,6 +95,8 @@ impl<'a> Request<'a> {
                 .filter(|_| correlation_id.is_none_or(is_whole)),
             correlation_id,
             expiration: milliseconds.map(Duration::from_millis),
+            content_type: properties.content_type().as_deref(),
+            is_redelivered: false,
         }
     }
 }
@@ -230,6 +237,7 @@ mod tests {
             reply_to: Some("amq.gen-x"),
             correlation_id: Some("id"),
             expiration: Some(Duration::from_millis(1_500)),
+            ..Request::default()
         };
         let publish = request.to_publish("rpc_queue");
         assert_eq!((publish.body, publish.routing_key.as_str()), (&b"7"[..], "rpc_queue"));
@@ -294,13 +302,8 @@ mod tests {
 
     #[test]
     fn a_result_that_no_broker_takes_is_an_error() {
-        let request = Request {
-            procedure: "fun",
-            argument: b"",
-            reply_to: None,
-            correlation_id: Some("id"),
-            expiration: None,
-        };
+        let request =
+            Request { procedure: "fun", correlation_id: Some("id"), ..Request::default() };
         let fits = Reply::to_request(&request, Ok(b"00000".to_vec()), 5);
         assert_eq!(fits.outcome, Ok("00000".into()));
         let reply = Reply::to_request(&request, Ok(b"000000".to_vec()), 5);

@@ -172,7 +172,7 @@ impl Deliveries<'_> {
         queue: &str,
         options: ConsumerOptions,
     ) -> Result<Deliveries<'a>, Failure> {
-        let stop = stop_requests(None)?;
+        let stop = stop_requests(None, || {})?;
         let no_ack = options.no_ack;
         let consumer = session.call(|| channel.basic_consume(queue, options))?;
         Ok(Deliveries { queue: queue.into(), no_ack, consumer, stop, cancelled: false })

@@ -24,7 +24,7 @@ fn serve(worker: &mut Worker) -> Result<(), WorkerError> {
             worker.ack(delivery)?;
             continue;
         };
-        let outcome = worker.call(&request);
+        let outcome = worker.call(&request)?;
         // With the request's correlation_id.
         let reply = Reply::to_request(&request, outcome, worker.max_body());
         worker.publish(&request, reply_to, reply)?;

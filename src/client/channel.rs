@@ -171,6 +171,7 @@ impl<'a> RpcChannel<'a> {
             reply_to: Some(&self.reply_to),
             correlation_id: Some(&call.correlation_id),
             expiration: left,
+            ..Request::default()
         };
         let queue = &self.args.common.queue;
         info!(

@@ -126,7 +126,7 @@ impl Client<'_> {
         // Until calls are made there is nothing to bring to an end, and a signal ends the process.
         let stop = match self.stop.take() {
             Some(stop) => stop,
-            None => signals::stop_requests(Some(STOP_LIMIT))?,
+            None => signals::stop_requests(Some(STOP_LIMIT), || {})?,
         };
         self.stop = Some(stop.clone());
         let began = Instant::now();

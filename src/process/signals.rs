@@ -4,10 +4,8 @@ use crate::error::{Failure, FailureKind};
 use crossbeam_channel::{Receiver, bounded};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use signal_hook::{flag, low_level};
+use signal_hook::low_level;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -30,31 +28,37 @@ impl Stop {
 }
 
 /// A channel that gets the first SIGINT or SIGTERM that comes. A second one, not sent together with
-/// it, ends the process at once by that signal, so that a shell sees 130 or 143. So does the first
-/// when the process goes on for longer than `limit`, whatever it waits for; None: for ever.
+/// it, ends the process at once by that signal, so that a shell sees 130 or 143; `at_end` is done before.
+/// The first does so too when the process goes on for longer than `limit`, whatever it waits for; None:
+/// for ever.
 ///
 /// # Errors
 ///
 /// [`FailureKind::Internal`], if the system takes no handler.
-pub fn stop_requests(limit: Option<Duration>) -> Result<Receiver<Stop>, Failure> {
+pub fn stop_requests(
+    limit: Option<Duration>,
+    at_end: impl Fn() + Send + 'static,
+) -> Result<Receiver<Stop>, Failure> {
     let failure = |error: std::io::Error| {
         Failure::new(FailureKind::Internal, format!("cannot handle signals: {error}"))
     };
-    let asked = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        flag::register_conditional_default(signal, Arc::clone(&asked)).map_err(failure)?;
-    }
     let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(failure)?;
     let (tell, stop) = bounded(1);
     let wait = move || {
-        if let Some(signal) = signals.forever().next() {
-            let _ = tell.send(Stop(signal));
-            thread::sleep(TOGETHER);
-            asked.store(true, Ordering::SeqCst);
-            if let Some(limit) = limit {
+        let Some(first) = signals.forever().next() else { return };
+        let _ = tell.send(Stop(first));
+        thread::sleep(TOGETHER);
+        signals.pending().for_each(drop);
+        if let Some(limit) = limit {
+            let end = move || {
                 thread::sleep(limit);
-                Stop(signal).end_process();
-            }
+                Stop(first).end_process()
+            };
+            let _ = thread::Builder::new().name("limit".into()).spawn(end);
+        }
+        if let Some(second) = signals.forever().next() {
+            at_end();
+            Stop(second).end_process();
         }
     };
     thread::Builder::new().name("signals".into()).spawn(wait).map_err(failure)?;

@@ -10,6 +10,7 @@ use crate::amqp::connection::Session;
 use crate::amqp::queue;
 use crate::amqp::uri::{self, Endpoint};
 use crate::cli;
+use crate::command::Groups;
 use crate::error::{Failure, FailureKind, ProgramError};
 use crate::process::signals::{self, Stop};
 use crossbeam_channel::{Receiver, bounded, select_biased};
@@ -25,17 +26,32 @@ use worker::{Serve, Service};
 ///
 /// # Errors
 ///
-/// What another connection would not change: a malformed URI, refused credentials at the first start.
+/// What another connection would not change: a malformed URI, a program that is not there, refused
+/// credentials at the first start.
 pub fn run(args: &cli::Server, serve: Serve) -> Result<ExitCode, ProgramError> {
-    let stop = signals::stop_requests(None)?;
+    let groups = Arc::new(Groups::default());
+    let to_kill = Arc::clone(&groups);
+    let stop = signals::stop_requests(None, move || to_kill.kill_all())?;
+    let served = serve_by(args, serve, &groups, &stop);
+    // Those of a connection that was lost may have some time left to end by themselves.
+    groups.kill_all();
+    served
+}
+
+fn serve_by(
+    args: &cli::Server,
+    serve: Serve,
+    groups: &Arc<Groups>,
+    stop: &Receiver<Stop>,
+) -> Result<ExitCode, ProgramError> {
     let brokers = uri::parse_list(args.common.url())?;
-    let service = Arc::new(Service::new(args, brokers.len() > 1));
+    let service = Arc::new(Service::new(args, brokers.len() > 1, groups)?);
     let slots = Slots::new(args.workers);
     let mut state = ReconnectState::new();
     loop {
-        let served = connect(args, &brokers, &stop).and_then(|session| match session {
+        let served = connect(args, &brokers, stop).and_then(|session| match session {
             Some(session) => {
-                Supervisor::new(session, &service, serve, &slots).run(&stop, &mut state)
+                Supervisor::new(session, &service, serve, &slots)?.run(stop, &mut state)
             }
             None => Ok(()),
         });

@@ -9,6 +9,7 @@ use crate::server::worker::{Context, Event, STOP_LIMIT, Serve, Service, Worker, 
 use crossbeam_channel::{Receiver, Sender, at, never, select_biased, unbounded};
 use log::{info, warn};
 use sd_notify::NotifyState;
+use std::io::{self, PipeWriter};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -125,16 +126,25 @@ pub struct Supervisor<'a> {
     workers: Workers,
     events: Receiver<Event>,
     stop_workers: Sender<()>,
+    /// Tells the workers by its end that the connection is lost.
+    alive: PipeWriter,
 }
 
 impl<'a> Supervisor<'a> {
     /// For workers that `serve` on channels of `session`.
+    ///
+    /// # Errors
+    ///
+    /// [`FailureKind::Internal`] if the system has no more pipes.
     pub fn new(
         session: Session,
         service: &Arc<Service>,
         serve: Serve,
         slots: &'a Slots,
-    ) -> Supervisor<'a> {
+    ) -> Result<Supervisor<'a>, Failure> {
+        let (connection, alive) = io::pipe().map_err(|error| {
+            Failure::new(FailureKind::Internal, format!("cannot open a pipe: {error}"))
+        })?;
         if let Some(most) = service.most_waiting() {
             session.inbox().expect_at_most(most);
         }
@@ -144,12 +154,13 @@ impl<'a> Supervisor<'a> {
             service: Arc::clone(service),
             endpoint: session.endpoint().clone(),
             inbox: Arc::clone(session.inbox()),
+            connection,
             stop,
             events: sender,
             computing: AtomicUsize::new(0),
         });
         let workers = Workers::default();
-        Supervisor { session, context, serve, slots, workers, events, stop_workers }
+        Ok(Supervisor { session, context, serve, slots, workers, events, stop_workers, alive })
     }
 
     /// Starts the workers and watches over them, until a signal asks to stop. Then the connection is
@@ -168,6 +179,7 @@ impl<'a> Supervisor<'a> {
                 warn!("while stopping: {failure}");
             }
         }
+        drop(self.alive);
         self.session.close();
         served
     }

@@ -5,9 +5,10 @@ use crate::amqp::consumer::{self, ConsumerError};
 use crate::amqp::inbox::Inbox;
 use crate::amqp::uri::Endpoint;
 use crate::cli;
+use crate::command::{Call, Groups};
 use crate::drill::{self, Drill};
 use crate::error::{ErrorKind, Failure};
-use crate::procedure::{self, Settings};
+use crate::procedure::{self, Procedures};
 use crate::protocol::{MAX_BODY, Reply, Request};
 use crate::server::isolated::{self, IsolatedPublisher};
 use crate::terminal::output::Transcript;
@@ -16,7 +17,9 @@ use amiquip::{Channel, Consumer, ConsumerMessage, ConsumerOptions, Delivery, Err
 use crossbeam_channel::{Receiver, RecvError, Sender, never, select_biased};
 use log::{info, warn};
 use std::collections::VecDeque;
+use std::io::PipeReader;
 use std::mem::take;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -74,7 +77,8 @@ pub struct Service {
     pub queue: String,
     workers: u16,
     prefetch: u16,
-    settings: Settings,
+    procedures: Procedures,
+    time_limit: Duration,
     drill: Option<Drill>,
     connect_timeout: Duration,
     /// Whether requests are acked only when the broker has confirmed their replies: in a cluster, the
@@ -87,19 +91,30 @@ pub struct Service {
 }
 
 impl Service {
-    /// The service that `args` describe; `in_cluster` if it has several brokers.
-    pub fn new(args: &cli::Server, in_cluster: bool) -> Service {
-        Service {
+    /// The service that `args` describe; `in_cluster` if it has several brokers. Its programs run in
+    /// `groups`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Procedures::new`].
+    pub fn new(
+        args: &cli::Server,
+        in_cluster: bool,
+        groups: &Arc<Groups>,
+    ) -> Result<Service, Failure> {
+        let procedures = Procedures::new(&args.procedures, args.settings(), Arc::clone(groups))?;
+        Ok(Service {
             queue: args.common.queue.clone(),
             workers: args.workers,
             prefetch: args.prefetch,
-            settings: args.settings(),
+            procedures,
+            time_limit: args.time_limit,
             drill: args.drill,
             connect_timeout: args.common.connect_timeout,
             confirms: in_cluster,
             max_body: AtomicUsize::new(MAX_BODY),
             transcript: Transcript::new(!args.common.quiet),
-        }
+        })
     }
 
     /// How many messages of the broker can wait: the requests that it may push to the workers, and a
@@ -123,6 +138,8 @@ pub struct Context {
     pub endpoint: Endpoint,
     /// Counts what comes by the connection.
     pub inbox: Arc<Inbox>,
+    /// Is closed at its other end when the connection is lost.
+    pub connection: PipeReader,
     /// Has a message for each worker that is to stop.
     pub stop: Receiver<()>,
     /// Where workers tell their supervisor how they are.
@@ -222,7 +239,11 @@ impl<'a> Worker<'a> {
                 }
                 recv(self.messages) -> message => {
                     self.context.inbox.taken();
-                    let delivery = consumer::delivery(message)?;
+                    let mut delivery = consumer::delivery(message)?;
+                    if delivery.properties.app_id().is_none() {
+                        let name = self.service.procedures.default_name().to_owned();
+                        delivery.properties = take(&mut delivery.properties).with_app_id(name);
+                    }
                     info!(
                         "delivery: {}, correlation_id {}, {}",
                         Request::from_delivery(&delivery),
@@ -239,13 +260,28 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Computes: calls the procedure that `request` names. The transcript has a line for it.
+    /// Computes: calls the procedure that `request` names. The transcript has a line for it, and so has
+    /// the log if it fails. What it answers is a result or an error.
     ///
     /// # Errors
     ///
-    /// What the procedure answers instead of a result.
-    pub fn call(&self, request: &Request<'_>) -> procedure::Outcome {
+    /// The connection was lost meanwhile: the request comes again.
+    pub fn call(&self, request: &Request<'_>) -> Result<procedure::Outcome, WorkerError> {
         self.service.transcript.line(format_args!(" [.] {request}"));
+        let started = Instant::now();
+        let Some(outcome) = self.compute(request, started) else {
+            warn!("{request} is given up: the connection is lost, and the request comes again");
+            return Err(Error::EventLoopDropped.into());
+        };
+        let milliseconds = started.elapsed().as_secs_f64() * 1e3;
+        match &outcome {
+            Ok(_) => info!("{request}: result, {milliseconds:.1} ms"),
+            Err(error) => warn!("{request}: {}, {milliseconds:.1} ms", error.kind.name()),
+        }
+        Ok(outcome)
+    }
+
+    fn compute(&self, request: &Request<'_>, started: Instant) -> Option<procedure::Outcome> {
         let _computing = Computing::start(&self.context.computing);
         if let Some(slow @ Drill::Slow(delay)) = self.service.drill {
             drill::announce(slow, format_args!("{request} waits"));
@@ -253,9 +289,24 @@ impl<'a> Worker<'a> {
         }
         if self.is_active(Drill::Fail, format_args!("{request} fails")) {
             let message = "failed on purpose: --drill fail";
-            return Err(procedure::Error::new(ErrorKind::Internal, message));
+            return Some(Err(procedure::Error::new(ErrorKind::Internal, message)));
         }
-        procedure::call(request.procedure, request.argument, &self.service.settings)
+        // No time is none that nobody waits for: a request that need not wait in the queue.
+        let limits = [request.expiration, Some(self.service.time_limit)];
+        let limit = limits.into_iter().flatten().filter(|limit| !limit.is_zero()).min();
+        let call = Call {
+            input: request.argument,
+            environment: &[
+                ("RPC_PROCEDURE", Some(request.procedure)),
+                ("RPC_CORRELATION_ID", request.correlation_id),
+                ("RPC_CONTENT_TYPE", request.content_type),
+                ("RPC_REDELIVERED", Some(if request.is_redelivered { "1" } else { "0" })),
+            ],
+            most: self.max_body(),
+            deadline: limit.and_then(|limit| started.checked_add(limit)),
+            connection: self.context.connection.as_fd(),
+        };
+        self.service.procedures.call(request.procedure, &call)
     }
 
     /// The largest body that the broker takes, in bytes.

@@ -27,7 +27,12 @@ pub fn is_harmful(c: char) -> bool {
 
 /// A message for standard error: at most 2,000 characters of it, as [`one_line`].
 pub fn message(text: &str) -> String {
-    one_line(&cut(text, MESSAGE_CHARS)).into_owned()
+    one_line(&sentence(text)).into_owned()
+}
+
+/// As much of a stranger's sentence as a message has room for: 2,000 characters.
+pub fn sentence(text: &str) -> Cow<'_, str> {
+    cut(text, MESSAGE_CHARS)
 }
 
 /// `text` on one line, with its harmful characters as escapes such as `\n` and `\u{1b}`.

@@ -147,7 +147,7 @@ fn an_unknown_drill() {
     let stderr = format!(
         "rpc_server: invalid value 'slow' for '--drill <FAULT>': the drills are {}\n\n\
          For more information, try '--help'.\n",
-        Drill::FORMS
+        Drill::FORMS.join(", ")
     );
     ended.expect(64, "", &stderr);
 }
