@@ -16,6 +16,9 @@ use std::time::Duration;
 /// Largest `--max-n`: the reply of a larger one would be over [`crate::protocol::MAX_BODY`].
 const MAX_MAX_N: u64 = 80_000_000;
 
+/// What help and man pages say of each option that takes one.
+pub const DURATION: &str = "A DURATION is a number of seconds, or has units: 0.5, 500ms, 1m30s.";
+
 const SERVER_EXAMPLES: &str = "\
 Examples:
   rpc_server                            serve rpc_queue on localhost
@@ -34,8 +37,11 @@ Exit codes: 0 stopped in good order, 64 usage, 69 queue unusable, 70 failed, 77 
 
 const CLIENT_EXAMPLES: &str = "\
 Examples:
-  rpc_client fib 30                     832040
-  rpc_client fib 10 20 30               three calls, one connection, three lines
+  rpc_client fib 30                     on a terminal, a transcript:
+                                         [x] Requesting fib(30)
+                                         [.] Got 832040
+  x=$(rpc_client fib 30)                elsewhere, the result alone: 832040
+  rpc_client fib 10 20 30               three calls, one connection, results in this order
   seq 0 100 | rpc_client fib -          a call for each line
   rpc_client --send-on eof --format raw thumbnail - < photo.jpg > small.png
                                         one call, whatever bytes
@@ -44,7 +50,10 @@ Examples:
 
 Exit codes: 0 all calls succeeded, 64 usage, 65 input rejected, 69 no broker, queue or server, \
 70 the procedure failed, 75 timed out, connection lost or unavailable, 76 not a reply, 77 access refused, \
-78 configuration; of several calls, the first failure's.";
+78 configuration; of several calls, the first failure's.
+
+A batch of more than a second tells its progress on stderr, if that is a terminal and standard output \
+a file or /dev/null.";
 
 /// Where the broker is, and how much to tell.
 #[derive(Debug, Args)]
@@ -66,7 +75,7 @@ pub struct Common {
     #[arg(value_hint = ValueHint::Other)]
     pub connect_timeout: Duration,
 
-    /// Nothing but results and errors: no transcript, no warnings
+    /// No transcript and no warnings; errors are told all the same
     #[arg(short, long, overrides_with = "verbose")]
     pub quiet: bool,
 
@@ -93,7 +102,8 @@ pub fn url_or_default(url: &str) -> &str {
 /// Answers remote procedure calls that come through a RabbitMQ queue: by fib, fun, a, b, ping, list,
 /// or by any program.
 #[derive(Debug, Parser)]
-#[command(name = "rpc_server", version, after_help = SERVER_EXAMPLES, max_term_width = 100)]
+#[command(name = "rpc_server", version, max_term_width = 100)]
+#[command(after_help = format!("{SERVER_EXAMPLES}\n\n{DURATION}"))]
 #[command(args_override_self = true)]
 pub struct Server {
     /// What both programs have.
@@ -179,7 +189,8 @@ pub enum SendOn {
 
 /// Calls a remote procedure through a RabbitMQ queue and writes its result to standard output.
 #[derive(Debug, Parser)]
-#[command(name = "rpc_client", version, after_help = CLIENT_EXAMPLES, max_term_width = 100)]
+#[command(name = "rpc_client", version, max_term_width = 100)]
+#[command(after_help = format!("{CLIENT_EXAMPLES}\n\n{DURATION}"))]
 #[command(args_override_self = true)]
 pub struct Client {
     /// Name of the procedure; `list` names them
@@ -207,6 +218,10 @@ pub struct Client {
     /// Do not send unanswered calls again after a lost connection
     #[arg(long)]
     pub no_retry: bool,
+
+    /// End at the first failure, with its code: make no more calls, and give up those after it
+    #[arg(long)]
+    pub fail_fast: bool,
 
     /// Calls that await their replies at any time
     #[arg(long, value_name = "N", default_value_t = 64)]
@@ -237,6 +252,12 @@ impl Client {
     /// How many of the arguments are `-`, standard input.
     pub fn stdins(&self) -> usize {
         self.arguments.iter().filter(|argument| *argument == "-").count()
+    }
+
+    /// How many calls are to be made, unless that depends on what standard input has.
+    pub fn calls(&self) -> Option<u64> {
+        let is_known = self.stdins() == 0 || self.send_on == Some(SendOn::Eof);
+        is_known.then(|| self.repeat.saturating_mul(self.arguments.len().max(1) as u64))
     }
 }
 

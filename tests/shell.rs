@@ -34,8 +34,6 @@ struct Page {
 const PROCEDURES: &str = "The procedures are `fib` (exact for any n), `fun` (100 times its \
 argument), `a` and `b` (their own names), `ping` (pong) and `list` (the names).";
 
-const DURATION: &str = "A DURATION is a number of seconds, or has units: 0.5, 500ms, 1m30s.";
-
 const AMQP_URL: &str = "The brokers, as in `--url`, which overrides it; here a password stays out \
 of the process list. A URI is `amqp://user:password@host:port/vhost?query`, or `amqps` for TLS, and \
 all but the scheme may be left out. Reserved characters are percent-encoded: a vhost a/b is a%2Fb. \
@@ -44,6 +42,8 @@ The query takes `heartbeat`, `connection_timeout`, `channel_max`, `auth_mechanis
 
 const RUST_LOG: &str = "Which diagnostics to write to standard error: a level, or several by \
 module, as in `fib_rpc=debug`. It overrides `--verbose` and `--quiet`.";
+
+const NO_COLOR: &str = "If it is set, or TERM is `dumb`, `--help` has no colours.";
 
 fn server_page() -> Page {
     let exits = [
@@ -72,7 +72,7 @@ fn server_page() -> Page {
              backoff, through the list of brokers.",
             "At the first SIGINT or SIGTERM, the calls in hand are finished and answered, and the \
              server exits with 0; a second one ends it at once.",
-            DURATION,
+            cli::DURATION,
         ],
         exit_status,
         see_also: "rpc_client",
@@ -91,12 +91,15 @@ fn client_page() -> Page {
             "`rpc_client` is the client of RabbitMQ's tutorial six. It publishes a request for each \
              ARGUMENT to the request queue, all on one connection, waits for the replies, and writes \
              the results in the order of the arguments: on a terminal as the tutorial's transcript, \
-             elsewhere alone, one a line. A call that fails is told on standard error, and does not \
-             stop the rest.",
+             elsewhere alone. A call that fails is told on standard error, and does not stop the rest \
+             unless `--fail-fast` says so: then no more calls are made, those before it are awaited, \
+             and those after it are given up.",
             PROCEDURES,
             "Calls that are unanswered when the connection is lost go out again on a new one, within \
              each call's own time limit, so that a procedure may run twice.",
-            DURATION,
+            "A batch of more than a second tells its progress on standard error, if that is a terminal \
+             (not with TERM=dumb, nor with `--quiet`) and standard output is a file or /dev/null.",
+            cli::DURATION,
         ],
         exit_status: rows.collect(),
         see_also: "rpc_server",
@@ -151,14 +154,19 @@ fn man_page(definition: Definition, page: Page) -> Vec<u8> {
     roff.control("SH", ["ENVIRONMENT"]);
     item(&mut roff, "AMQP_URL", AMQP_URL);
     item(&mut roff, "RUST_LOG", RUST_LOG);
+    item(&mut roff, "NO_COLOR", NO_COLOR);
     roff.control("SH", ["EXIT STATUS"]);
     for (code, meaning) in page.exit_status {
         item(&mut roff, &code, &meaning);
     }
     roff.control("SH", ["EXAMPLES"]);
-    for example in help.lines().skip(1).take_while(|line| !line.is_empty()).map(str::trim) {
+    for line in help.lines().skip(1).take_while(|line| !line.is_empty()) {
+        let example = line.trim();
         match example.split_once("  ") {
             Some((command, meaning)) => item(&mut roff, command, meaning.trim()),
+            None if line.starts_with("   ") => {
+                _ = roff.control("br", []).text([roman(example)]);
+            }
             None => _ = roff.control("PP", []).text([bold(example)]),
         }
     }

@@ -79,6 +79,8 @@ pub struct Settings {
     pub wait: bool,
     /// Whether a call that the broker refused fails, instead of being published again.
     pub no_retry: bool,
+    /// Whether the first failure ends the batch.
+    pub fail_fast: bool,
 }
 
 /// Where new calls come from.
@@ -184,8 +186,23 @@ impl Calls {
         self.discarded = self.discarded.saturating_add(1);
     }
 
-    /// Takes out the oldest calls that are finished, in input order.
+    /// Takes out the oldest calls that are finished, in input order. If the first failure ends the batch,
+    /// there are no calls after one that failed.
     pub fn take_finished(&mut self) -> impl Iterator<Item = (Call, Outcome)> {
+        let failed = |call: &Call| matches!(call.outcome, Some(Err(_)));
+        if self.settings.fail_fast
+            && let Some(first) = self.calls.iter().position(failed)
+        {
+            let given_up = self.calls.len() - first - 1;
+            if given_up > 0 {
+                info!(
+                    "{} after the first failure: given up",
+                    count(given_up as u64, "call", "calls")
+                );
+            }
+            self.calls.truncate(first + 1);
+            self.input = Input::Ended;
+        }
         std::iter::from_fn(|| {
             let outcome = self.calls.front_mut()?.outcome.take()?;
             Some((self.calls.pop_front()?, outcome))
@@ -373,7 +390,7 @@ mod tests {
 
     const TIMEOUT: Duration = Duration::from_secs(30);
     const SETTINGS: Settings =
-        Settings { timeout: TIMEOUT, in_flight: 2, wait: false, no_retry: false };
+        Settings { timeout: TIMEOUT, in_flight: 2, wait: false, no_retry: false, fail_fast: false };
 
     fn failure(kind: FailureKind) -> Failure {
         Failure::new(kind, "it failed")
@@ -594,6 +611,26 @@ mod tests {
         let mut calls = published(Settings { no_retry: true, ..SETTINGS }, &["a", "b"]);
         assert!(!calls.confirm(refused.into(), refusal));
         assert_eq!(finished(&mut calls), failed(&["a"], FailureKind::Blocked));
+    }
+
+    #[test]
+    fn the_first_failure_ends_the_batch_if_it_was_told_to() {
+        let settings = Settings { fail_fast: true, in_flight: 9, ..SETTINGS };
+        let mut calls = published(settings, &["a", "b", "c", "d"]);
+        finish(&mut calls, "d", Ok("4".into()));
+        finish(&mut calls, "c", Err(failure(FailureKind::Blocked)));
+        assert_eq!(finished(&mut calls), [], "a and b come first");
+        assert!(!calls.want_input(false) && !calls.are_over());
+        finish(&mut calls, "a", Ok("1".into()));
+        assert_eq!(finished(&mut calls), [("a".to_owned(), Ok(b"1".to_vec()))]);
+        finish(&mut calls, "b", Err(failure(FailureKind::TimedOut)));
+        assert_eq!(finished(&mut calls), failed(&["b"], FailureKind::TimedOut));
+        assert!(calls.are_over(), "c is given up like d");
+        // A batch that cannot go on has as many failures.
+        let mut calls = published(settings, &["a", "b"]);
+        calls.abort(&failure(FailureKind::NoConsumer));
+        assert_eq!(finished(&mut calls), failed(&["a"], FailureKind::NoConsumer));
+        assert_eq!(calls.input_failure(), None, "it is told with the call");
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod channel;
 pub mod deadline;
 pub mod diagnosis;
 pub mod input;
+pub mod progress;
 pub mod report;
 pub mod retry;
 
@@ -43,6 +44,8 @@ pub fn run(args: &cli::Client, exchange: Exchange) -> Result<ExitCode, ProgramEr
     let mut client = Client {
         args,
         brokers: uri::parse_list(args.common.url())?,
+        // Before anything of the input is read.
+        report: Report::new("rpc_client", args),
         input: input::arguments(args).context("cannot read the arguments")?,
         stop: None,
         session: None,
@@ -51,11 +54,11 @@ pub fn run(args: &cli::Client, exchange: Exchange) -> Result<ExitCode, ProgramEr
             in_flight: args.in_flight.into(),
             wait: args.wait,
             no_retry: args.no_retry,
+            fail_fast: args.fail_fast,
         }),
         retry: RetryPolicy::new(args.wait, args.no_retry, args.timeout),
         held: Duration::ZERO,
         was_used: false,
-        report: Report::new("rpc_client", args),
     };
     while !client.calls.are_over() {
         let Err(interrupted) = client.attempt(exchange) else { break };
@@ -233,6 +236,9 @@ impl Client<'_> {
                     self.report.write_unmade(&call, &outcome)?;
                 }
                 is_reported |= is_json;
+                if is_json && self.args.fail_fast {
+                    return self.report.end();
+                }
             }
         }
         let has_more = !matches!(self.input.try_recv(), Err(TryRecvError::Disconnected));

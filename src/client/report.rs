@@ -3,12 +3,12 @@
 
 use crate::cli::{self, Format};
 use crate::client::calls::{Call, Outcome};
+use crate::client::progress::Progress;
 use crate::error::{Failure, FailureKind, ProgramError};
 use crate::terminal::output;
 use crate::terminal::text::{self, excerpt};
 use base64::prelude::{BASE64_STANDARD, Engine};
 use hdrhistogram::Histogram;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use serde_json::Serializer;
 use serde_json::ser::Formatter;
@@ -19,9 +19,6 @@ use std::time::{Duration, Instant};
 
 /// How many bytes of results are written together.
 const OUT_CAPACITY: usize = 64 << 10;
-
-/// A batch that is over sooner shows no progress bar.
-const LONG: Duration = Duration::from_secs(1);
 
 /// Latencies that are told apart, in microseconds: a day, to three digits. A longer one counts as
 /// that.
@@ -35,13 +32,15 @@ pub struct Report<'a> {
     is_terminal: bool,
     args: &'a cli::Client,
     format: Format,
+    /// Whether there may be several calls in flight, so that each result says whose it is.
+    names_calls: bool,
     /// When the first call was begun.
     started: Option<Instant>,
     failed: u64,
     first_failure: Option<FailureKind>,
     /// Microseconds from publication to outcome. Its size does not grow with the number of calls.
     latencies: Histogram<u64>,
-    progress: Option<ProgressBar>,
+    progress: Option<Progress>,
 }
 
 /// One call, as JSON.
@@ -109,8 +108,6 @@ impl<'a> Report<'a> {
             Format::Auto => Format::Plain,
             given => given,
         };
-        // On the same terminal the results themselves show how far it is.
-        let wanted = !args.common.quiet && !is_terminal && io::stderr().is_terminal();
         let latencies = Histogram::new_with_bounds(1, LONGEST_LATENCY, 3);
         Report {
             program,
@@ -118,11 +115,12 @@ impl<'a> Report<'a> {
             is_terminal,
             args,
             format,
+            names_calls: args.in_flight > 1 && args.calls() != Some(1),
             started: None,
             failed: 0,
             first_failure: None,
             latencies: latencies.unwrap_or_else(|_| unreachable!("these bounds are sound")),
-            progress: wanted.then(progress_bar),
+            progress: Progress::new(args),
         }
     }
 
@@ -158,15 +156,13 @@ impl<'a> Report<'a> {
     /// Writes a call's outcome.
     fn write_one(&mut self, call: &Call, outcome: &Outcome) -> Result<(), ProgramError> {
         self.add_up(call, outcome);
-        if let Some(bar) = &self.progress {
-            bar.inc(1);
-            if self.elapsed() > LONG && bar.is_hidden() {
-                bar.set_draw_target(ProgressDrawTarget::stderr());
-            }
+        let elapsed = self.elapsed();
+        if let Some(progress) = &mut self.progress {
+            progress.advance(call, elapsed);
         }
         match (self.format, outcome) {
             (Format::Json, _) => output::written(self.write_json(call, outcome)),
-            (_, Ok(result)) => output::written(self.write_result(result)),
+            (_, Ok(result)) => output::written(self.write_result(call, result)),
             (_, Err(failure)) => {
                 // In the order in which they were told, should both streams go to one terminal.
                 self.flush()?;
@@ -249,8 +245,8 @@ impl<'a> Report<'a> {
     /// Those of [`output::written`].
     pub fn end(&mut self) -> Result<ExitCode, ProgramError> {
         self.flush()?;
-        if let Some(bar) = &self.progress {
-            bar.finish_and_clear();
+        if let Some(progress) = &self.progress {
+            progress.end();
         }
         if self.args.stats {
             let made = self.latencies.len();
@@ -276,10 +272,10 @@ impl<'a> Report<'a> {
         self.started.map_or(Duration::ZERO, |started| started.elapsed())
     }
 
-    /// Tells something on stderr, past the progress bar.
+    /// Tells something on stderr, past the progress line.
     fn error_line(&self, line: fmt::Arguments<'_>) {
         match &self.progress {
-            Some(bar) => bar.suspend(|| output::error_line(self.program, line)),
+            Some(progress) => progress.suspend(|| output::error_line(self.program, line)),
             None => output::error_line(self.program, line),
         }
     }
@@ -289,9 +285,12 @@ impl<'a> Report<'a> {
         text::call(&self.args.procedure, &call.argument)
     }
 
-    fn write_result(&mut self, result: &[u8]) -> io::Result<()> {
+    fn write_result(&mut self, call: &Call, result: &[u8]) -> io::Result<()> {
         if self.format == Format::Transcript {
-            self.out.write_all(b" [.] Got ")?;
+            match self.names_calls {
+                true => write!(self.out, " [.] {}: ", text::one_line(&self.name(call)))?,
+                false => self.out.write_all(b" [.] Got ")?,
+            }
         }
         match self.is_terminal {
             true => {
@@ -339,12 +338,6 @@ fn explained(failure: &Failure) -> String {
         FailureKind::Procedure(kind) => format!("{failure} ({})", kind.name()),
         _ => failure.to_string(),
     }
-}
-
-fn progress_bar() -> ProgressBar {
-    let style = ProgressStyle::with_template("{spinner} {pos} calls, {per_sec}, {elapsed}");
-    ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden())
-        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
 }
 
 #[cfg(test)]

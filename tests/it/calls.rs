@@ -128,7 +128,7 @@ fn echoed(args: &[&str], calls: usize, input: &[u8]) -> Vec<u8> {
     let ended = feed(&mut client_command(&broker(), &args), input.to_vec()).wait();
     server.join();
     assert_eq!((ended.code(), ended.stderr.as_str()), (0, ""));
-    ended.bytes
+    ended.bytes.0
 }
 
 /// No text in any encoding, and harmful to a terminal.
@@ -246,6 +246,63 @@ fn results_come_in_input_order_whatever_order_the_replies_come_in() {
     });
     queue.client(&["fib", "1", "2", "3"]).expect(0, "first\nsecond\nthird\n", "");
     server.join();
+}
+
+#[test]
+fn the_first_failure_ends_a_batch_that_was_told_to() {
+    let queue = Queue::new();
+    let server = server(&queue, &[]);
+    let args = ["--fail-fast", "--in-flight", "1", "--stats", "fib", "1", "x", "3"];
+    let ended = queue.client(&args);
+    assert_eq!((ended.code(), ended.stdout.as_str()), (65, "1\n"));
+    let stderr = "rpc_client: fib(x): fib takes an integer in decimal digits, not \"x\" (invalid-argument)\nrpc_client: 2 calls, 1 failed, ";
+    assert!(ended.stderr.starts_with(stderr), "{ended:?}");
+    queue.client(&["ping"]).expect(0, "pong\n", "");
+    server.signal("TERM");
+    let transcript = " [x] Awaiting RPC requests\n [.] fib(1)\n [.] fib(x)\n [.] ping()\n";
+    server.wait().expect(0, transcript, "");
+}
+
+/// Those before it in input order are awaited, those after it are not: the third never has a reply.
+#[test]
+fn a_failure_ends_a_batch_after_the_calls_before_it() {
+    let queue = Queue::new();
+    let mut requests = Vec::new();
+    let server = StubServer::start(&queue, 3, move |channel, request| {
+        requests.push(request.clone());
+        if let [first, second, _] = &requests[..] {
+            let error = AmqpProperties::default().with_type_("error".into());
+            reply(channel, second, b"no", error);
+            reply(channel, first, b"first", AmqpProperties::default());
+        }
+    });
+    let ended = queue.client(&["--fail-fast", "--timeout", "0", "-v", "fib", "1", "2", "3", "4"]);
+    server.join();
+    assert_eq!((ended.code(), ended.stdout.as_str()), (70, "first\n"), "{ended:?}");
+    assert!(ended.stderr.ends_with("rpc_client: fib(2): no (internal)\n"), "{ended:?}");
+    let given_up = "rpc_client: 2 calls after the first failure: given up\n";
+    assert!(ended.stderr.contains(given_up), "{ended:?}");
+}
+
+#[test]
+fn several_calls_that_may_be_in_flight_are_told_apart_in_the_transcript() {
+    let queue = Queue::new();
+    let _server = server(&queue, &[]);
+    let ended = queue.client(&["--format", "transcript", "fib", "10", "20"]);
+    let mut lines: Vec<&str> = ended.stdout.lines().collect();
+    // Which of them come first is up to the server.
+    lines.sort_unstable();
+    let sorted = [
+        " [.] fib(10): 55",
+        " [.] fib(20): 6765",
+        " [x] Requesting fib(10)",
+        " [x] Requesting fib(20)",
+    ];
+    assert_eq!(lines, sorted);
+    let one_by_one =
+        " [x] Requesting fib(10)\n [.] Got 55\n [x] Requesting fib(20)\n [.] Got 6765\n";
+    let args = ["--format", "transcript", "--in-flight", "1", "fib", "10", "20"];
+    queue.client(&args).expect(0, one_by_one, "");
 }
 
 #[test]

@@ -193,6 +193,9 @@ fn no_queue_in_json() {
             (&"queue-missing".into(), &0.into())
         );
     }
+    let ended = queue.client(&["--format", "json", "--fail-fast", "fib", "1", "x"]);
+    assert_eq!((ended.code(), ended.stderr.as_str()), (69, ""), "{ended:?}");
+    assert_eq!(ended.stdout.lines().count(), 1, "{ended:?}");
     // Lines of standard input may never come.
     let (waiting, _stdin) = Process::spawn_with_stdin(&mut client_command(
         &broker(),
@@ -466,7 +469,7 @@ fn an_empty_reply() {
 #[test]
 fn a_reply_that_is_no_text() {
     let ended = answered(b"caf\xe9", AmqpProperties::default());
-    assert_eq!((ended.code(), &ended.bytes[..]), (0, &b"caf\xe9\n"[..]), "{ended:?}");
+    assert_eq!((ended.code(), &ended.bytes.0[..]), (0, &b"caf\xe9\n"[..]), "{ended:?}");
 }
 
 #[test]

@@ -158,6 +158,112 @@ fn a_result_in_a_pipe() {
     answered(&["--format", "transcript"], STRANGE, false).expect(0, &transcript, "");
 }
 
+// Progress and colours.
+
+/// What a terminal shows that is a client's standard error, with this as its standard input and output
+/// if any; the client has 25 calls to make, of 60 ms each at least.
+fn progress(
+    queue: &Queue,
+    args: &[&str],
+    stdin: Option<Stdio>,
+    stdout: Option<Stdio>,
+    term: &str,
+) -> String {
+    let (mut pty, pts) = blocking::open().unwrap();
+    pty.resize(Size::new(50, 500)).unwrap();
+    let mut command = blocking::Command::new(env!("CARGO_BIN_EXE_rpc_client"))
+        .args(["--queue", queue.name(), "--in-flight", "1"])
+        .args(args)
+        .env("AMQP_URL", broker())
+        .env("TERM", term)
+        .env_remove("RUST_LOG");
+    if let Some(stdin) = stdin {
+        command = command.stdin(stdin);
+    }
+    if let Some(stdout) = stdout {
+        command = command.stdout(stdout);
+    }
+    let mut client = command.spawn(pts).unwrap();
+    let mut screen = Vec::new();
+    let _ = pty.read_to_end(&mut screen);
+    assert!(client.wait().unwrap().success());
+    String::from_utf8(screen).unwrap()
+}
+
+#[test]
+fn a_long_batch_tells_its_progress() {
+    let queue = Queue::new();
+    let _server = server(&queue, &["--drill", "slow=60ms"]);
+    let folder = std::env::temp_dir().join(format!("fib-rpc-progress-{}", std::process::id()));
+    std::fs::create_dir(&folder).unwrap();
+    let (input, output) = (folder.join("in"), folder.join("out"));
+    std::fs::write(&input, "1\n".repeat(5)).unwrap();
+    let file = || Some(File::create(&output).unwrap().into());
+    let null = || Some(Stdio::null());
+    let known = regex::Regex::new(r"\S \d+ of 25 calls, \d+/(?:s|min), \d+s, \d+s left").unwrap();
+    let args = ["--repeat", "25", "fib", "1"];
+    for stdout in [file(), null()] {
+        let screen = progress(&queue, &args, None, stdout, "xterm");
+        assert!(known.is_match(&screen), "{screen:?}");
+    }
+    assert_eq!(std::fs::read_to_string(&output).unwrap(), "1\n".repeat(25));
+    // A file has as many calls as its bytes are worth.
+    let args = ["--repeat", "5", "fib", "-"];
+    let stdin = Some(File::open(&input).unwrap().into());
+    let screen = progress(&queue, &args, stdin, file(), "xterm");
+    let estimated =
+        regex::Regex::new(r"\S \d+ of about 25 calls, \d+/(?:s|min), \d+s, \d+s left").unwrap();
+    assert!(estimated.is_match(&screen), "{screen:?}");
+    // Of a pipe nobody knows.
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    writer.write_all(&b"1\n".repeat(25)).unwrap();
+    drop(writer);
+    let screen = progress(&queue, &["fib", "-"], Some(reader.into()), null(), "xterm");
+    let unknown = regex::Regex::new(r"\S \d+ calls, \d+/(?:s|min), \d+s *\r").unwrap();
+    assert!(unknown.is_match(&screen) && !screen.contains(" left"), "{screen:?}");
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn no_progress_is_drawn_where_it_disturbs() {
+    let queue = Queue::new();
+    let _server = server(&queue, &["--drill", "slow=60ms"]);
+    let args = ["--repeat", "25", "fib", "1"];
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    assert_eq!(progress(&queue, &args, None, Some(writer.into()), "xterm"), "");
+    let mut results = String::new();
+    reader.read_to_string(&mut results).unwrap();
+    assert_eq!(results, "1\n".repeat(25));
+    let null = || Some(Stdio::null());
+    assert_eq!(progress(&queue, &args, None, null(), "dumb"), "");
+    assert_eq!(progress(&queue, &[&["-q"], &args[..]].concat(), None, null(), "xterm"), "");
+    let plain = [&["--format", "plain"], &args[..]].concat();
+    assert_eq!(progress(&queue, &plain, None, None, "xterm"), "1\r\n".repeat(25));
+}
+
+#[test]
+fn colours_are_a_terminals_that_wants_them() {
+    for (term, no_color, has_colours) in
+        [("xterm", None, true), ("xterm", Some("1"), false), ("dumb", None, false)]
+    {
+        for program in [env!("CARGO_BIN_EXE_rpc_client"), env!("CARGO_BIN_EXE_rpc_server")] {
+            let (mut pty, pts) = blocking::open().unwrap();
+            let mut command = blocking::Command::new(program).arg("--help").env("TERM", term);
+            for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"] {
+                command = command.env_remove(name);
+            }
+            if let Some(value) = no_color {
+                command = command.env("NO_COLOR", value);
+            }
+            let mut child = command.spawn(pts).unwrap();
+            let mut screen = String::new();
+            let _ = pty.read_to_string(&mut screen);
+            assert!(child.wait().unwrap().success());
+            assert_eq!(screen.contains('\x1b'), has_colours, "{program} {term} {no_color:?}");
+        }
+    }
+}
+
 // JSON: what was said, escaped as JSON does it.
 
 #[test]
@@ -324,7 +430,6 @@ fn a_server_goes_on_though_nobody_reads_its_transcript() {
     let mut command = server_command(&broker(), &["--queue", queue.name(), "--workers", "2"]);
     let told = "nobody reads standard output, which is full; the transcript has gaps from now on";
     serves_without_a_transcript(&queue, command.stdout(writer), told);
-    drop(command);
     reader.read_exact(&mut [0; 4096]).unwrap();
 }
 

@@ -95,13 +95,22 @@ pub struct Process {
     stderr: Arc<Captured>,
 }
 
+/// Bytes that a failing test does not list.
+pub struct Bytes(pub Vec<u8>);
+
+impl std::fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0.len())
+    }
+}
+
 /// What a program came to.
 #[derive(Debug)]
 pub struct Ended {
     pub status: ExitStatus,
     pub stdout: String,
     /// Standard output as it came: in `stdout`, what is not UTF-8 is replaced.
-    pub bytes: Vec<u8>,
+    pub bytes: Bytes,
     pub stderr: String,
     pub elapsed: Duration,
 }
@@ -226,7 +235,7 @@ impl Process {
             thread::sleep(Duration::from_millis(2));
         };
         let (stdout, stderr) = (self.stdout.whole(), self.stderr.whole());
-        let bytes = self.stdout.bytes.lock().unwrap().0.clone();
+        let bytes = Bytes(self.stdout.bytes.lock().unwrap().0.clone());
         Ended { status, stdout, bytes, stderr, elapsed: started.elapsed() }
     }
 }

@@ -1,0 +1,118 @@
+//! The progress line: on standard error, while a long batch runs whose results go to a file.
+
+use crate::cli;
+use crate::client::calls::Call;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use std::fmt::Write;
+use std::fs::File;
+use std::io::{self, IsTerminal, Seek};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+/// A batch that is over sooner shows no progress.
+const LONG: Duration = Duration::from_secs(1);
+
+/// How many calls are done, how fast, and how long the others may take.
+pub struct Progress {
+    bar: ProgressBar,
+    /// How many bytes of a file on standard input the calls have, and how many the finished ones.
+    bytes: Option<(u64, u64)>,
+}
+
+impl Progress {
+    /// None where it is not wanted: with `--quiet`; where standard error is not a terminal that can be
+    /// drawn on; where standard output is neither a file nor a device such as `/dev/null`. On the same
+    /// terminal the results themselves show how far it is, and a pipe's other end may write to it.
+    ///
+    /// To be made before anything of standard input is read, whose size it takes.
+    pub fn new(args: &cli::Client) -> Option<Progress> {
+        let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        let draws = !args.common.quiet && io::stderr().is_terminal() && !is_dumb;
+        if !draws || !goes_to_a_file() {
+            return None;
+        }
+        let calls = args.calls();
+        let bytes = if calls.is_none() { bytes_on_stdin() } else { None };
+        let total = match (calls, bytes) {
+            (Some(_), _) => " of {len}",
+            (None, Some(_)) => " of about {len}",
+            (None, None) => "",
+        };
+        let left = if total.is_empty() { "" } else { ", {eta} left" };
+        let line = format!("{{spinner}} {{pos}}{total} calls, {{rate}}, {{elapsed}}{left}");
+        let style = ProgressStyle::with_template(&line)
+            .unwrap_or_else(|_| ProgressStyle::default_spinner())
+            .with_key("rate", rate);
+        let bar = ProgressBar::with_draw_target(calls, ProgressDrawTarget::hidden());
+        let bytes = bytes.map(|all| (all.saturating_mul(args.repeat), 0));
+        Some(Progress { bar: bar.with_style(style), bytes })
+    }
+
+    /// Another call is finished, so long after the first was begun.
+    pub fn advance(&mut self, call: &Call, elapsed: Duration) {
+        self.bar.inc(1);
+        if let (Some((all, done)), Some(_)) = (&mut self.bytes, call.line) {
+            *done += call.argument.len() as u64 + 1;
+            self.bar.set_length(estimate(self.bar.position(), *all, *done));
+        }
+        if elapsed > LONG && self.bar.is_hidden() {
+            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+            self.bar.enable_steady_tick(LONG);
+        }
+    }
+
+    /// Does something while the line is not there.
+    pub fn suspend(&self, write: impl FnOnce()) {
+        self.bar.suspend(write);
+    }
+
+    /// Takes the line away.
+    pub fn end(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// How many calls there are, if `calls` of them have `done` bytes and all have `all`.
+fn estimate(calls: u64, all: u64, done: u64) -> u64 {
+    let estimate = u128::from(calls) * u128::from(all) / u128::from(done.max(1));
+    calls.max(u64::try_from(estimate).unwrap_or(u64::MAX))
+}
+
+fn rate(state: &ProgressState, line: &mut dyn Write) {
+    // If it cannot be written, it is not shown.
+    let _ = match state.per_sec() {
+        slow if slow < 1.0 => write!(line, "{:.0}/min", 60.0 * slow),
+        fast => write!(line, "{fast:.0}/s"),
+    };
+}
+
+fn goes_to_a_file() -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    let stdout = io::stdout();
+    let kind = file(&stdout).and_then(|file| Ok(file.metadata()?.file_type()));
+    kind.is_ok_and(|kind| kind.is_file() || kind.is_char_device() && !stdout.is_terminal())
+}
+
+/// How many bytes there are to read, if standard input is a file.
+fn bytes_on_stdin() -> Option<u64> {
+    let mut stdin = file(io::stdin()).ok()?;
+    let metadata = stdin.metadata().ok().filter(|metadata| metadata.is_file())?;
+    Some(metadata.len().saturating_sub(stdin.stream_position().ok()?))
+}
+
+fn file(stream: impl AsFd) -> io::Result<File> {
+    Ok(stream.as_fd().try_clone_to_owned()?.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_calls_is_estimated_by_their_bytes() {
+        assert_eq!(estimate(0, 100, 0), 0);
+        assert_eq!(estimate(10, 100, 20), 50);
+        assert_eq!(estimate(10, 100, 101), 10, "a last line without an end");
+        assert_eq!(estimate(u64::MAX, u64::MAX, 1), u64::MAX);
+    }
+}
