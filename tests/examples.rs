@@ -8,7 +8,8 @@
 mod harness;
 
 use amiquip::{AmqpProperties, ExchangeDeclareOptions, ExchangeType, QueueDeclareOptions};
-use harness::{Amqp, Ended, Node, PATIENCE, Process, kill, program, raw, shown};
+use harness::{Amqp, Ended, Node, PATIENCE, Process};
+use harness::{client_at, kill, program, raw, server_command, shown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
@@ -432,6 +433,42 @@ fn keys_that_are_not_given() {
         vhost.run(&format!("emit_log_{kind}"), &[]).expect(0, &sent, "");
         receiver.await_stdout("'Hello World!'\n");
         stop(receiver, &format!("{FOR_LOGS} [x] '{key}':'Hello World!'\n"));
+    }
+}
+
+// Tutorial six, on the client library alone.
+
+#[test]
+fn the_plain_programs_and_the_pair_understand_each_other() {
+    const READY: &str = " [x] Awaiting RPC requests\n";
+    const CALLS: &str =
+        " [x] Requesting fib(10)\n [.] Got 55\n [x] Requesting fib(20)\n [.] Got 6765\n";
+    const SERVED: &str = " [x] Awaiting RPC requests\n [.] fib(10)\n [.] fib(20)\n [.] fib(30)\n";
+    let vhost = Vhost::new();
+    let plain = Process::spawn(&mut command(&vhost.url, "tutorial_six_server", &[]));
+    plain.await_stdout(READY);
+    vhost.run("tutorial_six_client", &["10", "20"]).expect(0, CALLS, "");
+    client_at(&vhost.url, &["fib", "30"]).expect(0, "832040\n", "");
+    plain.signal("TERM");
+    plain.wait().expect(143, SERVED, "");
+    // It uses the queue as it is.
+    let ours = Process::spawn(&mut server_command(&vhost.url, &[]));
+    ours.await_stdout(READY);
+    vhost.run("tutorial_six_client", &["10", "20"]).expect(0, CALLS, "");
+    let call = " [x] Requesting fib(30)\n [.] Got 832040\n";
+    vhost.run("tutorial_six_client", &[]).expect(0, call, "");
+    ours.signal("TERM");
+    ours.wait().expect(0, SERVED, "");
+}
+
+/// What a learner writes: one screen, nothing of this library.
+#[test]
+fn the_plain_programs_are_short_and_on_their_own() {
+    for program in [
+        include_str!("../examples/tutorial_six_client.rs"),
+        include_str!("../examples/tutorial_six_server.rs"),
+    ] {
+        assert!(program.lines().count() <= 60 && !program.contains("fib_rpc"), "{program}");
     }
 }
 
