@@ -1,7 +1,7 @@
 //! What a server does wrong on purpose, for teaching and for tests: `rpc_server --drill`.
 //!
 //! A drill is a fault that other systems have by accident. The server's loop asks at the place
-//! where each would strike; whatever is_active is announced.
+//! where each would strike, and logs it when it does.
 
 use log::warn;
 use signal_hook::consts::SIGKILL;
@@ -51,7 +51,7 @@ impl fmt::Display for Drill {
     }
 }
 
-/// Tells that `drill` is_active, and how.
+/// Logs that `drill` strikes, and how.
 pub fn announce(drill: Drill, what: fmt::Arguments<'_>) {
     warn!("drill {drill}: {what}");
 }

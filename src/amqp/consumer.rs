@@ -14,12 +14,6 @@ pub enum ConsumerError {
     Amqp(Error),
 }
 
-impl From<Error> for ConsumerError {
-    fn from(error: Error) -> ConsumerError {
-        ConsumerError::Amqp(error)
-    }
-}
-
 impl ConsumerError {
     /// The failure that this is of a consumer of `queue` on a connection.
     pub fn classify(self, session: &mut Session, queue: &str) -> Failure {

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 /// How much memory may be taken by what nobody asked for, in bytes.
-const EXCESS: u64 = 16 << 20;
+const MAX_EXCESS: u64 = 16 << 20;
 
 /// What the thread that reads a connection and those that take messages from it both know.
 #[derive(Debug)]
@@ -61,7 +61,7 @@ impl Inbox {
     #[must_use]
     pub fn grown(&self, size: u64) -> bool {
         let excess = self.excess.fetch_add(size, SeqCst) + size;
-        excess <= EXCESS || self.waiting.load(SeqCst) <= self.expected.load(SeqCst)
+        excess <= MAX_EXCESS || self.waiting.load(SeqCst) <= self.expected.load(SeqCst)
     }
 
     /// Why reading ended, if it was because the peer broke the protocol's rules or flooded us.
@@ -82,18 +82,18 @@ mod tests {
     #[test]
     fn what_was_asked_for_may_have_any_size() {
         let inbox = Inbox::default();
-        assert!((0..100).all(|_| inbox.arrived(EXCESS)));
+        assert!((0..100).all(|_| inbox.arrived(MAX_EXCESS)));
         let inbox = Inbox::default();
         inbox.expect_at_most(2);
-        assert!(inbox.arrived(EXCESS) && inbox.arrived(1) && inbox.grown(EXCESS));
+        assert!(inbox.arrived(MAX_EXCESS) && inbox.arrived(1) && inbox.grown(MAX_EXCESS));
     }
 
     #[test]
     fn what_nobody_asked_for_has_a_limit() {
         let inbox = Inbox::default();
         inbox.expect_at_most(1);
-        assert!(inbox.arrived(EXCESS));
-        assert!(inbox.arrived(1) && inbox.arrived(EXCESS - 1));
+        assert!(inbox.arrived(MAX_EXCESS));
+        assert!(inbox.arrived(1) && inbox.arrived(MAX_EXCESS - 1));
         assert!(!inbox.arrived(1));
     }
 
@@ -104,7 +104,7 @@ mod tests {
         inbox.expect_at_most(1);
         assert!(inbox.arrived(1));
         for _ in 0..10 {
-            assert!(inbox.arrived(EXCESS));
+            assert!(inbox.arrived(MAX_EXCESS));
             inbox.taken();
         }
     }
@@ -114,6 +114,6 @@ mod tests {
         let inbox = Inbox::default();
         inbox.expect_at_most(0);
         inbox.taken();
-        assert!(!inbox.arrived(EXCESS + 1));
+        assert!(!inbox.arrived(MAX_EXCESS + 1));
     }
 }

@@ -38,7 +38,7 @@ impl TlsStream {
         tls: &Tls,
         mut socket: TcpStream,
     ) -> Result<TlsStream, Failure> {
-        let mut session = session(tls, &endpoint.host).map_err(|reason| {
+        let mut session = client_connection(tls, &endpoint.host).map_err(|reason| {
             Failure::new(FailureKind::Configuration, format!("cannot use {endpoint}: {reason}"))
         })?;
         let socket = session
@@ -117,7 +117,7 @@ impl Write for TlsStream {
     }
 }
 
-fn session(tls: &Tls, host: &str) -> Result<ClientConnection, String> {
+fn client_connection(tls: &Tls, host: &str) -> Result<ClientConnection, String> {
     let name = ServerName::try_from(host.to_owned()).map_err(|_| {
         format!("no certificate can be for the host {host}: it is no DNS name and no IP address")
     })?;
@@ -134,8 +134,8 @@ fn session(tls: &Tls, host: &str) -> Result<ClientConnection, String> {
         error!(
             "verify=verify_none is unsafe: anybody on the way can read the password and the calls"
         );
-        let anybody = Arc::new(Anybody(algorithms));
-        builder.dangerous().with_custom_certificate_verifier(anybody)
+        let no_verification = Arc::new(NoVerification(algorithms));
+        builder.dangerous().with_custom_certificate_verifier(no_verification)
     };
     let config = match (&tls.certfile, &tls.keyfile) {
         (Some(certfile), Some(keyfile)) => builder
@@ -203,9 +203,9 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
 
 /// `verify=verify_none`.
 #[derive(Debug)]
-struct Anybody(WebPkiSupportedAlgorithms);
+struct NoVerification(WebPkiSupportedAlgorithms);
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for NoVerification {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

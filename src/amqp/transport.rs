@@ -88,7 +88,7 @@ pub struct Transport {
 }
 
 /// A read of at most so many bytes is one small message, not a stretch of many.
-const ONE: usize = 400;
+const SMALL_READ: usize = 400;
 
 /// Room for the largest frame that is common.
 const BUFFER_SIZE: usize = FRAME_MAX as usize;
@@ -187,7 +187,7 @@ impl Transport {
         match result {
             Ok(read) => {
                 self.end += read;
-                self.has_one = read <= ONE;
+                self.has_one = read <= SMALL_READ;
             }
             // The library's I/O thread goes to sleep now, and has just woken the thread that answers
             // the message. If that runs first, its answer is there before the sleep begins.

@@ -27,8 +27,8 @@ use retry::{Decision, RetryPolicy};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// How long it may take, asked to stop, to come to an end: it may be waiting for a broker, or for
-/// whoever reads its output.
+/// How long the process goes on after a signal: it may be waiting for a broker, or for whoever reads
+/// its output.
 const STOP_LIMIT: Duration = Duration::from_millis(500);
 
 /// The tutorial's loop: makes calls on a channel until they are over, or something ends it.
@@ -211,7 +211,7 @@ impl Client<'_> {
         let now = Instant::now();
         self.calls.expire(now, &self.retry.not_in_time(failure));
         self.report_finished()?;
-        // Nor can the next call be made; or it would have to wait as long.
+        // The next call could not be made either, or would have to wait as long.
         let is_idle = self.calls.unanswered().next().is_none();
         let is_blocked = failure.kind == FailureKind::Blocked;
         if self.calls.last_deadline().has_passed(now) || is_idle && is_blocked {
@@ -224,8 +224,8 @@ impl Client<'_> {
     fn finish(mut self) -> Result<ExitCode, ProgramError> {
         self.report.write(self.calls.take_finished())?;
         let Some(failure) = self.calls.input_failure().cloned() else { return self.report.end() };
-        // One object a call, made or not, and as many in the statistics. Lines of standard input that
-        // may never come are none.
+        // JSON and the statistics have calls that were not made too, but not those of standard input, which
+        // may never end.
         let has_begun = self.report.has_begun();
         let mut is_reported = has_begun;
         let is_json = self.args.format == Format::Json;

@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 /// A batch that is over sooner shows no progress.
-const LONG: Duration = Duration::from_secs(1);
+const SHOWN_AFTER: Duration = Duration::from_secs(1);
 
 /// How many calls are done, how fast, and how long the others may take.
 pub struct Progress {
@@ -55,9 +55,9 @@ impl Progress {
             *done += call.argument.len() as u64 + 1;
             self.bar.set_length(estimate(self.bar.position(), *all, *done));
         }
-        if elapsed > LONG && self.bar.is_hidden() {
+        if elapsed > SHOWN_AFTER && self.bar.is_hidden() {
             self.bar.set_draw_target(ProgressDrawTarget::stderr());
-            self.bar.enable_steady_tick(LONG);
+            self.bar.enable_steady_tick(SHOWN_AFTER);
         }
     }
 

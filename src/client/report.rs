@@ -80,9 +80,9 @@ fn text_or_base64(bytes: &[u8]) -> (Option<&str>, Option<String>) {
 }
 
 /// JSON in which characters that are harmful to a terminal are escapes, all of them, wherever it goes.
-struct Harmless;
+struct EscapingFormatter;
 
-impl Formatter for Harmless {
+impl Formatter for EscapingFormatter {
     fn write_string_fragment<W>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()>
     where
         W: ?Sized + Write,
@@ -327,7 +327,7 @@ impl<'a> Report<'a> {
             // One that was never published has none.
             correlation_id: Some(call.correlation_id.as_str()).filter(|id| !id.is_empty()),
         };
-        json.serialize(&mut Serializer::with_formatter(&mut self.out, Harmless))?;
+        json.serialize(&mut Serializer::with_formatter(&mut self.out, EscapingFormatter))?;
         writeln!(self.out)
     }
 }

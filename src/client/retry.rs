@@ -19,7 +19,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const SHORTEST_ATTEMPT: Duration = Duration::from_millis(1_500);
 
 /// A connection that held so long was a good one.
-const GOOD: Duration = Duration::from_secs(10);
+const STABLE_AFTER: Duration = Duration::from_secs(10);
 
 /// What to do about a failure.
 #[derive(Debug, PartialEq, Eq)]
@@ -98,7 +98,7 @@ impl RetryPolicy {
             _ => {}
         }
         self.was_connected = true;
-        if held > GOOD {
+        if held > STABLE_AFTER {
             self.backoff.reset();
             self.logged_lost = None;
         }
@@ -247,7 +247,7 @@ mod tests {
         assert!(first >= INTERVAL / 2 && first <= INTERVAL, "{first:?}");
         let last = (0..6).map(|_| pause(HELD)).last().unwrap();
         assert!(last >= LONGEST_PAUSE / 2 && last <= LONGEST_PAUSE, "{last:?}");
-        assert!(pause(GOOD + HELD) <= INTERVAL);
+        assert!(pause(STABLE_AFTER + HELD) <= INTERVAL);
     }
 
     #[test]

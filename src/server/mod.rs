@@ -33,7 +33,7 @@ pub fn run(args: &cli::Server, serve: Serve) -> Result<ExitCode, ProgramError> {
     let to_kill = Arc::clone(&groups);
     let stop = signals::stop_requests(None, move || to_kill.kill_all())?;
     let served = serve_by(args, serve, &groups, &stop);
-    // Those of a connection that was lost may have some time left to end by themselves.
+    // Programs whose connection was lost had some time left to end by themselves.
     groups.kill_all();
     served
 }

@@ -32,7 +32,8 @@ impl ReconnectState {
         ReconnectState { last_logged: None, has_served: false, backoff }
     }
 
-    /// The server serves. Whether a failure was logged that is over with this.
+    /// To be called when the server serves. Returns whether a failure had been logged before, which is over
+    /// with this.
     pub fn serves(&mut self) -> bool {
         self.has_served = true;
         self.backoff.reset();

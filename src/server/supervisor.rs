@@ -33,7 +33,7 @@ pub struct Slots {
 struct Slot(Sender<()>);
 
 impl Slots {
-    /// Room for so many.
+    /// Room for so many workers.
     pub fn new(workers: u16) -> Slots {
         let (freed, free) = unbounded();
         for _ in 0..workers {
@@ -126,7 +126,7 @@ pub struct Supervisor<'a> {
     workers: Workers,
     events: Receiver<Event>,
     stop_workers: Sender<()>,
-    /// Tells the workers by its end that the connection is lost.
+    /// Dropped when the connection is lost, so that the workers read the end of this pipe.
     alive: PipeWriter,
 }
 

@@ -117,7 +117,7 @@ impl Service {
         })
     }
 
-    /// How many messages of the broker can wait: the requests that it may push to the workers, and a
+    /// How many messages of one connection can wait to be read: the requests that it may push to the workers, and a
     /// confirm for each. None: any number.
     pub fn most_waiting(&self) -> Option<u64> {
         let requests = u64::from(self.workers) * u64::from(self.prefetch);
@@ -138,7 +138,7 @@ pub struct Context {
     pub endpoint: Endpoint,
     /// Counts what comes by the connection.
     pub inbox: Arc<Inbox>,
-    /// Is closed at its other end when the connection is lost.
+    /// A pipe whose end is reached when the connection is lost; a program that runs is killed then.
     pub connection: PipeReader,
     /// Has a message for each worker that is to stop.
     pub stop: Receiver<()>,
@@ -291,7 +291,7 @@ impl<'a> Worker<'a> {
             let message = "failed on purpose: --drill fail";
             return Some(Err(procedure::Error::new(ErrorKind::Internal, message)));
         }
-        // No time is none that nobody waits for: a request that need not wait in the queue.
+        // An expiration of 0 is no time limit: it says that the request must not wait in the queue.
         let limits = [request.expiration, Some(self.service.time_limit)];
         let limit = limits.into_iter().flatten().filter(|limit| !limit.is_zero()).min();
         let call = Call {
@@ -383,7 +383,7 @@ impl<'a> Worker<'a> {
                 return Err(WorkerError::Failed(failure));
             }
             Err(failure) => {
-                // If this connection is good, it was not the broker that went away.
+                // This is answered only if the broker is still there: then it was the reply that ended the other connection.
                 self.channel.qos(0, self.service.prefetch, false)?;
                 let queue = short_queue(reply_to);
                 warn!("{request} dropped: its reply to {queue} ends each connection ({failure})");
@@ -419,8 +419,8 @@ impl<'a> Worker<'a> {
     }
 
     /// Acks the requests whose replies the broker has. It refuses a reply when the node with the reply
-    /// queue died: newer RabbitMQs still know such a queue. The request is tried once more, then
-    /// dropped, like one whose reply queue is gone: its client lost its connection as well.
+    /// queue died. Such a request goes back to the queue once; the second time it is acked, since its
+    /// client lost its connection with that node.
     fn confirmed(&mut self, confirmed: Confirmed) -> Result<(), WorkerError> {
         let (settled, left) = take(&mut self.unconfirmed)
             .into_iter()
