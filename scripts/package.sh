@@ -85,7 +85,7 @@ uses_the_programs() {
         in_root "$name" --version
         in_root man -w "$name"
         # shellcheck disable=SC2016  # the inner shell's
-        in_root bash -c '. /usr/share/bash-completion/bash_completion && _load_completion "$0" && complete -p "$0"' "$name"
+        in_root bash -c '. /usr/share/bash-completion/bash_completion && __load_completion "$0" && complete -p "$0"' "$name"
     done
     in_root rpc_server -q &
     in_root rpc_client --wait fib 30
