@@ -25,8 +25,7 @@ Examples:
   rpc_server --prefetch 1 --queue fast  another queue
   rpc_server --algorithm recursive -v   slow on purpose, every AMQP step told
   rpc_server --drill crash-before-ack   what a crash comes to
-  rpc_server --procedure upper='tr a-z A-Z' --workers 4
-                                        a program of your own, four at a time
+  rpc_server --procedure 'words=wc -w'  a program as a procedure
   AMQP_URL=amqp://user:password@host/vhost rpc_server
 
 SIGINT and SIGTERM: the call in hand is finished and answered, then the server exits with 0; a \

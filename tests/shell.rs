@@ -53,7 +53,8 @@ fn server_page() -> Page {
         (FailureKind::AccessRefused, "credentials or permission refused"),
         (
             FailureKind::Configuration,
-            "wrong configuration: malformed URI, missing vhost, bad certificate",
+            "wrong configuration: malformed URI, missing vhost, bad certificate, a program that is not \
+             there",
         ),
     ];
     let mut exit_status =
@@ -67,11 +68,16 @@ fn server_page() -> Page {
              computes, and publishes each result to the queue that the request names in reply_to, \
              with the request's correlation_id; then it acknowledges the request.",
             PROCEDURES,
+            "`--procedure NAME=COMMAND` offers a program, which gets the argument as its standard input \
+             and answers by its standard output. COMMAND is split into words as a shell does, without \
+             one. The program's exit code says how it went: 0 is a result, 64 and 65 an invalid \
+             argument, 75 that another attempt may succeed, anything else that it failed; the error's \
+             sentence is the last line of its standard error.",
             "A request queue that exists is used as it is; otherwise the server creates it, durable. \
              A connection that is lost, or a broker that is not there yet, is tried again, with \
              backoff, through the list of brokers.",
             "At the first SIGINT or SIGTERM, the calls in hand are finished and answered, and the \
-             server exits with 0; a second one ends it at once.",
+             server exits with 0; a second one kills the programs that run and ends it at once.",
             cli::DURATION,
         ],
         exit_status,

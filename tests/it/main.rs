@@ -6,6 +6,7 @@ mod bounds;
 mod calls;
 mod client;
 mod cluster;
+mod commands;
 mod connecting;
 mod drills;
 mod fake_broker;

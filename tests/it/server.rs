@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 /// What a server answers to a request with this body and these properties, besides a `reply_to`
 /// and a `correlation_id`. Afterwards it must serve the next call, the queue be empty, and what it
-/// said be the transcript and nothing else.
+/// said be the transcript, a line about an error, and nothing else.
 #[track_caller]
 fn answer(body: &[u8], properties: AmqpProperties) -> (String, Option<String>, Option<String>) {
     let queue = Queue::new();
@@ -27,12 +27,13 @@ fn answer(body: &[u8], properties: AmqpProperties) -> (String, Option<String>, O
     server.signal("TERM");
     let call = text::one_line(&call);
     let stdout = format!(" [x] Awaiting RPC requests\n [.] {call}\n [.] fib(30)\n");
-    server.wait().expect(0, &stdout, "");
     let error =
         reply.properties.headers().as_ref().and_then(|headers| match headers.get("error") {
             Some(AmqpValue::LongString(kind)) => Some(kind.clone()),
             _ => None,
         });
+    let stderr = error.as_ref().map(|kind| format!("rpc_server: {call}: {kind}, N ms\n"));
+    server.wait().timeless().expect(0, &stdout, &stderr.unwrap_or_default());
     let text = String::from_utf8(reply.body).unwrap();
     (text, reply.properties.type_().clone(), error)
 }

@@ -5,6 +5,11 @@ complete -c rpc_server -l queue-type -d 'Type of the request queue, used only if
 quorum\t'Replicated over a cluster: survives the loss of a node'"
 complete -c rpc_server -l prefetch -d 'Unacknowledged requests that the broker pushes to each worker; 0: no limit' -r -f
 complete -c rpc_server -l workers -d 'Threads that answer, each with a channel of its own on the one connection' -r -f
+complete -c rpc_server -l procedure -d 'Offer a program (NAME=COMMAND), or of the built-in procedures only those named; may be repeated' -r -f -a "fib\t''
+fun\t''
+a\t''
+b\t''"
+complete -c rpc_server -l time-limit -d 'Bound on each program that runs; 0: none' -r -f
 complete -c rpc_server -l algorithm -d 'How fib is computed' -r -f -a "fast-doubling\t'Two numbers doubled at a time: fast for every n'
 iterative\t'One addition for each step'
 recursive\t'The tutorial\'s, slow on purpose'"
