@@ -19,6 +19,8 @@ CLASSIC = {"durable": True}
 QUORUM = {"durable": True, "arguments": {"x-queue-type": "quorum"}}
 TRANSIENT = {"durable": False}
 
+BYTES = {"content_type": "application/octet-stream"}
+
 GROUPS = {}
 
 
@@ -255,6 +257,22 @@ def bodies_of_many_frames(case):
     case.our_server(queue)
     digits = "7" * 300_000
     expect("fun", digits + "00", case.client(queue).call(digits, app_id="fun"))
+
+
+@their_client
+def programs(case):
+    queue, every = case.queue(), bytes(range(256))
+    fail = "fail=sh -c 'cat >&2; exit 3'"
+    case.our_server(queue, "--procedure", "cat=cat", "--procedure", fail)
+    client = case.client(queue)
+    client.send(every, correlation_id="1")
+    result, body = client.receive()
+    expect("the result", every, body.encode(errors="surrogateescape"))
+    expect("its properties", {**BYTES, "correlation_id": "1", "type": "result"}, result)
+    client.send("so it is\n", app_id="fail", correlation_id="2")
+    error, body = client.receive()
+    headers = {"error": "internal", "exit_code": 3}
+    expect("the error", (headers, "so it is"), (error["headers"], body))
 
 
 our_client = case_of("our client, their server")

@@ -165,7 +165,7 @@ class Client:
         channel.basic_consume(self.reply_queue, self.on_reply, auto_ack=True)
 
     def on_reply(self, channel, method, reply, body):
-        self.replies.append((is_set(reply), body.decode()))
+        self.replies.append((is_set(reply), body.decode(errors="surrogateescape")))
 
     def send(self, body, **properties):
         properties.setdefault("reply_to", self.reply_queue)
