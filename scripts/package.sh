@@ -102,6 +102,7 @@ try() {
     debootstrap --variant=minbase --include=man-db,bash-completion bookworm "$root" >"$root.log" 2>&1 ||
         { cat "$root.log" >&2 && fail 69 'debootstrap failed, see above'; }
     rm -f "$root.log"
+    echo '127.0.0.1 localhost' >"$root/etc/hosts"
     mkdir -p "$root$TLS_DIR" && cp "$TLS_DIR/ca.pem" "$root$TLS_DIR"
     say 'the archive'
     tar -C "$root/usr/local" --strip-components=1 -xzf "$package"/*.tar.gz
