@@ -87,10 +87,8 @@ uses_the_programs() {
         # shellcheck disable=SC2016  # the inner shell's
         in_root bash -c '. /usr/share/bash-completion/bash_completion && __load_completion "$0" && complete -p "$0"' "$name"
     done
-    in_root rpc_server -q &
-    in_root rpc_client --wait fib 30
-    kill $!
-    wait $!
+    # shellcheck disable=SC2016  # the inner shell's
+    in_root bash -c 'rpc_server -q & rpc_client -q --wait fib 30 && kill $! && wait $!'
 }
 
 # With the broker that broker.sh has started, over TLS.
