@@ -1,6 +1,6 @@
 //! Servers and clients under load, while servers are killed and restarted, the broker is killed
-//! and restarted, an operator closes all connections, and unreadable messages come in. No call
-//! may be lost, none answered wrong, and no process may hang.
+//! and restarted, an operator closes all connections, and unreadable messages come in. Some calls are to a
+//! built-in procedure, some to a program. No call may be lost, none answered wrong, and no process may hang.
 //!
 //! `scripts/chaos.sh [SECONDS [SEED]]` runs it; the seed fixes what happens in which order.
 
@@ -18,6 +18,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const SERVERS: usize = 3;
+
+/// Two procedures that answer alike: a built-in one, and a program that takes its time.
+const PROCEDURES: [&str; 2] = ["fun", "times=sh -c 'read n; sleep 0.01; echo ${n}00'"];
 const CLIENTS: usize = 2;
 
 /// Each call's time limit. A process that takes longer than its calls may is said to hang: fewer than 200
@@ -40,7 +43,7 @@ struct Tally {
 }
 
 impl Tally {
-    /// Takes in what one client said about its calls of `fun`.
+    /// Takes in what one client said about its calls, which multiply by 100.
     fn add(&mut self, arguments: &[String], ended: &Ended) {
         // Results come in input order, a failed call has none.
         let mut expected = arguments.iter().map(|n| format!("{n}00"));
@@ -106,7 +109,8 @@ fn make_calls(node: &Node, queue: &Queue, tally: &Mutex<Tally>, random: &mut Rng
     let arguments: Vec<String> =
         (0..random.usize(1..200)).map(|_| random.u64(1..).to_string()).collect();
     let timeout = format!("{}s", TIMEOUT.as_secs());
-    let args = ["-q", "--wait", "--timeout", &timeout, "--queue", queue.name(), "fun"];
+    let procedure = PROCEDURES[random.usize(0..2)].split('=').next().unwrap();
+    let args = ["-q", "--wait", "--timeout", &timeout, "--queue", queue.name(), procedure];
     let given: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let mut command = client_command(&node.url, &[&args, &given[..]].concat());
     let ended = Process::spawn(&mut command).wait_for(TIMEOUT * 5);
@@ -130,7 +134,8 @@ fn counts<'a>(events: impl Iterator<Item = &'a (Instant, &'static str)>) -> Stri
 fn disturb(node: &Node, queue: &Queue, time: Duration, seed: u64) -> (Events, Vec<Process>) {
     let mut random = Rng::with_seed(seed);
     let mut events = Events::new();
-    let args = ["-q", "--queue", queue.name(), "--prefetch", "4"];
+    let [built_in, program] = PROCEDURES.map(|procedure| format!("--procedure={procedure}"));
+    let args = ["-q", "--queue", queue.name(), "--prefetch", "4", &built_in, &program];
     let start = || Process::spawn(&mut server_command(&node.url, &args));
     let mut servers: Vec<Process> = (0..SERVERS).map(|_| start()).collect();
     let started = Instant::now();
