@@ -126,6 +126,15 @@ END {
         printf "One after another: a message takes %s µs there and back; a call takes this pair as long as %s of them.\n", number(typical("sequential", "broker", "p50_us")), number(ratio("sequential", "ours", "broker", "p50_us"))
     if ("broker" in seen) print ""
 
+    if (("commands", "ours", "per_s") in count) {
+        printf "A program (true) for each call, two at a time: %s calls/s; xargs -P2 -n1 starts %s of them a second without any calls (this pair: %s of that)", number(typical("commands", "ours", "per_s")), number(typical("commands", "xargs", "per_s")), number(ratio("commands", "ours", "xargs", "per_s"))
+        if (("commands", "pika", "per_s") in count)
+            printf "; two servers with pika and subprocess: %s calls/s (%s)", number(typical("commands", "pika", "per_s")), number(ratio("commands", "pika", "ours", "per_s"))
+        if (("commands", "ours", "server_cpu_us") in count)
+            printf ". Processor time a call: the server %s µs, its program %s µs; of xargs and a program, together %s µs", number(typical("commands", "ours", "server_cpu_us")), number(typical("commands", "ours", "child_cpu_us")), number(typical("commands", "xargs", "cpu_us"))
+        print ".\n"
+    }
+
     if (("cpu", "2", "per_s") in count) {
         lines = 1
         cell(1, "recursive fib")

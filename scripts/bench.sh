@@ -9,6 +9,7 @@
 #   sequential   calls one after another
 #   pipelined    256 calls in flight, prefetch 64; also the memory and the processor time of each side
 #   large        a request and a reply of 1 MB; also the memory of each side
+#   commands     a program for each call, two at a time, against xargs -P2 without any calls, and against pika
 #   cpu          recursive fib with 1 and 2 workers, ours only
 #   fib          fib by algorithm, ours only
 #   settings     what prefetch, workers, calls in flight, the queue's type and confirms do, ours only
@@ -21,7 +22,7 @@ here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 # shellcheck source=scripts/common.sh
 . "$here/common.sh"
 
-all_rows='process sequential pipelined large cpu fib settings'
+all_rows='process sequential pipelined large commands cpu fib settings'
 all_peers='ours c lapin go pika'
 
 # ---- the programs ----
@@ -194,6 +195,11 @@ cpu_ms() {
     awk -v ticks="$(getconf CLK_TCK)" '{ sub(/.*\) /, ""); print ($12 + $13) * 1000 / ticks }' "/proc/$1/stat" 2>/dev/null || true
 }
 
+# children_cpu_ms PID: the same for its children that have ended
+children_cpu_ms() {
+    awk -v ticks="$(getconf CLK_TCK)" '{ sub(/.*\) /, ""); print ($14 + $15) * 1000 / ticks }' "/proc/$1/stat" 2>/dev/null || true
+}
+
 # peak_memory PID, in KiB; where only Linux tells the peak, the present.
 peak_memory() {
     awk '/^VmHWM:/ { print $2 }' "/proc/$1/status" 2>/dev/null || ps -o rss= -p "$1" | tr -d ' '
@@ -248,6 +254,43 @@ against_peers() {
     for peer in $peers; do
         eval "pid=\$server_$peer"
         note "$row" "$peer" server_kib "$(peak_memory "$pid")"
+    done
+    stop_servers
+}
+
+# The last server that was started has pid; one of pika has one worker, so that there are two of them.
+with_commands() {
+    local rounds=$1 calls=$2 peer round before children_before wall_s cpu_s _
+    say "[${SECONDS}s] commands: $rounds rounds of $calls calls"
+    for peer in $peers; do
+        server_command "$peer" "$prefix-commands-$peer" 1
+        case $peer in
+            ours) start_server ours "$prefix-commands-ours" --workers 2 --procedure true=true --procedure fun ;;
+            pika)
+                start_server pika "$prefix-commands-pika"
+                start_server pika "$prefix-commands-pika"
+                ;;
+            *) continue ;;
+        esac
+        eval "server_$peer=\$pid"
+    done
+    for ((round = 1; round <= rounds; round++)); do
+        for peer in ours pika; do
+            case " $peers " in *" $peer "*) ;; *) continue ;; esac
+            eval "pid=\$server_$peer"
+            before=$(cpu_ms "$pid") children_before=$(children_cpu_ms "$pid")
+            measure commands "$peer" true '' "$calls" 8
+            note commands "$peer" per_s "$rate"
+            if [ "$peer" = ours ] && [ -n "$before" ]; then
+                note commands ours server_cpu_us "$(cost_since "$before" "$pid")"
+                note commands ours child_cpu_us "$(calculate "($(children_cpu_ms "$pid") - $children_before) * 1e3 / $calls")"
+            fi
+        done
+        : >"$folder/measured"
+        seq "$calls" | "$built/measure" "$folder/measured" xargs -P2 -n1 true
+        read -r wall_s cpu_s _ <"$folder/measured"
+        note commands xargs per_s "$(calculate "$calls / $wall_s")"
+        note commands xargs cpu_us "$(calculate "$cpu_s / $calls * 1e6")"
     done
     stop_servers
 }
@@ -370,6 +413,7 @@ bench() {
             :sequential) against_peers sequential 21 1 ping '' 1000 1 ;;
             :pipelined) against_peers pipelined 15 64 ping '' 10000 256 ;;
             :large) against_peers large 21 1 fun - 10 1 ;;
+            :commands) with_commands 15 2000 ;;
             :cpu) with_workers 9 34 200 ;;
             :fib) by_algorithm 3 10000000 ;;
             :settings) with_settings 7 10000 ;;
@@ -377,6 +421,7 @@ bench() {
             yes:sequential) against_peers sequential 3 1 ping '' 500 1 ;;
             yes:pipelined) against_peers pipelined 3 64 ping '' 5000 256 ;;
             yes:large) against_peers large 3 1 fun - 5 1 ;;
+            yes:commands) with_commands 3 1000 ;;
             yes:cpu) with_workers 3 32 80 ;;
             yes:fib) by_algorithm 1 1000000 ;;
             yes:settings) with_settings 2 5000 ;;

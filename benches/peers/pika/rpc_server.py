@@ -1,6 +1,7 @@
 """RPC server of RabbitMQ's tutorial six with pika: rpc_server.py URL QUEUE PREFETCH"""
 
 import signal
+import subprocess
 import sys
 
 import pika
@@ -13,6 +14,8 @@ def fib(n):
 def answer(procedure, argument):
     if procedure == "fun":
         return argument + b"00"
+    if procedure == "true":
+        return subprocess.run(["true"], input=argument, capture_output=True, check=True).stdout
     if procedure == "fib":
         return str(fib(int(argument)))
     return "pong"
