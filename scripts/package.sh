@@ -76,7 +76,7 @@ make() {
 
 # in_root COMMAND…: in the bare Debian, without anything of the environment.
 in_root() {
-    chroot "$root" /usr/bin/env -i PATH=/usr/local/bin:/usr/bin:/bin AMQP_URL="$AMQPS_URL" "$@"
+    chroot "$root" /usr/bin/env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin AMQP_URL="$AMQPS_URL" "$@"
 }
 
 uses_the_programs() {

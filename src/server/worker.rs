@@ -175,10 +175,6 @@ pub struct Worker<'a> {
     confirms: Confirms,
     /// The number of the last reply to the request in hand, if it is to be confirmed.
     replied: Option<u64>,
-    /// Whether there was a reply to the request in hand.
-    has_replied: bool,
-    /// Whether the request in hand was delivered before.
-    is_redelivered: bool,
     /// Requests whose replies the broker has not confirmed yet, with the replies' numbers.
     unconfirmed: VecDeque<(u64, Delivery)>,
     isolated: Option<IsolatedPublisher>,
@@ -195,8 +191,6 @@ impl<'a> Worker<'a> {
             messages: never(),
             confirms: Confirms::disabled(),
             replied: None,
-            has_replied: false,
-            is_redelivered: false,
             unconfirmed: VecDeque::new(),
             isolated: None,
         }
@@ -250,7 +244,6 @@ impl<'a> Worker<'a> {
                         short(delivery.properties.correlation_id().as_deref()),
                         if delivery.redelivered { "redelivered" } else { "not redelivered" }
                     );
-                    self.is_redelivered = delivery.redelivered;
                     if !delivery.redelivered {
                         self.isolated = None;
                     }
@@ -337,6 +330,12 @@ impl<'a> Worker<'a> {
         if self.is_active(Drill::DuplicateReply, format_args!("{request} gets a second reply")) {
             self.publish_to(request, reply_to, &reply)?;
         }
+        if self.service.drill == Some(Drill::CrashBeforeAck) {
+            // The answer to any synchronous method says that the broker has the reply by then.
+            self.channel.qos(0, self.service.prefetch, false)?;
+            drill::announce(Drill::CrashBeforeAck, format_args!("the reply is out: dies now"));
+            drill::crash();
+        }
         Ok(())
     }
 
@@ -352,8 +351,7 @@ impl<'a> Worker<'a> {
             reply.kind(),
             short(reply.correlation_id.as_deref())
         );
-        self.has_replied = true;
-        if self.is_redelivered && self.publish_isolated(request, reply_to, reply)? {
+        if request.is_redelivered && self.publish_isolated(request, reply_to, reply)? {
             return Ok(());
         }
         if self.service.confirms {
@@ -399,13 +397,6 @@ impl<'a> Worker<'a> {
     ///
     /// Why the channel is gone.
     pub fn ack(&mut self, delivery: Delivery) -> Result<(), WorkerError> {
-        let has_replied = take(&mut self.has_replied);
-        if has_replied && self.service.drill == Some(Drill::CrashBeforeAck) {
-            // The answer to any synchronous method says that the broker has the reply by then.
-            self.channel.qos(0, self.service.prefetch, false)?;
-            drill::announce(Drill::CrashBeforeAck, format_args!("the reply is out: dies now"));
-            drill::crash();
-        }
         match self.replied.take() {
             Some(number) => self.unconfirmed.push_back((number, delivery)),
             None => self.ack_now(delivery)?,
