@@ -413,3 +413,43 @@ impl Lines<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By the system's descriptor, and by a thread where there is none.
+    #[test]
+    fn the_end_of_a_process_is_reported_and_does_not_reap_it() {
+        for end_of in [end_of, end_by_thread] {
+            let mut child = process::Command::new("cat")
+                .stdin(Stdio::piped())
+                .process_group(0)
+                .spawn()
+                .unwrap();
+            let end = end_of(Pid::from_child(&child)).unwrap();
+            let is_reported = |limit: Option<&Timespec>| {
+                poll(&mut [PollFd::new(&end, PollFlags::IN)], limit).unwrap() == 1
+            };
+            assert!(!is_reported(Some(&Timespec { tv_sec: 0, tv_nsec: 0 })));
+            drop(child.stdin.take());
+            assert!(is_reported(None));
+            assert!(child.wait().unwrap().success());
+        }
+    }
+
+    #[test]
+    fn a_line_is_whole_whatever_pieces_it_comes_in() {
+        let mut lines = Lines { name: "p", line: Vec::new(), last: None };
+        for (piece, last) in
+            [("on", None), ("e\ntw", Some("one")), ("o\n\n \n", Some("two")), ("end", Some("two"))]
+        {
+            lines.push(piece.as_bytes());
+            assert_eq!(lines.last.as_deref(), last, "{piece}");
+        }
+        lines.push(&[b'x'; 100_000]);
+        assert_eq!(lines.line.len(), LINE_LIMIT);
+        lines.finish();
+        assert!(lines.last.unwrap().starts_with("endxxx"));
+    }
+}

@@ -461,6 +461,17 @@ fn is_roots(file: &fs::Metadata) -> bool {
 
 // What is left of it.
 
+/// Even if nothing that a call waits for is open any more.
+#[test]
+fn what_a_program_leaves_running_is_killed() {
+    let queue = Queue::new();
+    for script in ["sleep 1000 & echo $!", "sleep 1000 >&- 2>&- & echo $!"] {
+        let _server = server(&queue, &[&format!("--procedure=p=sh -c '{script}'")]);
+        let pid = text(Caller::new(&queue).call("p", b"")).trim().parse().unwrap();
+        await_that("it has ended", || has_ended(pid));
+    }
+}
+
 /// A script that is slow when it runs for the first time. It tells each of its processes.
 const SLOW_AT_FIRST: &str = "echo $$ >> \"$0/pids\"; echo $RPC_REDELIVERED >> \"$0/redelivered\"; \
                              test $(wc -l < \"$0/pids\") != 1 || sleep 1000; cat";
