@@ -10,12 +10,16 @@ here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 . "$here/common.sh"
 
 build() {
-    local messages
-    say 'building the programs'
-    if ! messages=$(cargo build --release --locked 2>&1); then
-        printf '%s\n' "$messages" >&2
+    local messages=''
+    if [ ! -x "$target/release/rpc_client" ]; then say 'building the programs; the first time this takes some minutes'; fi
+    if [ -t 2 ]; then
+        cargo build --release --locked # with its progress
+    else
+        messages=$(cargo build --release --locked 2>&1)
+    fi || {
+        if [ "$messages" ]; then printf '%s\n' "$messages" >&2; fi
         fail 70 'the build failed, see above'
-    fi
+    }
 }
 
 clean_up() {
