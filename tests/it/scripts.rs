@@ -1,7 +1,9 @@
-//! `scripts/broker.sh`: what it gives to a command, and that it leaves nothing behind.
+//! `scripts/broker.sh`: what it gives to a command, and that it leaves nothing behind; what
+//! `scripts/package.sh` refuses.
 
 use crate::harness::*;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -138,4 +140,31 @@ fn a_node_listens_on_loopback_only() {
         }
     }
     assert!(found >= 3, "{found} sockets");
+}
+
+/// Static programs need a target of Rust that has to be installed. A rustc that has none stands in for
+/// this machine's, which may have it.
+#[test]
+fn static_programs_without_their_target() {
+    let tmp = Folder::new();
+    let rustc = tmp.0.join("rustc");
+    let script = "#!/bin/sh\ncase $* in\n-vV) echo host: x86_64-unknown-linux-gnu ;;\n*) echo /none ;;\nesac\n";
+    fs::write(&rustc, script).unwrap();
+    fs::set_permissions(&rustc, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", tmp.0.display(), std::env::var("PATH").unwrap());
+    let package = |word: &str| {
+        let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/package.sh"));
+        Process::spawn(command.arg(word).env("PATH", &path)).wait()
+    };
+    package("--static").expect(
+        69,
+        "",
+        "package.sh: Rust's target x86_64-unknown-linux-musl is not installed; type: rustup target \
+         add x86_64-unknown-linux-musl\n",
+    );
+    package("--no").expect(
+        64,
+        "",
+        "package.sh: unknown word: --no; usage: package.sh [--static | --try]\n",
+    );
 }
