@@ -4,7 +4,7 @@ use crate::amqp::MAX_NAME;
 use crate::amqp::queue::QueueType;
 use crate::drill::Drill;
 use crate::fib::{Algorithm, RECURSIVE_LIMIT};
-use crate::procedure::{OPTIONAL, Offer, Settings};
+use crate::procedure::{BUILT_IN_NAMES, OPTIONAL, Offer, Settings};
 use crate::protocol::MAX_EXPIRATION;
 use clap::builder::{PossibleValue, TypedValueParser};
 use clap::{Arg, ArgAction, Args, Command, Parser, ValueEnum, ValueHint};
@@ -193,7 +193,7 @@ pub enum SendOn {
 #[command(args_override_self = true)]
 pub struct Client {
     /// Name of the procedure; `list` names them
-    #[arg(value_parser = name)]
+    #[arg(value_parser = Suggest(name, &BUILT_IN_NAMES), hide_possible_values = true)]
     pub procedure: String,
 
     /// One call for each argument; `-`: one for each line of standard input (see --send-on); none:

@@ -72,7 +72,10 @@ const BUILT_IN: [(&str, BuiltIn); 5] = [
 const PING: &str = "ping";
 const LIST: &str = "list";
 
-/// The built-in procedures of which a server can offer some and not others.
+/// Every built-in procedure.
+pub const BUILT_IN_NAMES: [&str; 6] = ["fib", "fun", "a", "b", PING, LIST];
+
+/// Those of which a server can offer some and not others.
 pub const OPTIONAL: [&str; 4] = ["fib", "fun", "a", "b"];
 
 /// A procedure that an option names.

@@ -273,7 +273,9 @@ printf '%s\n' "${COMPREPLY[@]}"
 
 #[test]
 fn bash_completes() {
-    for (line, word) in COMPLETIONS {
+    // Names and options have no beginning in common, so that a TAB inserts no `-`.
+    let names = [("rpc_client fi", "fib"), ("rpc_client li", "list")];
+    for (line, word) in COMPLETIONS.into_iter().chain(names) {
         let words: Vec<_> = line.split(' ').collect();
         let file = share(&format!("bash-completion/completions/{}", words[0]));
         let mut args = vec!["--norc", "-c", BASH, file.to_str().unwrap()];
