@@ -13,7 +13,6 @@ use log::warn;
 use rustix::io::Errno;
 use signal_hook::low_level::signal_name;
 use std::collections::BTreeMap;
-use std::fmt;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -40,14 +39,6 @@ impl Error {
         Error { kind, message: message.into(), exit_code: None }
     }
 }
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({})", self.message, self.kind.name())
-    }
-}
-
-impl std::error::Error for Error {}
 
 /// What the server's options say about procedures.
 #[derive(Debug, Clone, Copy)]
