@@ -156,9 +156,8 @@ impl<'a> Report<'a> {
     /// Writes a call's outcome.
     fn write_one(&mut self, call: &Call, outcome: &Outcome) -> Result<(), ProgramError> {
         self.add_up(call, outcome);
-        let elapsed = self.elapsed();
         if let Some(progress) = &mut self.progress {
-            progress.advance(call, elapsed);
+            progress.advance(call, since(self.started));
         }
         match (self.format, outcome) {
             (Format::Json, _) => output::written(self.write_json(call, outcome)),
@@ -250,7 +249,7 @@ impl<'a> Report<'a> {
         }
         if self.args.stats {
             let made = self.latencies.len();
-            let seconds = self.elapsed().as_secs_f64();
+            let seconds = since(self.started).as_secs_f64();
             let rate = if made > 0 { made as f64 / seconds } else { 0.0 };
             let calls = text::count(made, "call", "calls");
             let ms = |microseconds: u64| microseconds as f64 / 1e3;
@@ -265,11 +264,6 @@ impl<'a> Report<'a> {
             ));
         }
         Ok(self.first_failure.map_or(ExitCode::SUCCESS, |kind| ExitCode::from(kind.code())))
-    }
-
-    /// Since the first call was begun.
-    fn elapsed(&self) -> Duration {
-        self.started.map_or(Duration::ZERO, |started| started.elapsed())
     }
 
     /// Tells something on stderr, past the progress line.
@@ -330,6 +324,11 @@ impl<'a> Report<'a> {
         json.serialize(&mut Serializer::with_formatter(&mut self.out, EscapingFormatter))?;
         writeln!(self.out)
     }
+}
+
+/// The time since the first call was begun, if one was.
+fn since(started: Option<Instant>) -> Duration {
+    started.map_or(Duration::ZERO, |started| started.elapsed())
 }
 
 /// A procedure's own error is told with its kind.
