@@ -86,9 +86,19 @@ load_node() {
 # process KIND WORDS: its number, if the command line is still the node's, or this script's that is about to become it;
 # after a crash the number may have gone to another.
 process() {
-    local pid
+    local pid try
     pid=$(cat "$node/$1.pid" 2>/dev/null) || return 0
-    case $(ps -ww -o args= -p "$pid" 2>/dev/null) in *"$2"* | *"$0"*) echo "$pid" ;; esac
+    for try in 1 2 3; do
+        case $(ps -ww -o args= -p "$pid" 2>/dev/null) in
+            *"$2"* | *"$0"*)
+                echo "$pid"
+                return 0
+                ;;
+            # It has no command line for a moment while it becomes another program.
+            '['*) sleep 0.1 ;;
+            *) return 0 ;;
+        esac
+    done
 }
 
 need_node() {

@@ -417,8 +417,10 @@ fn a_broker_that_blocks_publishing_ends_a_batch() {
     assert!(ended.stderr.ends_with(&last), "{ended:?}");
     let first = format!("rpc_client: line 1: fib(30): {cause}\n");
     assert!(ended.stderr.starts_with(&first), "{ended:?}");
-    // No more calls than are in flight at a time: 64, unless --in-flight says otherwise.
-    assert_eq!(ended.stderr.matches(": fib(30): no answer ").count(), 64, "{ended:?}");
+    // The calls that were made before the broker said that it blocks: no more than are in flight at a
+    // time, which is 64, unless --in-flight says otherwise.
+    let told = ended.stderr.matches(": fib(30): no answer ").count();
+    assert!((1..=64).contains(&told), "{ended:?}");
 }
 
 #[test]

@@ -249,7 +249,8 @@ fn colours_are_a_terminals_that_wants_them() {
         for program in [env!("CARGO_BIN_EXE_rpc_client"), env!("CARGO_BIN_EXE_rpc_server")] {
             let (mut pty, pts) = blocking::open().unwrap();
             let mut command = blocking::Command::new(program).arg("--help").env("TERM", term);
-            for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"] {
+            // With CI there are colours on any terminal.
+            for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "CI"] {
                 command = command.env_remove(name);
             }
             if let Some(value) = no_color {
