@@ -17,7 +17,7 @@ here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 help() {
     cat <<'END'
 usage: broker.sh run [--management] [--tls] -- COMMAND [ARGUMENT...]
-       broker.sh start [--management] [--tls] | stop | restart | url | tls-url | tls-dir | pid | ctl ARGUMENT... | install
+       broker.sh start [--management] [--tls] | stop | restart | reset | url | tls-url | tls-dir | pid | ctl ARGUMENT... | install
 
 run      gives COMMAND a broker in AMQP_URL and exits with its exit code. The broker is, in this order:
          that of AMQP_URL if it is set; a private node if RabbitMQ is installed; what answers on
@@ -26,6 +26,7 @@ run      gives COMMAND a broker in AMQP_URL and exits with its exit code. The br
 start    starts a private node and prints its AMQP URL; the node outlives this script
 stop     ends that node and removes its data (and its folder, if nothing else is in it)
 restart  starts it again, on the same ports and with the same data, after its process died
+reset    starts it again, on the same ports and with no data, whether it runs or not
 url      prints its AMQP URL
 tls-url  prints its AMQP URL for TLS, if it was started with --tls
 tls-dir  prints the folder with its certificates
@@ -46,7 +47,7 @@ END
 }
 
 wrong_usage() {
-    fail 64 "$1; usage: broker.sh run [--management] [--tls] -- COMMAND..., or start, stop, restart, url, tls-url, tls-dir, pid, ctl, install, --help"
+    fail 64 "$1; usage: broker.sh run [--management] [--tls] -- COMMAND..., or start, stop, restart, reset, url, tls-url, tls-dir, pid, ctl, install, --help"
 }
 
 # answers_amqp HOST PORT: sends the protocol header; a broker replies with the method frame
@@ -322,17 +323,21 @@ start_node() {
     fail_start 'the RabbitMQ node did not start'
 }
 
-# stop_node SECONDS: how long it may take to stop in good order.
-stop_node() {
+# end_beam SECONDS: how long it may take to stop in good order.
+end_beam() {
     local pids
+    [ -n "$beam_pid" ] || return 0
+    pids=$(tree "$beam_pid")
+    end "$1" "$beam_pid"
+    # Its helpers outlive a killed VM for a moment.
+    # shellcheck disable=SC2086  # a list of numbers
+    end 0 $pids
+}
+
+# stop_node SECONDS
+stop_node() {
     load_node || return 0
-    if [ -n "$beam_pid" ]; then
-        pids=$(tree "$beam_pid")
-        end "$1" "$beam_pid"
-        # Its helpers outlive a killed VM for a moment.
-        # shellcheck disable=SC2086  # a list of numbers
-        end 0 $pids
-    fi
+    end_beam "$1"
     if [ -n "$epmd_pid" ]; then end 2 "$epmd_pid"; fi
     rm -rf "${node:?}"
     rmdir "$dir" 2>/dev/null || true
@@ -457,6 +462,17 @@ restart() {
     if [ -n "$beam_pid" ] && ! gone 5 "$beam_pid"; then
         fail 69 "the node in $dir is running (process $beam_pid); restart is for one that died"
     fi
+    start_again
+}
+
+reset() {
+    need_node
+    end_beam 0
+    rm -rf "${node:?}/data"
+    start_again
+}
+
+start_again() {
     : >"$node/log"
     if ! launch_node; then
         end 0 "$beam_pid"
@@ -508,7 +524,7 @@ word=${1-} management='' tls=''
 if [ $# != 0 ]; then shift; fi
 case $word in
     -h | --help) help && exit ;;
-    run | start | stop | restart | url | pid | install | ctl) ;;
+    run | start | stop | restart | reset | url | pid | install | ctl) ;;
     tls-url | tls-dir) word=${word/-/_} ;;
     *) wrong_usage "unknown word: '$word'" ;;
 esac

@@ -38,7 +38,7 @@ const NOT_TYPED: [(&str, &str); 5] = [
 
 /// What is never the same twice, and what stands for it. A group is an id: it may be another one in
 /// the document, but then it is the same other one in all of the section.
-static VARIABLE: LazyLock<[(Regex, &str); 13]> = LazyLock::new(|| {
+static VARIABLE: LazyLock<[(Regex, &str); 15]> = LazyLock::new(|| {
     [
         // A node's address, and its name, which has the port.
         (regex(r"amqp://(?:localhost|127\.0\.0\.1):(\d+)"), "amqp://HOST"),
@@ -52,12 +52,15 @@ static VARIABLE: LazyLock<[(Regex, &str); 13]> = LazyLock::new(|| {
         (regex(r"\b([0-9a-f]{8})-[0-9a-f]{4}-4[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}\b"), "UUID"),
         (regex(r"\bcorrelation_id ([0-9a-f]{8})\b"), "correlation_id ID"),
         (regex(r"\bamq\.gen-([\w-]{4})…"), "amq.gen-ID"),
+        // The number of a thread, which Rust before 1.92 does not tell.
+        (regex(r"^(?:thread 'main') \(\d+\)"), "thread 'main'"),
         // The command, which bash 5.3 puts behind it.
         (regex(r"^Killed +rpc_server .*$"), "Killed"),
         // Colours, as jq has them; rabbitmqctl's tabs.
         (regex("\t"), " "),
         (regex("\x1b\\[[0-9;]*m"), ""),
-        // Of --stats and --format json.
+        // Of --stats, --format json, and bash's `time`.
+        (regex(r"^\d+\.\d+ s$"), "TIME"),
         (regex(r"\b\d+\.\d+ (?:ms|calls/s)"), "TIME"),
         (regex(r#""elapsed_ms":\d+(?:\.\d+)?"#), "TIME"),
     ]
@@ -72,9 +75,13 @@ static FAREWELL: LazyLock<Regex> = LazyLock::new(|| {
     regex(r"^(\$ )?\^C\n?(rpc_server: (asked to stop: |cancel the consumer of )[^\n]*\n)*\$ $")
 });
 
+/// How long a person takes before each command: `TYPING_PAUSE`, as in "10s". Without it nobody pauses, but
+/// in the lessons of `PAUSED` for this long.
+const PAUSED: ([&str; 3], Duration) = (["2. ", "4. ", "7. "], Duration::from_secs(3));
+
 /// How long to wait for what must come. Only a failing test waits this long, so that there is room for
 /// a machine that is ten times slower.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(360);
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -226,16 +233,29 @@ fn constant(line: &str) -> (String, Vec<String>) {
 impl Section {
     fn run(&self) -> Result<(), String> {
         let stage = Stage::new(self);
+        let pause = self.typing_pause()?;
         let mut terminals = BTreeMap::new();
         let mut ids = Ids::default();
         for (index, block) in self.blocks.iter().enumerate() {
             let next = self.blocks[index + 1..].iter().find(|next| next.terminal == block.terminal);
             let goes_on = next.is_some_and(|next| !next.lines[0].text.starts_with("$ "));
             let terminal =
-                terminals.entry(&block.terminal).or_insert_with(|| Terminal::open(&stage));
+                terminals.entry(&block.terminal).or_insert_with(|| Terminal::open(&stage, pause));
             terminal.play(block, goes_on, &mut ids)?;
         }
         terminals.values_mut().try_for_each(|terminal| terminal.end(&mut ids))
+    }
+
+    fn typing_pause(&self) -> Result<Duration, String> {
+        match env::var("TYPING_PAUSE") {
+            Ok(pause) => {
+                humantime::parse_duration(&pause).map_err(|e| format!("TYPING_PAUSE: {e}"))
+            }
+            Err(_) if PAUSED.0.iter().any(|lesson| self.heading.starts_with(lesson)) => {
+                Ok(PAUSED.1)
+            }
+            Err(_) => Ok(Duration::ZERO),
+        }
     }
 }
 
@@ -287,6 +307,7 @@ impl Drop for Stage {
 struct Terminal {
     pty: Arc<Pty>,
     shell: Child,
+    pause: Duration,
     output: Receiver<Vec<u8>>,
     /// What it shows that was not compared yet.
     rest: Vec<u8>,
@@ -300,7 +321,7 @@ struct Terminal {
 }
 
 impl Terminal {
-    fn open(stage: &Stage) -> Terminal {
+    fn open(stage: &Stage, pause: Duration) -> Terminal {
         let (pty, pts) = blocking::open().unwrap();
         // Wide enough that nothing wraps.
         pty.resize(Size::new(50, 500)).unwrap();
@@ -337,7 +358,8 @@ impl Terminal {
         });
         let last = Line { place: "start".into(), text: String::new() };
         let (rest, expected) = (Vec::new(), VecDeque::new());
-        Terminal { pty, shell, output, rest, expected, last, serves: false, is_elided: false }
+        let (serves, is_elided) = (false, false);
+        Terminal { pty, shell, pause, output, rest, expected, last, serves, is_elided }
     }
 
     /// Types and compares a block. One whose last command serves others is compared up to the line that
@@ -375,11 +397,14 @@ impl Terminal {
         let prompt = line.text.get(..2).filter(|start| ["$ ", "> "].contains(start));
         if let Some(prompt) = prompt {
             self.prompt(prompt)?;
+            thread::sleep(self.pause);
             self.type_in(&format!("{}\n", &line.text[2..]));
         }
         let end = match line.text.as_str() {
             "^C" => {
+                thread::sleep(self.pause);
                 self.type_in("\x03");
+                self.skip_elided(b"^C");
                 self.wait(|rest| rest.starts_with(b"^C")).then_some(2)
             }
             _ => {
@@ -400,8 +425,17 @@ impl Terminal {
         is_same.then_some(()).ok_or_else(|| self.wrong(&expected, &shown))
     }
 
+    /// Skips what a line of "…" stands for, up to this text.
+    fn skip_elided(&mut self, text: &[u8]) {
+        let at = |rest: &[u8]| rest.windows(2).position(|pair| pair == text);
+        if std::mem::take(&mut self.is_elided) && self.wait(|rest| at(rest).is_some()) {
+            self.rest.drain(..at(&self.rest).unwrap_or(0));
+        }
+    }
+
     /// Waits for a prompt, before which nothing else may come.
     fn prompt(&mut self, prompt: &str) -> Result<(), String> {
+        self.skip_elided(prompt.as_bytes());
         let is_on_its_way = |rest: &[u8]| prompt.as_bytes().starts_with(rest);
         self.wait(|rest| !is_on_its_way(rest) || rest == prompt.as_bytes());
         // The document ends the line after ^C; the shell does so if the program died of it.

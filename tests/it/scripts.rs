@@ -127,6 +127,21 @@ fn no_folder_for_temporary_files() {
     assert!(ended.stderr.ends_with(said), "{ended:?}");
 }
 
+/// With the same address, and nothing of what it had, whether it runs or not.
+#[test]
+fn a_reset_node_is_empty() {
+    let node = Node::start();
+    for is_killed in [false, true] {
+        node.ctl(&["add_user", "somebody", "secret"]);
+        if is_killed {
+            kill(node.pid(), "KILL");
+        }
+        assert_eq!(node.script(&["reset"]), "");
+        assert_eq!(node.script(&["url"]), node.url);
+        assert_eq!(node.ctl(&["-s", "list_users"]), "guest\t[administrator]");
+    }
+}
+
 /// AMQP, the distribution port and epmd.
 #[cfg(target_os = "linux")]
 #[test]
