@@ -38,8 +38,9 @@ pub struct Report<'a> {
     started: Option<Instant>,
     failed: u64,
     first_failure: Option<FailureKind>,
-    /// Microseconds from publication to outcome. Its size does not grow with the number of calls.
-    latencies: Histogram<u64>,
+    /// Microseconds from publication to outcome, if statistics are asked for. Its size, 228 KB, does not
+    /// grow with the number of calls.
+    latencies: Option<Histogram<u64>>,
     progress: Option<Progress>,
 }
 
@@ -108,7 +109,10 @@ impl<'a> Report<'a> {
             Format::Auto => Format::Plain,
             given => given,
         };
-        let latencies = Histogram::new_with_bounds(1, LONGEST_LATENCY, 3);
+        let latencies = args.stats.then(|| {
+            Histogram::new_with_bounds(1, LONGEST_LATENCY, 3)
+                .unwrap_or_else(|_| unreachable!("these bounds are sound"))
+        });
         Report {
             program,
             out: BufWriter::with_capacity(OUT_CAPACITY, io::stdout()),
@@ -119,7 +123,7 @@ impl<'a> Report<'a> {
             started: None,
             failed: 0,
             first_failure: None,
-            latencies: latencies.unwrap_or_else(|_| unreachable!("these bounds are sound")),
+            latencies,
             progress: Progress::new(args),
         }
     }
@@ -194,8 +198,10 @@ impl<'a> Report<'a> {
 
     /// Adds a call to the statistics.
     fn add_up(&mut self, call: &Call, outcome: &Outcome) {
-        let elapsed = call.ended.duration_since(call.started);
-        self.latencies.saturating_record(elapsed.as_micros() as u64);
+        if let Some(latencies) = &mut self.latencies {
+            let elapsed = call.ended.duration_since(call.started);
+            latencies.saturating_record(elapsed.as_micros() as u64);
+        }
         if let Err(failure) = outcome {
             self.failed += 1;
             self.count(failure.kind);
@@ -247,20 +253,20 @@ impl<'a> Report<'a> {
         if let Some(progress) = &self.progress {
             progress.end();
         }
-        if self.args.stats {
-            let made = self.latencies.len();
+        if let Some(latencies) = &self.latencies {
+            let made = latencies.len();
             let seconds = since(self.started).as_secs_f64();
             let rate = if made > 0 { made as f64 / seconds } else { 0.0 };
             let calls = text::count(made, "call", "calls");
             let ms = |microseconds: u64| microseconds as f64 / 1e3;
-            let at = |quantile| ms(self.latencies.value_at_quantile(quantile));
+            let at = |quantile| ms(latencies.value_at_quantile(quantile));
             self.error_line(format_args!(
                 "{calls}, {} failed, {rate:.1} calls/s, p50 {:.3} ms, p90 {:.3} ms, p99 {:.3} ms, max {:.3} ms",
                 self.failed,
                 at(0.5),
                 at(0.9),
                 at(0.99),
-                ms(self.latencies.max()),
+                ms(latencies.max()),
             ));
         }
         Ok(self.first_failure.map_or(ExitCode::SUCCESS, |kind| ExitCode::from(kind.code())))
