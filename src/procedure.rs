@@ -290,7 +290,9 @@ fn integer<'a>(procedure: &str, argument: &'a str) -> Result<(bool, &'a str), Er
         Some(b'+') => (false, &argument[1..]),
         _ => (false, argument),
     };
-    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+    // To the end, whatever comes: so the compiler looks at many bytes at once.
+    let are_digits = digits.bytes().fold(true, |are, byte| are & byte.is_ascii_digit());
+    if digits.is_empty() || !are_digits {
         let message = format!(
             "{procedure} takes an integer in decimal digits, not \"{}\"",
             excerpt(argument.as_bytes())
