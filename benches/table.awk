@@ -58,15 +58,16 @@ function cell(i, text) {
     if (i > columns) columns = i
 }
 
-# What was measured, as a line with a column for each peer.
-function line(text, row, metric, scale,    i, times) {
-    if (!((row, "ours", metric) in count)) return
+# What was measured, as a line with a column for each peer; with a variant, of those peers which have it.
+function line(text, row, metric, scale, variant,    i, other, times) {
+    if (!((row, "ours", metric) in count) || variant && !((row, "c" variant, metric) in count)) return
     lines++
     cell(1, text)
     for (i = 1; i <= peers; i++) {
-        if (!((row, peer[i], metric) in count)) { cell(i + 1, "–"); continue }
-        times = ratio(row, peer[i], "ours", metric)
-        cell(i + 1, number(typical(row, peer[i], metric) / scale) (i > 1 && times ? " (" number(times) ")" : ""))
+        other = i > 1 ? peer[i] variant : "ours"
+        if (!((row, other, metric) in count)) { cell(i + 1, "–"); continue }
+        times = ratio(row, other, "ours", metric)
+        cell(i + 1, number(typical(row, other, metric) / scale) (i > 1 && times ? " (" number(times) ")" : ""))
     }
 }
 
@@ -106,8 +107,10 @@ END {
     for (i = 1; i <= 5; i++) if (order[i] in seen) { peer[++peers] = order[i]; cell(peers + 1, name[i]) }
     line("one call as a whole process, ms", "process", "wall_ms", 1)
     line("one after another: p50, µs", "sequential", "p50_us", 1)
+    line("– with an expiration, as ours", "sequential", "p50_us", 1, "_expiring")
     line("one after another: p99, µs", "sequential", "p99_us", 1)
     line("256 in flight, prefetch 64: calls/s", "pipelined", "per_s", 1)
+    line("– with an expiration, as ours", "pipelined", "per_s", 1, "_expiring")
     line("– processor time a call: client, µs", "pipelined", "client_cpu_us", 1)
     line("– processor time a call: server, µs", "pipelined", "server_cpu_us", 1)
     line("– processor time a call: broker, µs", "pipelined", "broker_cpu_us", 1)

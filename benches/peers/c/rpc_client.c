@@ -1,5 +1,6 @@
 // RPC client of RabbitMQ's tutorial six with librabbitmq:
-// rpc_client URL QUEUE PROCEDURE ARGUMENT CALLS IN_FLIGHT; the argument "-" is standard input's.
+// rpc_client URL QUEUE PROCEDURE ARGUMENT CALLS IN_FLIGHT [EXPIRATION_MS]; the argument "-" is standard
+// input's.
 #include "common.h"
 
 static char *read_input(void) {
@@ -15,7 +16,8 @@ static char *read_input(void) {
 }
 
 int main(int count, char **arguments) {
-  if (count != 7) die("usage: rpc_client URL QUEUE PROCEDURE ARGUMENT CALLS IN_FLIGHT: it");
+  if (count != 7 && count != 8)
+    die("usage: rpc_client URL QUEUE PROCEDURE ARGUMENT CALLS IN_FLIGHT [EXPIRATION_MS]: it");
   char *argument = strcmp(arguments[4], "-") == 0 ? read_input() : arguments[4];
   long calls = atol(arguments[5]), in_flight = atol(arguments[6]), sent = 0, done = 0;
   double *times = calloc(calls, sizeof *times);
@@ -40,6 +42,10 @@ int main(int count, char **arguments) {
           .correlation_id = amqp_cstring_bytes(id),
           .reply_to = reply_queue,
           .app_id = amqp_cstring_bytes(arguments[3])};
+      if (count == 8) {
+        properties._flags |= AMQP_BASIC_EXPIRATION_FLAG;
+        properties.expiration = amqp_cstring_bytes(arguments[7]);
+      }
       times[sent] = now_us();
       if (amqp_basic_publish(connection, 1, amqp_empty_bytes, amqp_cstring_bytes(arguments[2]), 0,
                              0, &properties, amqp_cstring_bytes(argument)) != AMQP_STATUS_OK)
