@@ -10,7 +10,7 @@ use crate::error::{Failure, FailureKind};
 use amiquip::IoStream;
 use mio::{Evented, Poll, PollOpt, Ready, Registration, SetReadiness, Token};
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -56,6 +56,11 @@ fn connect(addresses: &[SocketAddr], deadline: Instant) -> io::Result<TcpStream>
 fn resolve(endpoint: &Endpoint, deadline: Instant) -> io::Result<Vec<SocketAddr>> {
     if let Ok(ip) = endpoint.host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(ip, endpoint.port)]);
+    }
+    if endpoint.host == "localhost" {
+        // Always these (RFC 6761, section 6.3). Looking them up takes a twelfth of a call's time.
+        let loopback: [IpAddr; 2] = [Ipv6Addr::LOCALHOST.into(), Ipv4Addr::LOCALHOST.into()];
+        return Ok(loopback.map(|ip| SocketAddr::new(ip, endpoint.port)).to_vec());
     }
     let (tell, answer) = crossbeam_channel::bounded(1);
     let name = (endpoint.host.clone(), endpoint.port);
