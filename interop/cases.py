@@ -8,12 +8,13 @@ import decimal
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import uuid
 from base64 import b64decode
 
-from harness import HERE, Wrong, expect, expect_in, is_set, main, our
+from harness import HERE, Process, Wrong, expect, expect_in, is_set, main, our, run
 
 CLASSIC = {"durable": True}
 QUORUM = {"durable": True, "arguments": {"x-queue-type": "quorum"}}
@@ -586,6 +587,22 @@ def a_server_of_each_on_one_queue(case):
         server.stop()
     served = [server.transcript.count(" [.] fib(") for server in servers]
     expect("requests, and servers that had some", (1001, True), (sum(served), all(served)))
+
+
+@queues
+def the_tutorials_programs_on_amiquip(case):
+    # They have its name built in; no other case uses it.
+    queue = "rpc_queue"
+    case.callback(lambda: case.channel().queue_delete(queue))
+    transcript = " [x] Requesting fib(30)\n [.] Got 832040\n"
+    server = case.enter_context(Process([our("examples/tutorial_six_server")]))
+    came = case.program("tutorial_client.py", queue, "30")
+    expect("pika's client, amiquip's server", (0, transcript, ""), came)
+    server.child.terminate()
+    server.end(-signal.SIGTERM)
+    case.tutorial_server(queue, json.dumps(QUORUM))
+    came = run([our("examples/tutorial_six_client"), "30"])
+    expect("amiquip's client, pika's server", (0, transcript, ""), came)
 
 
 page = case_of("docs/interop.md")

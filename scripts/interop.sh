@@ -22,7 +22,7 @@ done
 enter_root "$here"
 need_build
 say 'building the programs'
-cargo build --quiet --locked || fail 70 'the build failed, see above'
+cargo build --quiet --locked --bins --examples || fail 70 'the build failed, see above'
 install_pika "$target/interop" || fail 69 'could not install pika, see above'
 # Nothing is written next to the sources, and text is UTF-8 whatever the locale.
 export PYTHONDONTWRITEBYTECODE=1 PYTHONUTF8=1

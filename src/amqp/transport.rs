@@ -296,6 +296,13 @@ mod tests {
     use super::*;
     use std::net::TcpListener;
 
+    #[test]
+    fn localhost_needs_no_resolver() {
+        let endpoint = &crate::amqp::uri::parse_list("amqp://localhost:1234").unwrap()[0];
+        let addresses = resolve(endpoint, Instant::now()).unwrap();
+        assert_eq!(addresses, ["[::1]:1234", "127.0.0.1:1234"].map(|text| text.parse().unwrap()));
+    }
+
     /// Here and not by a call: `localhost` has one address on many machines, and a call has nothing
     /// to wait for where the system sends its writes together.
     #[test]

@@ -4,7 +4,6 @@ use crate::harness::*;
 use amiquip::AmqpProperties;
 use fib_rpc::fib::{Algorithm, fib};
 use std::io::Write;
-use std::time::{Duration, Instant};
 
 #[test]
 fn the_transcript_of_both_sides() {
@@ -69,20 +68,15 @@ fn a_number_of_208988_digits() {
     assert!(ended.stdout.trim_end() == expected);
 }
 
-/// Where each stalls for want of TCP_NODELAY, it waits for an acknowledgment that the other side's
-/// system delays by 40 ms.
 #[test]
 fn five_hundred_calls_one_after_another() {
     let queue = Queue::new();
     let _server = server(&queue, &[]);
     let arguments: Vec<String> = (0..500).map(|n| n.to_string()).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let started = Instant::now();
     let ended = queue.client(&[&["--in-flight", "1", "fib"], &arguments[..]].concat());
-    let elapsed = started.elapsed();
     let results: Vec<String> = (0..500).map(|n| fib(n, Algorithm::Iterative).to_string()).collect();
     ended.expect(0, &(results.join("\n") + "\n"), "");
-    assert!(elapsed < Duration::from_millis(500 * 40), "{elapsed:?}");
 }
 
 #[test]
