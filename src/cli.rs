@@ -1,6 +1,6 @@
 //! Both programs' arguments. What a program does with them at its start is in [`crate::program`].
 
-use crate::amqp::MAX_NAME;
+use crate::amqp::name;
 use crate::amqp::queue::QueueType;
 use crate::drill::Drill;
 use crate::fib::{Algorithm, RECURSIVE_LIMIT};
@@ -315,15 +315,6 @@ impl Program for Client {
             }
             _ => Ok(()),
         }
-    }
-}
-
-/// A name that AMQP can carry.
-fn name(text: &str) -> Result<String, String> {
-    match text.len() {
-        0 => Err("a name cannot be empty".into()),
-        1..=MAX_NAME => Ok(text.into()),
-        length => Err(format!("a name has at most {MAX_NAME} bytes, and this one has {length}")),
     }
 }
 

@@ -4,7 +4,7 @@
 //! None can take the server down: whatever a request says, and whatever becomes of a program, the
 //! answer is a result or an [`Error`] with a sentence for the person who made the call.
 
-use crate::amqp::MAX_NAME;
+use crate::amqp;
 use crate::command::{Call, Command, End, Groups};
 use crate::error::{ErrorKind, Failure};
 use crate::fib::{self, Algorithm};
@@ -89,16 +89,13 @@ impl Offer {
             Some((name, command)) => (name, Some(command)),
             None => (text, None),
         };
+        let name = amqp::name(name)?;
         let is_always_there = name == PING || name == LIST;
         match command {
-            _ if name.is_empty() => return Err("a name cannot be empty".into()),
-            _ if name.len() > MAX_NAME => {
-                return Err(format!("a name has at most {MAX_NAME} bytes"));
-            }
             Some(_) if is_always_there => {
                 return Err(format!("{name} is always the built-in procedure: take another name"));
             }
-            None if !is_always_there && !OPTIONAL.contains(&name) => {
+            None if !is_always_there && !OPTIONAL.contains(&name.as_str()) => {
                 return Err(format!(
                     "the built-in procedures are {}; a program is offered by NAME=COMMAND",
                     OPTIONAL.join(", ")
@@ -110,7 +107,7 @@ impl Offer {
         if words.as_ref().is_some_and(Vec::is_empty) {
             return Err("the command is empty".into());
         }
-        Ok(Offer { name: name.into(), words })
+        Ok(Offer { name, words })
     }
 }
 
@@ -424,7 +421,7 @@ mod tests {
         for (text, reason) in [
             ("", "a name cannot be empty"),
             ("=tr", "a name cannot be empty"),
-            (long.as_str(), "a name has at most 255 bytes"),
+            (long.as_str(), "a name has at most 255 bytes, and this one has 256"),
             (
                 "up",
                 "the built-in procedures are fib, fun, a, b; a program is offered by NAME=COMMAND",

@@ -19,3 +19,16 @@ pub mod watchdog;
 /// strings (AMQP 0-9-1, section 4.2.5.3). The client library does not check this, and a longer
 /// one costs the connection.
 pub const MAX_NAME: usize = 255;
+
+/// The name, if AMQP can carry it.
+///
+/// # Errors
+///
+/// What is wrong with it.
+pub fn name(text: &str) -> Result<String, String> {
+    match text.len() {
+        0 => Err("a name cannot be empty".into()),
+        1..=MAX_NAME => Ok(text.into()),
+        length => Err(format!("a name has at most {MAX_NAME} bytes, and this one has {length}")),
+    }
+}
