@@ -128,10 +128,7 @@ pub struct Procedures {
 impl Procedures {
     /// Those that are `offers`, or, if there are none, the built-in ones; `ping` and `list` in any case.
     /// The programs among them run in `groups`.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Command::find`].
+    /// Its errors are those of [`Command::find`].
     pub fn new(
         offers: &[Offer],
         settings: Settings,

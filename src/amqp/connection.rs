@@ -68,10 +68,7 @@ impl Session {
 
     /// The same, with a bound on all attempts together, whatever each of them has: each gets an equal
     /// share of the time that is `left`.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Session::open`].
+    /// Its errors are those of [`Session::open`].
     pub fn open_within(
         left: Duration,
         endpoints: &[Endpoint],
@@ -164,10 +161,7 @@ impl Session {
     }
 
     /// Opens a channel.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Session::classify`].
+    /// Its errors are those of [`Session::classify`].
     pub fn channel(&mut self) -> Result<Channel, Failure> {
         let opened = match &mut self.connection {
             Some(connection) => {
@@ -179,19 +173,13 @@ impl Session {
     }
 
     /// Calls a synchronous method of a channel of this connection, within bounded time.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Session::classify`].
+    /// Its errors are those of [`Session::classify`].
     pub fn call<T>(&mut self, method: impl FnOnce() -> amiquip::Result<T>) -> Result<T, Failure> {
         self.call_within(self.call_timeout, method)
     }
 
     /// The same, with a bound of one's own.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Session::classify`].
+    /// Its errors are those of [`Session::classify`].
     pub fn call_within<T>(
         &mut self,
         limit: Duration,

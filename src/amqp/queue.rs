@@ -69,10 +69,7 @@ pub fn inspect(session: &mut Session, channel: &Channel, queue: &str) -> Result<
 }
 
 /// The same, on a channel of its own, which is closed afterwards.
-///
-/// # Errors
-///
-/// Those of [`inspect`].
+/// Its errors are those of [`inspect`].
 pub fn inspect_on_new_channel(session: &mut Session, queue: &str) -> Result<State, Failure> {
     let channel = session.channel()?;
     let state = inspect(session, &channel, queue)?;
@@ -83,10 +80,7 @@ pub fn inspect_on_new_channel(session: &mut Session, queue: &str) -> Result<Stat
 /// Makes sure that `queue` is there. One that exists is used as it is, whatever its type and
 /// durability: declaring it in another way than it was would be refused (406). One that does not
 /// is created, durable, of type `queue_type`.
-///
-/// # Errors
-///
-/// Those of [`inspect`].
+/// Its errors are those of [`inspect`].
 pub fn ensure(session: &mut Session, queue: &str, queue_type: QueueType) -> Result<(), Failure> {
     match inspect_on_new_channel(session, queue) {
         Ok(state) => {

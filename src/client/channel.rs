@@ -98,10 +98,7 @@ pub struct RpcChannel<'a> {
 impl<'a> RpcChannel<'a> {
     /// Declares a reply queue and consumes from it. With `in_cluster`, the broker confirms requests: the
     /// node that took one can die before it has passed it on.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Session::classify`].
+    /// Its errors are those of [`Session::classify`].
     pub fn open(
         args: &'a cli::Client,
         session: &'a mut Session,

@@ -129,10 +129,7 @@ impl<'a> Report<'a> {
     }
 
     /// Tells that a call is about to be published for the first time.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`output::check`] and [`output::written`].
+    /// Its errors are those of [`output::check`] and [`output::written`].
     pub fn announce(&mut self, call: &Call) -> Result<(), ProgramError> {
         output::check()?;
         self.started.get_or_insert(call.started);
@@ -149,10 +146,7 @@ impl<'a> Report<'a> {
     }
 
     /// Makes sure that what was told can be read: to be called before a wait.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`output::written`].
+    /// Its errors are those of [`output::written`].
     pub fn flush(&mut self) -> Result<(), ProgramError> {
         output::written(self.out.flush())
     }
@@ -178,10 +172,7 @@ impl<'a> Report<'a> {
 
     /// Takes a call into account that could not even be begun. JSON has an object for it too; what
     /// there is to say in other formats is not said for each.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`output::check`] and [`output::written`].
+    /// Its errors are those of [`output::check`] and [`output::written`].
     pub fn write_unmade(&mut self, call: &Call, outcome: &Outcome) -> Result<(), ProgramError> {
         self.started.get_or_insert(call.started);
         match self.format {
@@ -209,10 +200,7 @@ impl<'a> Report<'a> {
     }
 
     /// Writes the outcomes of calls.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`output::written`].
+    /// Its errors are those of [`output::written`].
     pub fn write(
         &mut self,
         finished: impl Iterator<Item = (Call, Outcome)>,
@@ -244,10 +232,7 @@ impl<'a> Report<'a> {
     }
 
     /// Tells, if it was asked for, how the calls went; the exit code is the first failure's.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`output::written`].
+    /// Its errors are those of [`output::written`].
     pub fn end(&mut self) -> Result<ExitCode, ProgramError> {
         self.flush()?;
         if let Some(progress) = &self.progress {

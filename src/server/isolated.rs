@@ -27,10 +27,7 @@ pub struct IsolatedPublisher {
 
 impl IsolatedPublisher {
     /// Opens one to the broker at `endpoint`.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Session::open`].
+    /// Its errors are those of [`Session::open`].
     pub fn open(endpoint: &Endpoint, connect_timeout: Duration) -> Result<Self, Failure> {
         let endpoints = std::slice::from_ref(endpoint);
         let mut session = Session::open(endpoints, connect_timeout, "rpc_server")?;

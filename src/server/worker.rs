@@ -93,10 +93,7 @@ pub struct Service {
 impl Service {
     /// The service that `args` describe; `in_cluster` if it has several brokers. Its programs run in
     /// `groups`.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Procedures::new`].
+    /// Its errors are those of [`Procedures::new`].
     pub fn new(
         args: &cli::Server,
         in_cluster: bool,

@@ -26,10 +26,7 @@ pub fn check() -> Result<(), ProgramError> {
 
 /// Writes a line of a transcript to standard output, to be seen at once. It stays one line, whatever a
 /// stranger's text in it is ([`text::one_line`]).
-///
-/// # Errors
-///
-/// Those of [`check`] and [`written`].
+/// Its errors are those of [`check`] and [`written`].
 pub fn line(line: fmt::Arguments<'_>) -> Result<(), ProgramError> {
     check()?;
     // Flushed at the end of each line.
