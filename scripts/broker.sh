@@ -96,7 +96,7 @@ process() {
                 return 0
                 ;;
             # It has no command line for a moment while it becomes another program.
-            '['*) sleep 0.1 ;;
+            '['*']') sleep 0.1 ;;
             *) return 0 ;;
         esac
     done

@@ -75,9 +75,10 @@ static FAREWELL: LazyLock<Regex> = LazyLock::new(|| {
     regex(r"^(\$ )?\^C\n?(rpc_server: (asked to stop: |cancel the consumer of )[^\n]*\n)*\$ $")
 });
 
-/// How long a person takes before each command: `TYPING_PAUSE`, as in "10s". Without it nobody pauses, but
-/// in the lessons of `PAUSED` for this long.
-const PAUSED: ([&str; 3], Duration) = (["2. ", "4. ", "7. "], Duration::from_secs(3));
+/// `TYPING_PAUSE`, as in "10s", is how long a person takes before each command. Without it there is a pause
+/// in these lessons alone, and of this length.
+const PAUSED: [&str; 3] = ["2. ", "4. ", "7. "];
+const PAUSE: Duration = Duration::from_secs(3);
 
 /// How long to wait for what must come. Only a failing test waits this long, so that there is room for
 /// a machine that is ten times slower.
@@ -251,9 +252,7 @@ impl Section {
             Ok(pause) => {
                 humantime::parse_duration(&pause).map_err(|e| format!("TYPING_PAUSE: {e}"))
             }
-            Err(_) if PAUSED.0.iter().any(|lesson| self.heading.starts_with(lesson)) => {
-                Ok(PAUSED.1)
-            }
+            Err(_) if PAUSED.iter().any(|lesson| self.heading.starts_with(lesson)) => Ok(PAUSE),
             Err(_) => Ok(Duration::ZERO),
         }
     }
