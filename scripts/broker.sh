@@ -355,12 +355,15 @@ node_ready() {
 
 # On every way out of run, and of a start that fails.
 clean_up() {
-    local code=$? pids other
+    local code=$? job pids='' other
     trap - EXIT
     trap '' HUP INT TERM PIPE
-    set +e
-    if [ -n "$command_pid" ]; then
-        pids=$(tree "$command_pid")
+    set +e +m
+    # The command; or a process of the node, when Ctrl-C came before its number was written down.
+    for job in $(jobs -p); do pids="$pids $(tree "$job")"; done
+    # Or bash tells on stderr how they ended.
+    disown -a
+    if [ -n "$pids" ]; then
         # Ctrl-C reached the command as well: let it end in its own way first.
         # shellcheck disable=SC2086  # a list of numbers
         if [ "$code" != 130 ] || ! gone 2 $pids; then end 5 $pids; fi
@@ -383,7 +386,7 @@ clean_up() {
 clean_up_at_exit() {
     # A node that is still starting ignores SIGTERM for long.
     grace=0
-    command_pid='' run_dir=''
+    run_dir=''
     trap clean_up EXIT
     trap 'exit 129' HUP
     trap 'exit 130' INT
@@ -429,9 +432,7 @@ run() {
     if [ -n "$tls" ]; then export AMQPS_URL TLS_DIR=$node/tls && AMQPS_URL=$(tls_url); fi
     # In the background, because traps wait for a command in the foreground.
     become "$@" <&0 &
-    command_pid=$!
-    wait "$command_pid" || code=$?
-    command_pid=''
+    wait $! || code=$?
     exit "$code"
 }
 
