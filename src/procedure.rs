@@ -272,7 +272,7 @@ fn hundredfold(argument: &str, _: &Settings) -> Result<String, Error> {
     let (negative, digits) = integer("fun", argument)?;
     Ok(match digits {
         "0" => "0".into(),
-        _ => format!("{}{digits}00", if negative { "-" } else { "" }),
+        _ => [if negative { "-" } else { "" }, digits, "00"].concat(),
     })
 }
 

@@ -196,7 +196,8 @@ impl Reply {
 }
 
 fn content_type(body: &[u8]) -> &'static str {
-    if std::str::from_utf8(body).is_ok() { TEXT } else { BYTES }
+    let is_text = body.is_ascii() || std::str::from_utf8(body).is_ok();
+    if is_text { TEXT } else { BYTES }
 }
 
 fn header<'a>(properties: &'a AmqpProperties, name: &str) -> Option<&'a AmqpValue> {

@@ -180,6 +180,11 @@ impl Sanitizer {
         self.phase
     }
 
+    /// How many bytes are still to come of a body frame that has begun.
+    pub fn missing(&self) -> usize {
+        self.body_frame
+    }
+
     /// Checks the next piece of the stream, and mends it in place. `bytes` begins where the piece before
     /// it ended, and may have more than one. Returns the piece's length: that of a whole frame, or for
     /// a body, which needs no mending, of what there is of it. 0: more bytes are needed, and those

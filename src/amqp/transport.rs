@@ -2,7 +2,7 @@
 //! that comes.
 
 use crate::amqp::inbox::Inbox;
-use crate::amqp::sanitizer::{FRAME_MAX, METHOD, Phase, Sanitizer};
+use crate::amqp::sanitizer::{METHOD, Phase, Sanitizer};
 #[cfg(feature = "tls")]
 use crate::amqp::tls::TlsStream;
 use crate::amqp::uri::{Endpoint, Tls};
@@ -95,8 +95,8 @@ pub struct Transport {
 /// A read of at most so many bytes is one small message, not a stretch of many.
 const SMALL_READ: usize = 400;
 
-/// Room for the largest frame that is common.
-const BUFFER_SIZE: usize = FRAME_MAX as usize;
+/// As much as the library asks for at a time. What is larger is a body, which goes past the buffer, or rare.
+const BUFFER_SIZE: usize = 4096;
 
 enum Stream {
     Plain(mio::net::TcpStream),
@@ -183,24 +183,27 @@ impl Transport {
         } else if self.end == 0 && self.buffer.len() > BUFFER_SIZE {
             self.buffer = vec![0; BUFFER_SIZE];
         }
-        let free = &mut self.buffer[self.end..];
-        let result = match &mut self.stream {
-            Stream::Plain(stream) => stream.read(free),
-            #[cfg(feature = "tls")]
-            Stream::Tls(stream) => stream.read(free),
-        };
-        match result {
-            Ok(read) => {
-                self.end += read;
-                self.has_one = read <= SMALL_READ;
-            }
-            // The library's I/O thread goes to sleep now, and has just woken the thread that answers
-            // the message. If that runs first, its answer is there before the sleep begins.
-            Err(_) if std::mem::take(&mut self.has_one) => thread::yield_now(),
-            Err(_) => {}
-        }
-        result
+        let read = receive(&mut self.stream, &mut self.has_one, &mut self.buffer[self.end..])?;
+        self.end += read;
+        Ok(read)
     }
+}
+
+/// Reads from the socket, once.
+fn receive(stream: &mut Stream, has_one: &mut bool, buffer: &mut [u8]) -> io::Result<usize> {
+    let result = match stream {
+        Stream::Plain(stream) => stream.read(buffer),
+        #[cfg(feature = "tls")]
+        Stream::Tls(stream) => stream.read(buffer),
+    };
+    match result {
+        Ok(read) => *has_one = read <= SMALL_READ,
+        // The library's I/O thread goes to sleep now, and has just woken the thread that answers
+        // the message. If that runs first, its answer is there before the sleep begins.
+        Err(_) if std::mem::take(has_one) => thread::yield_now(),
+        Err(_) => {}
+    }
+    result
 }
 
 /// The library reads until there is nothing more, and then waits for the socket to tell of new bytes
@@ -223,6 +226,17 @@ impl Read for Transport {
             }
             if self.sanitizer.phase() == Phase::Closed {
                 return Err(io::ErrorKind::WouldBlock.into());
+            }
+            let missing = self.sanitizer.missing();
+            if missing > 0 && self.checked == self.end {
+                // The rest of a body frame goes past our buffer, which saves a copy of a large body.
+                let most = buffer.len().min(missing);
+                let read = receive(&mut self.stream, &mut self.has_one, &mut buffer[..most])?;
+                match self.sanitizer.check(&mut buffer[..read]) {
+                    Ok(_) => return Ok(read),
+                    Err(reason) => self.inbox.violated(reason),
+                }
+                continue;
             }
             self.check();
             let is_settled = self.start < self.checked || self.inbox.violation().is_some();
