@@ -123,6 +123,9 @@ mod tests {
     use std::io::Read;
     use std::net::TcpListener;
 
+    /// Enough for what does nothing, in a thread that has to wait for a processor.
+    const PROMPT: Duration = Duration::from_secs(5);
+
     fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -144,11 +147,9 @@ mod tests {
     fn a_call_in_time_leaves_the_connection_alone() {
         let (mut near, far) = pair();
         let watchdog = Watchdog::new(near.try_clone().unwrap()).unwrap();
-        // Long enough for a thread that has to wait for a processor.
-        let limit = Duration::from_millis(500);
-        assert_eq!(watchdog.bounded(limit, || 7), 7);
+        assert_eq!(watchdog.bounded(PROMPT, || 7), 7);
         // Longer than the limit, to see that the deadline was taken back.
-        near.set_read_timeout(Some(limit * 3)).unwrap();
+        near.set_read_timeout(Some(PROMPT + Duration::from_secs(1))).unwrap();
         assert!(near.read(&mut [0; 1]).is_err());
         assert!(!watchdog.fired());
         drop(far);
@@ -157,9 +158,9 @@ mod tests {
     /// The thread is not woken for each deadline.
     #[test]
     fn later_and_earlier_deadlines_are_kept_too() {
-        let ms = Duration::from_millis;
-        let far = ms(60_000);
-        for (first, second) in [(ms(500), ms(1_000)), (far, ms(500))] {
+        let second = Duration::from_secs(1);
+        let far = 60 * second;
+        for (first, second) in [(PROMPT, PROMPT + second), (far, second)] {
             let (mut near, _far) = pair();
             let watchdog = Watchdog::new(near.try_clone().unwrap()).unwrap();
             watchdog.bounded(first, || ());
