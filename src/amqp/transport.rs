@@ -75,7 +75,7 @@ fn resolve(endpoint: &Endpoint, deadline: Instant) -> io::Result<Vec<SocketAddr>
 
 /// A stream ready for the AMQP handshake, of which only what a [`Sanitizer`] has checked is read.
 pub struct Transport {
-    stream: Stream,
+    stream: Box<dyn Stream>,
     sanitizer: Sanitizer,
     inbox: Arc<Inbox>,
     /// What came from the socket: up to `start` it was read from here, up to `checked` it can be, up
@@ -98,10 +98,22 @@ const SMALL_READ: usize = 400;
 /// As much as the library asks for at a time. What is larger is a body, which goes past the buffer, or rare.
 const BUFFER_SIZE: usize = 4096;
 
-enum Stream {
-    Plain(mio::net::TcpStream),
-    #[cfg(feature = "tls")]
-    Tls(Box<TlsStream>),
+/// A connected socket, with or without TLS.
+trait Stream: Read + Write + Send {
+    fn socket(&self) -> &mio::net::TcpStream;
+}
+
+impl Stream for mio::net::TcpStream {
+    fn socket(&self) -> &mio::net::TcpStream {
+        self
+    }
+}
+
+#[cfg(feature = "tls")]
+impl Stream for TlsStream {
+    fn socket(&self) -> &mio::net::TcpStream {
+        TlsStream::socket(self)
+    }
 }
 
 /// Makes a transport of a dialled connection, with the TLS handshake if the endpoint wants one.
@@ -120,8 +132,8 @@ pub fn establish(
     let io_failure = |error: io::Error| {
         Failure::new(FailureKind::BrokerUnreachable, format!("cannot reach {endpoint}: {error}"))
     };
-    let stream = match &endpoint.tls {
-        None => Stream::Plain(mio::net::TcpStream::from_stream(socket).map_err(io_failure)?),
+    let stream: Box<dyn Stream> = match &endpoint.tls {
+        None => Box::new(mio::net::TcpStream::from_stream(socket).map_err(io_failure)?),
         Some(tls) => handshake(endpoint, tls, socket)?,
     };
     Ok(Transport {
@@ -139,15 +151,19 @@ pub fn establish(
 }
 
 #[cfg(not(feature = "tls"))]
-fn handshake(endpoint: &Endpoint, _: &Tls, _: TcpStream) -> Result<Stream, Failure> {
+fn handshake(endpoint: &Endpoint, _: &Tls, _: TcpStream) -> Result<Box<dyn Stream>, Failure> {
     let message =
         format!("cannot use {endpoint}: this program was built without TLS (feature `tls`)");
     Err(Failure::new(FailureKind::Configuration, message))
 }
 
 #[cfg(feature = "tls")]
-fn handshake(endpoint: &Endpoint, tls: &Tls, socket: TcpStream) -> Result<Stream, Failure> {
-    Ok(Stream::Tls(Box::new(TlsStream::connect(endpoint, tls, socket)?)))
+fn handshake(
+    endpoint: &Endpoint,
+    tls: &Tls,
+    socket: TcpStream,
+) -> Result<Box<dyn Stream>, Failure> {
+    Ok(Box::new(TlsStream::connect(endpoint, tls, socket)?))
 }
 
 impl Transport {
@@ -183,19 +199,15 @@ impl Transport {
         } else if self.end == 0 && self.buffer.len() > BUFFER_SIZE {
             self.buffer = vec![0; BUFFER_SIZE];
         }
-        let read = receive(&mut self.stream, &mut self.has_one, &mut self.buffer[self.end..])?;
+        let read = receive(&mut *self.stream, &mut self.has_one, &mut self.buffer[self.end..])?;
         self.end += read;
         Ok(read)
     }
 }
 
 /// Reads from the socket, once.
-fn receive(stream: &mut Stream, has_one: &mut bool, buffer: &mut [u8]) -> io::Result<usize> {
-    let result = match stream {
-        Stream::Plain(stream) => stream.read(buffer),
-        #[cfg(feature = "tls")]
-        Stream::Tls(stream) => stream.read(buffer),
-    };
+fn receive(stream: &mut dyn Stream, has_one: &mut bool, buffer: &mut [u8]) -> io::Result<usize> {
+    let result = stream.read(buffer);
     match result {
         Ok(read) => *has_one = read <= SMALL_READ,
         // The library's I/O thread goes to sleep now, and has just woken the thread that answers
@@ -231,7 +243,7 @@ impl Read for Transport {
             if missing > 0 && self.checked == self.end {
                 // The rest of a body frame goes past our buffer, which saves a copy of a large body.
                 let most = buffer.len().min(missing);
-                let read = receive(&mut self.stream, &mut self.has_one, &mut buffer[..most])?;
+                let read = receive(&mut *self.stream, &mut self.has_one, &mut buffer[..most])?;
                 match self.sanitizer.check(&mut buffer[..read]) {
                     Ok(_) => return Ok(read),
                     Err(reason) => self.inbox.violated(reason),
@@ -249,29 +261,11 @@ impl Read for Transport {
 
 impl Write for Transport {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        match &mut self.stream {
-            Stream::Plain(stream) => stream.write(buffer),
-            #[cfg(feature = "tls")]
-            Stream::Tls(stream) => stream.write(buffer),
-        }
+        self.stream.write(buffer)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        match &mut self.stream {
-            Stream::Plain(stream) => stream.flush(),
-            #[cfg(feature = "tls")]
-            Stream::Tls(stream) => stream.flush(),
-        }
-    }
-}
-
-impl Transport {
-    fn socket(&self) -> &mio::net::TcpStream {
-        match &self.stream {
-            Stream::Plain(stream) => stream,
-            #[cfg(feature = "tls")]
-            Stream::Tls(stream) => stream.socket(),
-        }
+        self.stream.flush()
     }
 }
 
@@ -284,7 +278,7 @@ impl Evented for Transport {
         opts: PollOpt,
     ) -> io::Result<()> {
         self.alarm.0.register(poll, token, Ready::readable(), PollOpt::edge())?;
-        self.socket().register(poll, token, interest, opts)
+        self.stream.socket().register(poll, token, interest, opts)
     }
 
     fn reregister(
@@ -294,12 +288,12 @@ impl Evented for Transport {
         interest: Ready,
         opts: PollOpt,
     ) -> io::Result<()> {
-        self.socket().reregister(poll, token, interest, opts)
+        self.stream.socket().reregister(poll, token, interest, opts)
     }
 
     fn deregister(&self, poll: &Poll) -> io::Result<()> {
         Evented::deregister(&self.alarm.0, poll)?;
-        self.socket().deregister(poll)
+        self.stream.socket().deregister(poll)
     }
 }
 
