@@ -2,14 +2,13 @@
 //!
 //! The library trusts the broker: text that is not UTF-8 ends its connection, a table that is nested deep
 //! overflows its stack, and it allocates whatever size is announced. A message can do the first two to
-//! every program that gets it, one after the other. So each frame (AMQP 0-9-1, section 2.3.5) is
-//! looked at first:
+//! every program that gets it, one after the other. So in each frame (AMQP 0-9-1, section 2.3.5):
 //!
 //! - Bytes that are not UTF-8, where text belongs, become [`SUBSTITUTE`], one for one.
 //! - A table or an array that is nested deeper than [`DEPTH_MAX`] becomes a byte array, which has the same layout.
 //! - What breaks the rules of the protocol, or the limits below, is an error that says what it was.
 //!
-//! No size ever changes, so that it is done in place, and what is in order stays as it was.
+//! No size ever changes, so that it is done in place.
 
 use crate::amqp::inbox::Inbox;
 use std::sync::Arc;
@@ -30,13 +29,10 @@ const BODY_MAX: u64 = 512 << 20;
 /// How deep tables and arrays can be nested.
 pub const DEPTH_MAX: usize = 100;
 
-/// What a message takes in memory beside its bytes: the library's structures for it.
+// What the library's structures take in memory beside the bytes: for a message, for a publisher confirm or
+// a notice of a blocked connection, and for a value in a table or an array.
 const MESSAGE_SIZE: u64 = 1024;
-
-/// The same for a publisher confirm or a notice of a blocked connection.
 const NOTICE_SIZE: u64 = 256;
-
-/// The same for a value in a table or an array.
 const VALUE_SIZE: u64 = 128;
 
 /// The type of a frame that is a method (AMQP 0-9-1, section 4.2.3).
@@ -134,9 +130,8 @@ pub fn method(class: u16, number: u16) -> Option<(&'static str, &'static [Type])
 pub struct Sanitizer {
     inbox: Arc<Inbox>,
     phase: Phase,
-    /// The largest frame, and the largest with a content header.
-    frame_max: usize,
-    header_frame_max: usize,
+    /// The largest frame that the broker takes, in bytes; until it says so, what we agree to.
+    proposed: u32,
     /// What is still to come of a body frame, its last octet included.
     body_frame: usize,
     /// Messages that have not come to their end.
@@ -168,8 +163,7 @@ impl Sanitizer {
         Sanitizer {
             inbox,
             phase: Phase::New,
-            frame_max: FRAME_MAX as usize,
-            header_frame_max: FRAME_MAX as usize,
+            proposed: FRAME_MAX,
             body_frame: 0,
             contents: Vec::new(),
         }
@@ -205,8 +199,8 @@ impl Sanitizer {
         };
         let (channel, size) = (u16::from_be_bytes([high, low]), u32::from_be_bytes(*size) as usize);
         let most = match kind {
-            METHOD | BODY | HEARTBEAT => self.frame_max,
-            HEADER => self.header_frame_max,
+            METHOD | BODY | HEARTBEAT => self.frame_max(),
+            HEADER => self.proposed.min(HEADER_FRAME_MAX) as usize,
             _ => return Err(format!("it sent a frame of type {kind}, which AMQP does not have")),
         };
         if size > most - OVERHEAD {
@@ -238,19 +232,17 @@ impl Sanitizer {
         Ok(length)
     }
 
+    fn content(&mut self, channel: u16) -> Option<&mut Content> {
+        self.contents.iter_mut().find(|content| content.channel == channel)
+    }
+
     fn begin_body(&mut self, channel: u16, size: usize) -> Result<(), String> {
         let size = size as u64;
-        let content = self.contents.iter().position(|content| content.channel == channel);
-        let Some((at, left)) = content.and_then(|at| Some((at, self.contents[at].left?))) else {
+        let Some(Content { left: Some(left), .. }) = self.content(channel) else {
             return Err("it sent a body that belongs to no message".into());
         };
-        if size > left {
-            return Err("it sent a body that is longer than was announced".into());
-        }
-        self.contents[at].left = Some(left - size);
-        if left == size {
-            self.contents.swap_remove(at);
-        }
+        *left = left.checked_sub(size).ok_or("it sent a body that is longer than was announced")?;
+        self.contents.retain(|content| content.left != Some(0));
         bearable(self.inbox.grown(size))
     }
 
@@ -263,7 +255,7 @@ impl Sanitizer {
             let (class, number) = id;
             return Err(format!("it sent method {number} of class {class}, which no broker sends"));
         };
-        let mut reader = Reader { rest: &mut arguments[..], is_flat: false, values: 0 };
+        let mut reader = Reader { rest: &mut arguments[..], values: 0 };
         if types.iter().try_for_each(|&argument| reader.read(argument)).is_none() {
             return Err(format!("it sent a {name} whose arguments cannot be read"));
         }
@@ -274,7 +266,7 @@ impl Sanitizer {
             (10, 50 | 51) => self.phase = Phase::Closed,
             (20, 40 | 41) => self.contents.retain(|content| content.channel != channel),
             (60, 50 | 60 | 71) => {
-                if self.contents.iter().any(|content| content.channel == channel) {
+                if self.content(channel).is_some() {
                     return Err(format!("it sent a {name} in the middle of another message"));
                 }
                 self.contents.push(Content { channel, left: None });
@@ -287,42 +279,40 @@ impl Sanitizer {
         Ok(())
     }
 
-    /// The broker says which frames it takes, and we agree to no larger ones than we want.
     fn tune(&mut self, arguments: &[u8]) {
-        let &[_, _, b0, b1, b2, b3, ..] = arguments else { return };
-        // 0 is no limit. A broker that takes less than 4,096 (frame-min-size) is refused by the library.
-        let proposed = match u32::from_be_bytes([b0, b1, b2, b3]) {
-            0 => u32::MAX,
-            proposed => proposed.max(4096),
-        };
-        self.frame_max = proposed.min(FRAME_MAX) as usize;
-        self.header_frame_max = proposed.min(HEADER_FRAME_MAX) as usize;
+        if let &[_, _, b0, b1, b2, b3, ..] = arguments {
+            // 0 is no limit. The library refuses a broker that takes less than 4,096 (frame-min-size).
+            self.proposed = match u32::from_be_bytes([b0, b1, b2, b3]) {
+                0 => u32::MAX,
+                proposed => proposed.max(4096),
+            };
+        }
+    }
+
+    /// The largest frame but for content headers, in bytes.
+    fn frame_max(&self) -> usize {
+        self.proposed.min(FRAME_MAX) as usize
     }
 
     fn check_header(&mut self, channel: u16, payload: &mut [u8]) -> Result<(), String> {
-        let is_wanted = |content: &Content| content.channel == channel && content.left.is_none();
-        let Some(at) = self.contents.iter().position(is_wanted) else {
+        let length = payload.len();
+        let is_large = length + OVERHEAD > self.frame_max();
+        let announced: u64 = self.contents.iter().filter_map(|content| content.left).sum();
+        let Some(Content { left: left @ None, .. }) = self.content(channel) else {
             return Err("it sent a content header that belongs to no message".into());
         };
-        let length = payload.len();
-        // A header that is larger than was agreed is not worth what it costs to take it apart.
-        let is_flat = length + OVERHEAD > self.frame_max;
-        let mut reader = Reader { rest: payload, is_flat, values: 0 };
-        let Some(size) = reader.content_header() else {
+        let mut reader = Reader { rest: payload, values: 0 };
+        let Some(size) = reader.content_header(is_large) else {
             return Err("it sent a message whose properties cannot be read".into());
         };
-        let values = reader.values;
-        let announced = self.contents.iter().filter_map(|content| content.left).sum::<u64>();
-        if size > BODY_MAX - announced.min(BODY_MAX) {
+        if size > BODY_MAX.saturating_sub(announced) {
             return Err(format!(
                 "it announced a body of {size} bytes, where {BODY_MAX} are the most"
             ));
         }
-        self.contents[at].left = Some(size);
-        if size == 0 {
-            self.contents.swap_remove(at);
-        }
-        bearable(self.inbox.grown(length as u64 + values * VALUE_SIZE))
+        *left = Some(size);
+        self.contents.retain(|content| content.left != Some(0));
+        bearable(self.inbox.grown(length as u64 + reader.values * VALUE_SIZE))
     }
 }
 
@@ -330,8 +320,7 @@ impl Sanitizer {
 /// speaks another protocol would have its text taken for a size.
 fn inspect_first(bytes: &[u8]) -> Result<(), String> {
     let amqp = [METHOD, 0, 0, 0];
-    let common = bytes.len().min(amqp.len());
-    if bytes[..common] == amqp[..common] {
+    if bytes.iter().zip(&amqp).all(|(byte, expected)| byte == expected) {
         return Ok(());
     }
     Err(match bytes {
@@ -351,20 +340,14 @@ fn check_end(octet: u8) -> Result<(), String> {
 }
 
 fn bearable(is_bearable: bool) -> Result<(), String> {
-    match is_bearable {
-        true => Ok(()),
-        false => {
-            Err("it sent more messages than were asked for, faster than they are taken".into())
-        }
-    }
+    let reason = "it sent more messages than were asked for, faster than they are taken";
+    if is_bearable { Ok(()) } else { Err(reason.into()) }
 }
 
 /// Reads values, mending them on the way. None: they do not end where their frame or table does, or
 /// have a type that does not exist.
 struct Reader<'a> {
     rest: &'a mut [u8],
-    /// Whether the outermost table is made flat already.
-    is_flat: bool,
     /// How many values there were in tables and arrays.
     values: u64,
 }
@@ -378,21 +361,29 @@ impl<'a> Reader<'a> {
         self.take(N)?.first_chunk().copied()
     }
 
-    fn length(&mut self) -> Option<usize> {
-        Some(u32::from_be_bytes(self.number()?) as usize)
+    fn short_text(&mut self) -> Option<()> {
+        let [length] = self.number()?;
+        self.take(length.into()).map(mend)
+    }
+
+    /// What has its length before it, in four bytes.
+    fn long(&mut self) -> Option<&'a mut [u8]> {
+        let length = u32::from_be_bytes(self.number()?);
+        self.take(length as usize)
     }
 
     fn read(&mut self, kind: Type) -> Option<()> {
         match kind {
             Octets(length) => self.take(length).map(drop),
             ShortText => self.short_text(),
-            LongText => self.long_text(),
-            Table => self.table(1),
+            LongText => self.long().map(mend),
+            Table => self.entries(true, 1),
         }
     }
 
-    /// The payload of a content header frame. Returns the size that it announces.
-    fn content_header(&mut self) -> Option<u64> {
+    /// The payload of a content header frame. Returns the size that it announces. If the frame is larger
+    /// than was agreed, its table is not worth what it costs to take it apart.
+    fn content_header(&mut self, is_large: bool) -> Option<u64> {
         self.take(4)?; // class and weight
         let size = u64::from_be_bytes(self.number()?);
         let flags = u16::from_be_bytes(self.number()?);
@@ -402,44 +393,25 @@ impl<'a> Reader<'a> {
         }
         for (index, &property) in PROPERTIES.iter().enumerate() {
             if flags & (1 << (15 - index)) != 0 {
+                if is_large && property == Table {
+                    flatten(self.rest);
+                }
                 self.read(property)?;
             }
         }
         Some(size)
     }
 
-    fn short_text(&mut self) -> Option<()> {
-        let [length] = self.number()?;
-        self.take(length.into()).map(mend)
-    }
-
-    fn long_text(&mut self) -> Option<()> {
-        let length = self.length()?;
-        self.take(length).map(mend)
-    }
-
-    fn table(&mut self, depth: usize) -> Option<()> {
-        let length = self.length()?;
-        let content = self.take(length)?;
-        if self.is_flat && flatten(content) {
-            return Some(());
-        }
-        let mut entries = Reader { rest: content, is_flat: false, values: 0 };
+    /// A table at `depth`, or an array, which has no names.
+    fn entries(&mut self, have_names: bool, depth: usize) -> Option<()> {
+        let mut entries = Reader { rest: self.long()?, values: 0 };
         while !entries.rest.is_empty() {
-            entries.short_text()?;
+            if have_names {
+                entries.short_text()?;
+            }
             entries.value(depth)?;
         }
         self.values += entries.values;
-        Some(())
-    }
-
-    fn array(&mut self, depth: usize) -> Option<()> {
-        let length = self.length()?;
-        let mut elements = Reader { rest: self.take(length)?, is_flat: false, values: 0 };
-        while !elements.rest.is_empty() {
-            elements.value(depth)?;
-        }
-        self.values += elements.values;
         Some(())
     }
 
@@ -458,25 +430,24 @@ impl<'a> Reader<'a> {
             b'I' | b'i' | b'f' => self.take(4).map(drop),
             b'D' => self.take(5).map(drop),
             b'L' | b'l' | b'd' | b'T' => self.take(8).map(drop),
-            b'S' => self.long_text(),
-            b'x' => {
-                let length = self.length()?;
-                self.take(length).map(drop)
-            }
-            b'F' => self.table(depth + 1),
-            b'A' => self.array(depth + 1),
+            b'S' => self.long().map(mend),
+            b'x' => self.long().map(drop),
+            b'F' => self.entries(true, depth + 1),
+            b'A' => self.entries(false, depth + 1),
             _ => None,
         }
     }
 }
 
-/// Makes a table's content one byte array with an empty name. Whether it is long enough for that.
-fn flatten(content: &mut [u8]) -> bool {
-    let length = content.len().saturating_sub(6) as u32;
-    let Some((head, _)) = content.split_first_chunk_mut::<6>() else { return false };
-    *head = [0, b'x', 0, 0, 0, 0];
-    head[2..].copy_from_slice(&length.to_be_bytes());
-    true
+/// Makes the table that comes next one byte array with an empty name, if it is long enough for that.
+fn flatten(table: &mut [u8]) {
+    if let Some((length, content)) = table.split_first_chunk_mut()
+        && let Some(length) = u32::from_be_bytes(*length).checked_sub(6)
+        && let Some((head, _)) = content.split_first_chunk_mut::<6>()
+    {
+        *head = [0, b'x', 0, 0, 0, 0];
+        head[2..].copy_from_slice(&length.to_be_bytes());
+    }
 }
 
 /// Puts a [`SUBSTITUTE`] in place of each byte that is not UTF-8.
