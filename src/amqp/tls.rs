@@ -127,7 +127,7 @@ fn client_connection(tls: &Tls, host: &str) -> Result<ClientConnection, String> 
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(no_tls)?;
-    let builder = if tls.verify_peer {
+    let builder = if !tls.verify_none {
         builder.with_root_certificates(authorities(tls.cacertfile.as_deref())?)
     } else {
         // Said with -q too.

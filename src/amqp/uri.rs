@@ -12,7 +12,10 @@ use crate::amqp::MAX_NAME;
 use crate::error::{Failure, FailureKind};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use std::fmt;
+use std::net::Ipv6Addr;
+use std::num::NonZeroU16;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 /// Heartbeat interval unless the URI says otherwise, in seconds. A dead broker shows after about
@@ -34,7 +37,7 @@ pub enum Credentials {
 }
 
 /// What to trust and to show in a TLS handshake.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tls {
     /// PEM file with the authorities to trust besides the system's.
     pub cacertfile: Option<PathBuf>,
@@ -42,8 +45,8 @@ pub struct Tls {
     pub certfile: Option<PathBuf>,
     /// PEM file with the client's private key, in PKCS #8, PKCS #1 or SEC 1. May be `certfile`.
     pub keyfile: Option<PathBuf>,
-    /// Whether the broker must prove who it is. False is unsafe.
-    pub verify_peer: bool,
+    /// Whether the broker need not prove who it is, which is unsafe.
+    pub verify_none: bool,
 }
 
 /// One broker, and how to log in to it.
@@ -71,10 +74,10 @@ pub struct Endpoint {
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.tls.is_some() { "amqps://" } else { "amqp://" })?;
-        match &self.credentials {
-            Credentials::Plain { username, .. } if username == "guest" => {}
-            Credentials::Plain { username, .. } => write!(f, "{}@", encode(username))?,
-            Credentials::External => {}
+        if let Credentials::Plain { username, .. } = &self.credentials
+            && username != "guest"
+        {
+            write!(f, "{}@", encode(username))?;
         }
         match self.host.contains(':') {
             true => write!(f, "[{}]", self.host)?,
@@ -133,33 +136,27 @@ pub fn has_password(list: &str) -> bool {
 
 fn split(list: &str) -> Vec<&str> {
     let mut uris = Vec::new();
-    let mut rest = list;
-    while let Some(comma) = separator(rest) {
-        uris.push(&rest[..comma]);
-        rest = &rest[comma + 1..];
+    let mut start = 0;
+    for (comma, _) in list.match_indices(',') {
+        let next = list[comma + 1..].trim_start().to_ascii_lowercase();
+        if next.starts_with("amqp://") || next.starts_with("amqps://") {
+            uris.push(&list[start..comma]);
+            start = comma + 1;
+        }
     }
-    uris.push(rest);
+    uris.push(&list[start..]);
     uris
-}
-
-fn separator(list: &str) -> Option<usize> {
-    list.match_indices(',').map(|(index, _)| index).find(|index| {
-        let next = list[index + 1..].trim_start().to_ascii_lowercase();
-        next.starts_with("amqp://") || next.starts_with("amqps://")
-    })
 }
 
 /// The endpoint of one URI, or what is wrong with it.
 fn parse(uri: &str) -> Result<Endpoint, String> {
-    let Some((scheme, rest)) = uri.split_once("://") else {
-        if uri.is_empty() {
-            return Err("it is empty".into());
-        }
-        return Err("it does not begin with amqp:// or amqps://".into());
-    };
-    let secure = match scheme.to_ascii_lowercase().as_str() {
-        "amqp" => false,
-        "amqps" => true,
+    let (scheme, rest) = uri.split_once("://").ok_or(match uri {
+        "" => "it is empty",
+        _ => "it does not begin with amqp:// or amqps://",
+    })?;
+    let (tls, default_port) = match scheme.to_ascii_lowercase().as_str() {
+        "amqp" => (None, 5672),
+        "amqps" => (Some(Tls::default()), 5671),
         _ => return Err("its scheme is neither amqp nor amqps".into()),
     };
     if uri.contains('#') {
@@ -171,22 +168,18 @@ fn parse(uri: &str) -> Result<Endpoint, String> {
     if path.is_some_and(|path| path.contains('@')) {
         return Err(format!("it has an @ behind a slash{ENCODE}"));
     }
-    let (userinfo, hostport) = match authority.rsplit_once('@') {
-        Some((userinfo, hostport)) => (Some(userinfo), hostport),
-        None => (None, authority),
-    };
+    let (userinfo, hostport) = authority.rsplit_once('@').unwrap_or(("guest", authority));
+    let (username, password) = split_at_first(userinfo, ':');
     let (host, port) = host_and_port(hostport)?;
     let mut endpoint = Endpoint {
-        tls: secure.then_some(Tls {
-            cacertfile: None,
-            certfile: None,
-            keyfile: None,
-            verify_peer: true,
-        }),
+        tls,
         host,
-        port: port.unwrap_or(if secure { 5671 } else { 5672 }),
+        port: port.unwrap_or(default_port),
         vhost: vhost(path)?,
-        credentials: credentials(userinfo)?,
+        credentials: Credentials::Plain {
+            username: decode(username, "user name")?,
+            password: decode(password.unwrap_or("guest"), "password")?,
+        },
         heartbeat: DEFAULT_HEARTBEAT,
         connection_timeout: None,
         channel_max: 0,
@@ -200,17 +193,6 @@ fn parse(uri: &str) -> Result<Endpoint, String> {
         return Err("certfile and keyfile go together".into());
     }
     Ok(endpoint)
-}
-
-fn credentials(userinfo: Option<&str>) -> Result<Credentials, String> {
-    let (username, password) = match userinfo.map(|userinfo| split_at_first(userinfo, ':')) {
-        None => ("guest".into(), "guest".into()),
-        Some((username, None)) => (decode(username, "user name")?, "guest".into()),
-        Some((username, Some(password))) => {
-            (decode(username, "user name")?, decode(password, "password")?)
-        }
-    };
-    Ok(Credentials::Plain { username, password })
 }
 
 fn vhost(path: Option<&str>) -> Result<String, String> {
@@ -233,52 +215,45 @@ fn split_at_first(text: &str, mark: char) -> (&str, Option<&str>) {
 }
 
 fn host_and_port(hostport: &str) -> Result<(String, Option<u16>), String> {
-    if let Some((_, next)) = hostport.split_once(',') {
-        return Err(match next {
-            "" => "a comma follows it, and no other URI".into(),
-            _ => format!(
-                "its host has a comma; in a list, each URI begins with amqp:// or amqps://{ENCODE}"
-            ),
-        });
+    match hostport.split_once(',') {
+        None => {}
+        Some((_, "")) => return Err("a comma follows it, and no other URI".into()),
+        Some(_) => {
+            let rule = "in a list, each URI begins with amqp:// or amqps://";
+            return Err(format!("its host has a comma; {rule}{ENCODE}"));
+        }
     }
     let numeric = |c: char| c.is_ascii_hexdigit() || c == ':' || c == '.';
     if hostport.matches(':').count() > 1 && hostport.chars().all(numeric) {
         let example = "as in amqp://[::1]:5672";
         return Err(format!("an IPv6 address stands in brackets, {example}{ENCODE}"));
     }
-    let (host, port) = match hostport.strip_prefix('[').map(|rest| rest.split_once(']')) {
-        Some(None) => return Err("its IPv6 address lacks the closing bracket".into()),
-        Some(Some((address, rest))) => {
-            // A zone, as in fe80::1%25eth0, is no part of the address proper.
-            let address = decode(address, "host")?;
-            let numeric = split_at_first(&address, '%').0;
-            if numeric.parse::<std::net::Ipv6Addr>().is_err() {
-                return Err("what stands in brackets is no IPv6 address".into());
-            }
-            let port = match rest {
-                "" => None,
-                _ => Some(rest.strip_prefix(':').ok_or("a port follows a colon")?),
-            };
-            (address, port)
+    let (host, port) = if let Some(rest) = hostport.strip_prefix('[') {
+        let (address, port) =
+            rest.split_once(']').ok_or("its IPv6 address lacks the closing bracket")?;
+        let address = decode(address, "host")?;
+        // A zone, as in fe80::1%25eth0, is no part of the address proper.
+        if split_at_first(&address, '%').0.parse::<Ipv6Addr>().is_err() {
+            return Err("what stands in brackets is no IPv6 address".into());
         }
-        None => {
-            let (host, port) = split_at_first(hostport, ':');
-            let host = decode(host, "host")?;
-            let plausible = |c: char| c.is_alphanumeric() || "-._~".contains(c);
-            if !host.chars().all(plausible) {
-                return Err(format!("its host name has a character that none has{ENCODE}"));
-            }
-            (if host.is_empty() { "localhost".into() } else { host }, port)
+        let (nothing, port) = split_at_first(port, ':');
+        if !nothing.is_empty() {
+            return Err("a port follows a colon".into());
         }
+        (address, port)
+    } else {
+        let (host, port) = split_at_first(hostport, ':');
+        let host = decode(host, "host")?;
+        if !host.chars().all(|c| c.is_alphanumeric() || "-._~".contains(c)) {
+            return Err(format!("its host name has a character that none has{ENCODE}"));
+        }
+        (if host.is_empty() { "localhost".into() } else { host }, port)
     };
-    let port = match port {
-        None | Some("") => None,
-        Some(port) => match number(port, u16::MAX.into()) {
-            Some(port) if port > 0 => Some(port as u16),
-            _ => return Err(format!("its port is no number from 1 to 65535{ENCODE}")),
-        },
-    };
-    Ok((host, port))
+    let port = port.filter(|port| !port.is_empty()).map(|port| {
+        let port = number::<NonZeroU16>(port).map(NonZeroU16::get);
+        port.ok_or_else(|| format!("its port is no number from 1 to 65535{ENCODE}"))
+    });
+    Ok((host, port.transpose()?))
 }
 
 /// The likeliest reason for a strange host or port.
@@ -286,61 +261,52 @@ const ENCODE: &str =
     " (a password is percent-encoded: @ as %40, / as %2F, : as %3A, # as %23, ? as %3F, % as %25)";
 
 fn decode(text: &str, part: &str) -> Result<String, String> {
-    let complete = |at: usize| {
-        text.as_bytes()
-            .get(at + 1..at + 3)
-            .is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
-    };
-    if !text.match_indices('%').all(|(at, _)| complete(at)) {
+    let is_hex = |digits: &[u8]| digits.iter().all(u8::is_ascii_hexdigit);
+    if !text.split('%').skip(1).all(|rest| rest.as_bytes().get(..2).is_some_and(is_hex)) {
         return Err(format!("its {part} has a % that no two hex digits follow; write it as %25"));
     }
-    let decoded =
-        percent_decode_str(text).decode_utf8().map_err(|_| format!("its {part} is not UTF-8"))?;
-    match decoded.contains('\0') {
-        true => Err(format!("its {part} has a NUL character")),
-        false => Ok(decoded.into()),
+    match percent_decode_str(text).decode_utf8() {
+        Err(_) => Err(format!("its {part} is not UTF-8")),
+        Ok(decoded) if decoded.contains('\0') => Err(format!("its {part} has a NUL character")),
+        Ok(decoded) => Ok(decoded.into()),
     }
 }
 
 /// A number in decimal digits alone; `parse` takes a plus sign too.
-fn number(text: &str, most: u32) -> Option<u32> {
-    let digits = text.bytes().all(|b| b.is_ascii_digit());
-    text.parse().ok().filter(|n| digits && *n <= most)
+fn number<T: FromStr>(text: &str) -> Option<T> {
+    text.parse().ok().filter(|_| !text.starts_with('+'))
 }
 
 fn apply(endpoint: &mut Endpoint, parameter: &str) -> Result<(), String> {
     let (key, value) = split_at_first(parameter, '=');
     let value = decode(value.unwrap_or_default(), "query")?;
-    let number = |most: u32| {
-        number(&value, most).ok_or_else(|| format!("its {key} is no number from 0 to {most}"))
-    };
-    match key {
-        "heartbeat" => endpoint.heartbeat = number(u16::MAX.into())? as u16,
-        "channel_max" => endpoint.channel_max = number(u16::MAX.into())? as u16,
-        "connection_timeout" => {
-            let milliseconds = number(u32::MAX)?;
+    let no_number = |most: u32| format!("its {key} is no number from 0 to {most}");
+    let small = || number::<u16>(&value).ok_or_else(|| no_number(u16::MAX.into()));
+    match (key, &mut endpoint.tls) {
+        ("heartbeat", _) => endpoint.heartbeat = small()?,
+        ("channel_max", _) => endpoint.channel_max = small()?,
+        ("connection_timeout", _) => {
+            let milliseconds = number::<u32>(&value).ok_or_else(|| no_number(u32::MAX))?;
             if milliseconds == 0 {
                 return Err("its connection_timeout is 0, and no wait here is without end".into());
             }
             endpoint.connection_timeout = Some(Duration::from_millis(milliseconds.into()));
         }
-        "auth_mechanism" => match value.to_ascii_lowercase().as_str() {
+        ("auth_mechanism", _) => match value.to_ascii_lowercase().as_str() {
             "external" => endpoint.credentials = Credentials::External,
             "plain" => {}
             _ => return Err("its auth_mechanism is neither external nor plain".into()),
         },
-        "cacertfile" | "certfile" | "keyfile" | "verify" => {
-            let Some(tls) = &mut endpoint.tls else {
-                return Err(format!("its {key} needs an amqps:// URI"));
-            };
-            match (key, value.as_str()) {
-                ("cacertfile", path) => tls.cacertfile = Some(path.into()),
-                ("certfile", path) => tls.certfile = Some(path.into()),
-                ("keyfile", path) => tls.keyfile = Some(path.into()),
-                (_, "verify_peer") => tls.verify_peer = true,
-                (_, "verify_none") => tls.verify_peer = false,
-                _ => return Err("its verify is neither verify_peer nor verify_none".into()),
-            }
+        ("cacertfile", Some(tls)) => tls.cacertfile = Some(value.into()),
+        ("certfile", Some(tls)) => tls.certfile = Some(value.into()),
+        ("keyfile", Some(tls)) => tls.keyfile = Some(value.into()),
+        ("verify", Some(tls)) => match value.as_str() {
+            "verify_peer" => tls.verify_none = false,
+            "verify_none" => tls.verify_none = true,
+            _ => return Err("its verify is neither verify_peer nor verify_none".into()),
+        },
+        ("cacertfile" | "certfile" | "keyfile" | "verify", None) => {
+            return Err(format!("its {key} needs an amqps:// URI"));
         }
         _ => {
             return Err("it has a query parameter other than heartbeat, connection_timeout, \
@@ -408,12 +374,12 @@ mod tests {
             cacertfile: Some("/a b/ca.pem".into()),
             certfile: Some("c.pem".into()),
             keyfile: Some("k.pem".into()),
-            verify_peer: false,
+            verify_none: true,
         };
         assert_eq!(endpoint.tls, Some(tls));
         assert_eq!(one("amqp://h?heartbeat=0").heartbeat, 0);
         assert_eq!(one("amqp://h").heartbeat, DEFAULT_HEARTBEAT);
-        assert!(one("amqps://h").tls.unwrap().verify_peer);
+        assert!(!one("amqps://h").tls.unwrap().verify_none);
     }
 
     #[test]
