@@ -66,48 +66,35 @@ impl FailureKind {
         FailureKind::Configuration,
     ];
 
-    /// The exit code. 124 is never used: it is `timeout(1)`'s.
-    pub fn code(self) -> u8 {
+    /// The exit code, and the name for programs that read JSON. 124 is never used: it is `timeout(1)`'s.
+    fn code_and_name(self) -> (u8, &'static str) {
         match self {
-            FailureKind::Usage => 64, // EX_USAGE
-            FailureKind::Procedure(
-                ErrorKind::UnknownProcedure | ErrorKind::InvalidArgument | ErrorKind::OutOfRange,
-            )
-            | FailureKind::TooLarge { .. } => 65, // EX_DATAERR
-            FailureKind::BrokerUnreachable
-            | FailureKind::QueueMissing
-            | FailureKind::NoConsumer
-            | FailureKind::QueueUnusable => 69, // EX_UNAVAILABLE
-            FailureKind::Procedure(ErrorKind::Internal) | FailureKind::Internal => 70, // EX_SOFTWARE
-            FailureKind::Procedure(ErrorKind::Unavailable | ErrorKind::TimedOut)
-            | FailureKind::TimedOut
-            | FailureKind::ConnectionLost
-            | FailureKind::Blocked => 75, // EX_TEMPFAIL
-            FailureKind::BadReply => 76,      // EX_PROTOCOL
-            FailureKind::AccessRefused => 77, // EX_NOPERM
-            FailureKind::Configuration => 78, // EX_CONFIG
+            FailureKind::Usage => (64, "usage"), // EX_USAGE
+            FailureKind::Procedure(kind) => kind.code_and_name(),
+            FailureKind::TooLarge { .. } => (65, "too-large"), // EX_DATAERR
+            FailureKind::BrokerUnreachable => (69, "broker-unreachable"), // EX_UNAVAILABLE
+            FailureKind::QueueMissing => (69, "queue-missing"),
+            FailureKind::NoConsumer => (69, "no-consumer"),
+            FailureKind::QueueUnusable => (69, "queue-unusable"),
+            FailureKind::Internal => (70, "client-failed"), // EX_SOFTWARE
+            // Whoever's limit it was: the call may be made again, with more time.
+            FailureKind::TimedOut => ErrorKind::TimedOut.code_and_name(),
+            FailureKind::ConnectionLost => (75, "connection-lost"), // EX_TEMPFAIL
+            FailureKind::Blocked => (75, "blocked"),
+            FailureKind::BadReply => (76, "bad-reply"), // EX_PROTOCOL
+            FailureKind::AccessRefused => (77, "access-refused"), // EX_NOPERM
+            FailureKind::Configuration => (78, "configuration"), // EX_CONFIG
         }
+    }
+
+    /// The exit code.
+    pub fn code(self) -> u8 {
+        self.code_and_name().0
     }
 
     /// Its name, for programs that read JSON.
     pub fn name(self) -> &'static str {
-        match self {
-            FailureKind::Usage => "usage",
-            FailureKind::Procedure(kind) => kind.name(),
-            FailureKind::BrokerUnreachable => "broker-unreachable",
-            FailureKind::QueueMissing => "queue-missing",
-            FailureKind::NoConsumer => "no-consumer",
-            FailureKind::QueueUnusable => "queue-unusable",
-            FailureKind::Internal => "client-failed",
-            // Whoever's limit it was: the call may be made again, with more time.
-            FailureKind::TimedOut => ErrorKind::TimedOut.name(),
-            FailureKind::ConnectionLost => "connection-lost",
-            FailureKind::TooLarge { .. } => "too-large",
-            FailureKind::Blocked => "blocked",
-            FailureKind::BadReply => "bad-reply",
-            FailureKind::AccessRefused => "access-refused",
-            FailureKind::Configuration => "configuration",
-        }
+        self.code_and_name().1
     }
 }
 
@@ -139,16 +126,20 @@ impl ErrorKind {
         ErrorKind::TimedOut,
     ];
 
+    fn code_and_name(self) -> (u8, &'static str) {
+        match self {
+            ErrorKind::UnknownProcedure => (65, "unknown-procedure"),
+            ErrorKind::InvalidArgument => (65, "invalid-argument"),
+            ErrorKind::OutOfRange => (65, "out-of-range"),
+            ErrorKind::Internal => (70, "internal"),
+            ErrorKind::Unavailable => (75, "unavailable"),
+            ErrorKind::TimedOut => (75, "timed-out"),
+        }
+    }
+
     /// The name of the kind on the wire.
     pub fn name(self) -> &'static str {
-        match self {
-            ErrorKind::UnknownProcedure => "unknown-procedure",
-            ErrorKind::InvalidArgument => "invalid-argument",
-            ErrorKind::OutOfRange => "out-of-range",
-            ErrorKind::Internal => "internal",
-            ErrorKind::Unavailable => "unavailable",
-            ErrorKind::TimedOut => "timed-out",
-        }
+        self.code_and_name().1
     }
 }
 
@@ -183,20 +174,13 @@ impl std::error::Error for Failure {}
 pub enum ProgramError {
     /// Whoever read standard output is gone, as after `| head -1`. That is no failure.
     OutputClosed,
-    /// A failure, with what it kept the program from doing in front.
-    Failed(FailureKind, anyhow::Error),
+    /// A failure.
+    Failed(Failure),
 }
 
 impl From<Failure> for ProgramError {
     fn from(failure: Failure) -> ProgramError {
-        ProgramError::Failed(failure.kind, failure.into())
-    }
-}
-
-/// What has no kind of its own is [`FailureKind::Internal`].
-impl From<anyhow::Error> for ProgramError {
-    fn from(error: anyhow::Error) -> ProgramError {
-        ProgramError::Failed(FailureKind::Internal, error)
+        ProgramError::Failed(failure)
     }
 }
 
@@ -204,7 +188,7 @@ impl fmt::Display for ProgramError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ProgramError::OutputClosed => f.write_str("nobody reads standard output any more"),
-            ProgramError::Failed(_, error) => write!(f, "{error:#}"),
+            ProgramError::Failed(failure) => failure.fmt(f),
         }
     }
 }
