@@ -10,7 +10,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{
     AlertDescription as Alert, CertificateError, ClientConfig, ClientConnection,
-    DigitallySignedStruct, InvalidMessage, PeerIncompatible, RootCertStore, SignatureScheme,
+    DigitallySignedStruct, Error as TlsError, InvalidMessage, PeerIncompatible, RootCertStore,
+    SignatureScheme,
 };
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -41,15 +42,14 @@ impl TlsStream {
         let mut session = client_connection(tls, &endpoint.host).map_err(|reason| {
             Failure::new(FailureKind::Configuration, format!("cannot use {endpoint}: {reason}"))
         })?;
-        let socket = session
-            .complete_io(&mut socket)
-            .and_then(|_| mio::net::TcpStream::from_stream(socket))
-            .map_err(|error| {
-                refusal_in(endpoint, &error).unwrap_or_else(|| {
-                    let message = format!("no TLS handshake with {endpoint}: {error}");
-                    Failure::new(FailureKind::BrokerUnreachable, message)
-                })
-            })?;
+        let connected = session.complete_io(&mut socket);
+        let connected = connected.and_then(|_| mio::net::TcpStream::from_stream(socket));
+        let socket = connected.map_err(|error| {
+            refusal_in(endpoint, &error).unwrap_or_else(|| {
+                let message = format!("no TLS handshake with {endpoint}: {error}");
+                Failure::new(FailureKind::BrokerUnreachable, message)
+            })
+        })?;
         Ok(TlsStream { session, socket, taken: 0 })
     }
 
@@ -121,21 +121,17 @@ fn client_connection(tls: &Tls, host: &str) -> Result<ClientConnection, String> 
     let name = ServerName::try_from(host.to_owned()).map_err(|_| {
         format!("no certificate can be for the host {host}: it is no DNS name and no IP address")
     })?;
-    let provider = Arc::new(ring::default_provider());
-    let algorithms = provider.signature_verification_algorithms;
-    let no_tls = |error| format!("no TLS: {error}");
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(no_tls)?;
-    let builder = if !tls.verify_none {
-        builder.with_root_certificates(authorities(tls.cacertfile.as_deref())?)
-    } else {
+    let builder = ClientConfig::builder();
+    let builder = if tls.verify_none {
         // Said with -q too.
         error!(
             "verify=verify_none is unsafe: anybody on the way can read the password and the calls"
         );
+        let algorithms = ring::default_provider().signature_verification_algorithms;
         let no_verification = Arc::new(NoVerification(algorithms));
         builder.dangerous().with_custom_certificate_verifier(no_verification)
+    } else {
+        builder.with_root_certificates(authorities(tls.cacertfile.as_deref())?)
     };
     let config = match (&tls.certfile, &tls.keyfile) {
         (Some(certfile), Some(keyfile)) => builder
@@ -143,7 +139,7 @@ fn client_connection(tls: &Tls, host: &str) -> Result<ClientConnection, String> 
             .map_err(|error| {
                 let (certfile, keyfile) = (certfile.display(), keyfile.display());
                 match error {
-                    rustls::Error::InconsistentKeys(_) => format!(
+                    TlsError::InconsistentKeys(_) => format!(
                         "{keyfile} (keyfile) is not the key of the certificate in {certfile} (certfile)"
                     ),
                     _ => format!("{certfile} (certfile) and {keyfile} (keyfile): {error}"),
@@ -151,7 +147,7 @@ fn client_connection(tls: &Tls, host: &str) -> Result<ClientConnection, String> 
             })?,
         _ => builder.with_no_client_auth(),
     };
-    ClientConnection::new(Arc::new(config), name).map_err(no_tls)
+    ClientConnection::new(Arc::new(config), name).map_err(|error| format!("no TLS: {error}"))
 }
 
 /// Who is trusted: the system's authorities, and those in a file.
@@ -177,13 +173,12 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
 }
 
 fn certificates(path: &Path, parameter: &str) -> Result<Vec<CertificateDer<'static>>, String> {
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(path)?).collect();
+    let certificates = CertificateDer::pem_slice_iter(&read(path)?).collect::<Result<Vec<_>, _>>();
+    let path = path.display();
     match certificates {
-        Ok(certificates) if certificates.is_empty() => {
-            Err(format!("{} ({parameter}) has no PEM certificate", path.display()))
-        }
+        Ok(none) if none.is_empty() => Err(format!("{path} ({parameter}) has no PEM certificate")),
         Ok(certificates) => Ok(certificates),
-        Err(error) => Err(format!("{} ({parameter}): {error}", path.display())),
+        Err(error) => Err(format!("{path} ({parameter}): {error}")),
     }
 }
 
@@ -213,7 +208,7 @@ impl ServerCertVerifier for NoVerification {
         _: &ServerName<'_>,
         _: &[u8],
         _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
+    ) -> Result<ServerCertVerified, TlsError> {
         Ok(ServerCertVerified::assertion())
     }
 
@@ -222,7 +217,7 @@ impl ServerCertVerifier for NoVerification {
         message: &[u8],
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+    ) -> Result<HandshakeSignatureValid, TlsError> {
         crypto::verify_tls12_signature(message, certificate, signature, &self.0)
     }
 
@@ -231,7 +226,7 @@ impl ServerCertVerifier for NoVerification {
         message: &[u8],
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+    ) -> Result<HandshakeSignatureValid, TlsError> {
         crypto::verify_tls13_signature(message, certificate, signature, &self.0)
     }
 
@@ -252,33 +247,31 @@ pub fn refusal(endpoint: &Endpoint, error: &Error) -> Option<Failure> {
 }
 
 fn refusal_in(endpoint: &Endpoint, error: &io::Error) -> Option<Failure> {
-    let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
+    let error = error.get_ref()?.downcast_ref()?;
     debug!("TLS handshake with {endpoint}: {error}");
     let (kind, cause) = cause(endpoint, error);
     Some(Failure::new(kind, format!("no TLS handshake with {endpoint}: {cause}")))
 }
 
-fn cause(endpoint: &Endpoint, error: &rustls::Error) -> (FailureKind, String) {
-    const OLD: &str = "it offers no version of TLS that this program accepts (1.2 and 1.3)";
+fn cause(endpoint: &Endpoint, error: &TlsError) -> (FailureKind, String) {
     let configuration = match error {
-        rustls::Error::InvalidCertificate(error) => of_certificate(&endpoint.host, error),
-        rustls::Error::AlertReceived(Alert::ProtocolVersion)
-        | rustls::Error::PeerIncompatible(PeerIncompatible::ServerDoesNotSupportTls12Or13) => {
-            OLD.into()
+        TlsError::InvalidCertificate(error) => of_certificate(&endpoint.host, error),
+        TlsError::AlertReceived(Alert::ProtocolVersion)
+        | TlsError::PeerIncompatible(PeerIncompatible::ServerDoesNotSupportTls12Or13) => {
+            "it offers no version of TLS that this program accepts (1.2 and 1.3)".into()
         }
-        // These pass, perhaps.
-        rustls::Error::AlertReceived(Alert::InternalError | Alert::UserCanceled) => {
-            return (FailureKind::BrokerUnreachable, error.to_string());
-        }
-        rustls::Error::AlertReceived(alert) => {
-            let remedy = match endpoint.tls.as_ref().is_some_and(|tls| tls.certfile.is_some()) {
-                true => "it may not trust the client certificate",
-                false => "it may want a client certificate that it trusts",
+        TlsError::PeerIncompatible(_) => error.to_string(),
+        // Those two pass, perhaps.
+        TlsError::AlertReceived(alert)
+            if !matches!(alert, Alert::InternalError | Alert::UserCanceled) =>
+        {
+            let remedy = match &endpoint.tls {
+                Some(Tls { certfile: Some(_), .. }) => "it may not trust the client certificate",
+                _ => "it may want a client certificate that it trusts",
             };
             format!("it refused ({alert:?}); {remedy}: see certfile and keyfile")
         }
-        rustls::Error::PeerIncompatible(_) => error.to_string(),
-        rustls::Error::InvalidMessage(
+        TlsError::InvalidMessage(
             InvalidMessage::InvalidContentType
             | InvalidMessage::UnknownProtocolVersion
             | InvalidMessage::MessageTooLarge,
@@ -292,28 +285,29 @@ fn cause(endpoint: &Endpoint, error: &rustls::Error) -> (FailureKind, String) {
 }
 
 fn of_certificate(host: &str, error: &CertificateError) -> String {
-    match error {
+    let cause = match error {
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-            "its certificate has expired".into()
+            "its certificate has expired"
         }
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-            "its certificate is not valid yet; is the clock right?".into()
+            "its certificate is not valid yet; is the clock right?"
         }
         CertificateError::NotValidForNameContext { presented, .. } if presented.is_empty() => {
             "its certificate has no subject alternative name, and a common name is not enough"
-                .into()
         }
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-            format!("its certificate is for another host than {host}")
+            return format!("its certificate is for another host than {host}");
         }
         // The latter: an authority of the same name signed it.
         CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-            "no authority that is trusted here signed its certificate; cacertfile names one".into()
+            "no authority that is trusted here signed its certificate; cacertfile names one"
         }
-        _ => format!(
-            "its certificate is not accepted ({error}); it has to be an X.509 certificate of version 3, for a server, and not an authority's"
-        ),
-    }
+        _ => {
+            let rule = "it has to be an X.509 certificate of version 3, for a server, and not an authority's";
+            return format!("its certificate is not accepted ({error}); {rule}");
+        }
+    };
+    cause.into()
 }
 
 #[cfg(test)]
