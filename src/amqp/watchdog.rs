@@ -7,30 +7,27 @@
 
 use std::io;
 use std::net::{Shutdown, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// Shuts a socket down when a deadline passes. One thread for each, which ends with it.
-#[derive(Debug)]
 pub struct Watchdog(Arc<Watch>);
 
-#[derive(Debug)]
 struct Watch {
     socket: TcpStream,
-    fired: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct State {
     deadline: Option<Instant>,
     /// When the thread looks next. It is not woken for a deadline that is later than that, nor
     /// for one that is over: calls come one after another, and most take a moment.
     next_look: Option<Instant>,
-    ended: bool,
+    has_fired: bool,
+    has_ended: bool,
 }
 
 impl Watchdog {
@@ -40,12 +37,8 @@ impl Watchdog {
     ///
     /// If the system has no thread to give.
     pub fn new(socket: TcpStream) -> io::Result<Watchdog> {
-        let watch = Arc::new(Watch {
-            socket,
-            fired: AtomicBool::new(false),
-            state: Mutex::default(),
-            changed: Condvar::new(),
-        });
+        let watch = Watch { socket, state: Mutex::default(), changed: Condvar::new() };
+        let watch = Arc::new(watch);
         let watched = Arc::clone(&watch);
         thread::Builder::new().name("watchdog".into()).spawn(move || watched.run())?;
         Ok(Watchdog(watch))
@@ -53,7 +46,7 @@ impl Watchdog {
 
     /// Ends the connection now, as if a deadline had passed.
     pub fn fire(&self) {
-        self.0.end_connection();
+        self.0.end_connection(&mut self.0.state());
     }
 
     /// Runs `call`, which uses the connection, and ends the connection if it takes longer than
@@ -73,13 +66,13 @@ impl Watchdog {
 
     /// Whether a deadline has passed, and the connection was ended for it.
     pub fn fired(&self) -> bool {
-        self.0.fired.load(Ordering::SeqCst)
+        self.0.state().has_fired
     }
 }
 
 impl Drop for Watchdog {
     fn drop(&mut self) {
-        self.0.state().ended = true;
+        self.0.state().has_ended = true;
         self.0.changed.notify_one();
     }
 }
@@ -92,26 +85,21 @@ impl Watch {
 
     fn run(&self) {
         let mut state = self.state();
-        while !state.ended {
+        while !state.has_ended {
             let left = state.deadline.map(|deadline| deadline.duration_since(Instant::now()));
             if left == Some(Duration::ZERO) {
-                self.end_connection();
+                self.end_connection(&mut state);
                 state.deadline = None;
                 continue;
             }
             state.next_look = state.deadline;
-            state = match left {
-                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-                Some(left) => {
-                    let waited = self.changed.wait_timeout(state, left);
-                    waited.unwrap_or_else(PoisonError::into_inner).0
-                }
-            };
+            let waited = self.changed.wait_timeout(state, left.unwrap_or(Duration::MAX));
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
-    fn end_connection(&self) {
-        self.fired.store(true, Ordering::SeqCst);
+    fn end_connection(&self, state: &mut State) {
+        state.has_fired = true;
         // Fails only if the connection is gone already, which is as good.
         let _ = self.socket.shutdown(Shutdown::Both);
     }
