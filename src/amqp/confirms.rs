@@ -3,6 +3,7 @@
 
 use amiquip::{Channel, Confirm, ConfirmPayload};
 use crossbeam_channel::{Receiver, never};
+use std::ops::RangeInclusive;
 
 /// The confirms of one channel. Messages are numbered from 1 in the order in which they are
 /// published on it, which is how the broker counts them too.
@@ -44,31 +45,27 @@ impl Confirms {
 }
 
 /// What a [`Confirm`] says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Confirmed {
-    last: u64,
-    multiple: bool,
+    numbers: RangeInclusive<u64>,
     /// Whether the broker took the messages. Otherwise it refused them.
     pub is_taken: bool,
 }
 
 impl From<Confirm> for Confirmed {
     fn from(confirm: Confirm) -> Confirmed {
-        let (ConfirmPayload { delivery_tag, multiple }, is_taken) = match confirm {
+        let (ConfirmPayload { delivery_tag: last, multiple }, is_taken) = match confirm {
             Confirm::Ack(payload) => (payload, true),
             Confirm::Nack(payload) => (payload, false),
         };
-        Confirmed { last: delivery_tag, multiple, is_taken }
+        Confirmed { numbers: if multiple { 1..=last } else { last..=last }, is_taken }
     }
 }
 
 impl Confirmed {
     /// Whether it is about the message with this number.
     pub fn acknowledges(&self, number: u64) -> bool {
-        match self.multiple {
-            true => number <= self.last,
-            false => number == self.last,
-        }
+        self.numbers.contains(&number)
     }
 }
 
