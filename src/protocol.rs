@@ -8,7 +8,7 @@
 //! error the header `error` has its kind, `exit_code` what a program exited with, if it did, and the
 //! body is a sentence.
 
-use crate::amqp::MAX_NAME;
+use crate::amqp;
 use crate::amqp::sanitizer::SUBSTITUTE;
 use crate::error::{ErrorKind, Failure, FailureKind};
 use crate::procedure::{Error, Outcome};
@@ -24,8 +24,6 @@ pub const MAX_EXPIRATION: Duration = Duration::from_millis(u32::MAX as u64);
 /// 16 MiB since RabbitMQ 4.0. A larger one costs the channel.
 pub const MAX_BODY: usize = 16 << 20;
 
-const TEXT: &str = "text/plain";
-const BYTES: &str = "application/octet-stream";
 const DEFAULT_PROCEDURE: &str = "fib";
 const TYPE_RESULT: &str = "result";
 const TYPE_ERROR: &str = "error";
@@ -91,7 +89,7 @@ impl<'a> Request<'a> {
             reply_to: properties
                 .reply_to()
                 .as_deref()
-                .filter(|name| (1..=MAX_NAME).contains(&name.len()) && is_whole(name))
+                .filter(|name| amqp::name(name).is_ok() && is_whole(name))
                 .filter(|_| correlation_id.is_none_or(is_whole)),
             correlation_id,
             expiration: milliseconds.map(Duration::from_millis),
@@ -121,19 +119,19 @@ impl Reply {
     /// The reply to `request` with the procedure's `outcome`; an error instead if the result has
     /// more than `most` bytes. Of an error's sentence, no more than that is told.
     pub fn to_request(request: &Request<'_>, outcome: Outcome, most: usize) -> Reply {
-        let outcome = outcome.and_then(|result| match result.len() {
-            length if length > most => {
+        let mut outcome = match outcome {
+            Ok(result) if result.len() > most => {
+                let length = result.len();
                 let message = format!("the result has {length} bytes; the broker takes {most}");
                 Err(Error::new(ErrorKind::OutOfRange, message))
             }
-            _ => Ok(result),
-        });
-        let outcome = outcome.map_err(|mut error| {
+            outcome => outcome,
+        };
+        if let Err(error) = &mut outcome {
             while error.message.len() > most {
                 error.message.pop();
             }
-            error
-        });
+        }
         Reply { correlation_id: request.correlation_id.map(str::to_owned), outcome }
     }
 
@@ -147,16 +145,12 @@ impl Reply {
 
     /// The message to publish to the queue `reply_to`, by way of the default exchange.
     pub fn to_publish(&self, reply_to: &str) -> Publish<'_> {
-        let body = match &self.outcome {
-            Ok(result) => result,
-            Err(error) => error.message.as_bytes(),
-        };
-        let mut properties = AmqpProperties::default().with_content_type(content_type(body).into());
+        let mut properties = AmqpProperties::default();
         if let Some(correlation_id) = &self.correlation_id {
             properties = properties.with_correlation_id(correlation_id.clone());
         }
-        let properties = match &self.outcome {
-            Ok(_) => properties.with_type_(TYPE_RESULT.into()),
+        let (body, properties) = match &self.outcome {
+            Ok(result) => (&result[..], properties.with_type_(TYPE_RESULT.into())),
             Err(error) => {
                 let mut headers = FieldTable::new();
                 let kind = AmqpValue::LongString(error.kind.name().into());
@@ -164,9 +158,11 @@ impl Reply {
                 if let Some(code) = error.exit_code {
                     headers.insert(HEADER_EXIT_CODE.into(), AmqpValue::LongInt(code.into()));
                 }
-                properties.with_type_(TYPE_ERROR.into()).with_headers(headers)
+                let properties = properties.with_type_(TYPE_ERROR.into()).with_headers(headers);
+                (error.message.as_bytes(), properties)
             }
         };
+        let properties = properties.with_content_type(content_type(body).into());
         Publish::with_properties(body, reply_to, properties)
     }
 
@@ -184,8 +180,7 @@ impl Reply {
                 message: String::from_utf8_lossy(&body).into_owned(),
                 exit_code: exit_code(properties),
             }),
-            Some(TYPE_RESULT) => Ok(body),
-            _ if body.is_empty() => {
+            kind if body.is_empty() && kind != Some(TYPE_RESULT) => {
                 let message = "the reply is empty: what answered is not an RPC server";
                 return Err(Failure::new(FailureKind::BadReply, message));
             }
@@ -197,7 +192,7 @@ impl Reply {
 
 fn content_type(body: &[u8]) -> &'static str {
     let is_text = body.is_ascii() || std::str::from_utf8(body).is_ok();
-    if is_text { TEXT } else { BYTES }
+    if is_text { "text/plain" } else { "application/octet-stream" }
 }
 
 fn header<'a>(properties: &'a AmqpProperties, name: &str) -> Option<&'a AmqpValue> {

@@ -13,11 +13,11 @@ use std::time::Duration;
 const SHORTEST_REFUSAL: Duration = Duration::from_secs(2);
 
 /// What helps where RabbitMQ says "refused for user".
-const PERMISSIONS: &str = "rabbitmqctl set_permissions gives access";
+const PERMISSIONS: &str = "; rabbitmqctl set_permissions gives access";
 
 /// What helps when a queue or an exchange is declared in another way than it was.
 const DECLARED_OTHERWISE: &str =
-    "it exists already, declared in another way: delete it, or name another vhost in the URI";
+    "; it exists already, declared in another way: delete it, or name another vhost in the URI";
 
 // Reply codes, AMQP 0-9-1 section 1.5.
 const ACCESS_REFUSED: u16 = 403;
@@ -32,11 +32,11 @@ pub fn of_channel(endpoint: &str, error: &Error) -> Option<Failure> {
     match error {
         Error::ServerClosedChannel { code, message, .. } => {
             let remedy = if message.contains("refused for user") {
-                format!("; {PERMISSIONS}")
+                PERMISSIONS
             } else if message.contains("inequivalent arg") {
-                format!("; {DECLARED_OTHERWISE}")
+                DECLARED_OTHERWISE
             } else {
-                String::new()
+                ""
             };
             let kind = match *code {
                 ACCESS_REFUSED => FailureKind::AccessRefused,
@@ -130,7 +130,7 @@ pub fn of_handshake(endpoint: &Endpoint, error: Error, after: Duration) -> Failu
         {
             (
                 FailureKind::AccessRefused,
-                format!("{endpoint} refused access: {message}; {PERMISSIONS}"),
+                format!("{endpoint} refused access: {message}{PERMISSIONS}"),
             )
         }
         Error::ServerClosedConnection { message, .. } => {

@@ -51,15 +51,14 @@ impl fmt::Display for State {
 /// [`FailureKind::AccessRefused`], [`FailureKind::ConnectionLost`].
 pub fn inspect(session: &mut Session, channel: &Channel, queue: &str) -> Result<State, Failure> {
     let declared = session.call(|| channel.queue_declare_passive(queue));
-    let declared = declared.map_err(|failure| match failure.kind {
-        FailureKind::QueueUnusable => Failure::new(
-            failure.kind,
-            format!(
-                "the queue \"{queue}\" on {} is another connection's alone; name another with --queue",
-                session.name()
-            ),
-        ),
-        _ => failure,
+    let declared = declared.map_err(|mut failure| {
+        if failure.kind == FailureKind::QueueUnusable {
+            let name = session.name();
+            failure.message = format!(
+                "the queue \"{queue}\" on {name} is another connection's alone; name another with --queue"
+            );
+        }
+        failure
     })?;
     let count = |count: Option<u32>| count.unwrap_or_default();
     Ok(State {
@@ -91,18 +90,16 @@ pub fn ensure(session: &mut Session, queue: &str, queue_type: QueueType) -> Resu
         Err(failure) => return Err(failure),
     }
     let channel = session.channel()?;
-    let mut arguments = FieldTable::new();
-    let name = AmqpValue::LongString(queue_type.name().into());
-    arguments.insert("x-queue-type".into(), name);
+    let name = queue_type.name();
+    let queue_type = ("x-queue-type".into(), AmqpValue::LongString(name.into()));
+    let arguments = FieldTable::from([queue_type]);
     let options = QueueDeclareOptions { durable: true, arguments, ..Default::default() };
-    let declared = session.call(|| {
-        let declared = channel.queue_declare(queue, options)?;
-        Ok(declared.declared_consumer_count().unwrap_or_default())
-    });
+    let declared =
+        session.call(|| Ok(channel.queue_declare(queue, options)?.declared_consumer_count()));
     match declared {
         Ok(consumers) => {
-            let consumers = count(consumers, "consumer", "consumers");
-            info!("queue {queue} declared: {}, durable, {consumers}", queue_type.name());
+            let consumers = count(consumers.unwrap_or_default(), "consumer", "consumers");
+            info!("queue {queue} declared: {name}, durable, {consumers}");
             session.call(|| channel.close())
         }
         // Another server created it in the meantime, in another way (406), or it may not be created.
