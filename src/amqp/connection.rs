@@ -5,7 +5,7 @@ use crate::amqp::errors;
 use crate::amqp::inbox::Inbox;
 use crate::amqp::sanitizer::FRAME_MAX;
 use crate::amqp::transport;
-use crate::amqp::uri::{Credentials, Endpoint};
+use crate::amqp::uri::Endpoint;
 use crate::amqp::watchdog::Watchdog;
 use crate::error::{Failure, FailureKind};
 use amiquip::{
@@ -296,14 +296,8 @@ impl Drop for Session {
 }
 
 fn options(endpoint: &Endpoint, program: &str) -> ConnectionOptions<Auth> {
-    let auth = match &endpoint.credentials {
-        Credentials::Plain { username, password } => {
-            Auth::Plain { username: username.clone(), password: password.clone() }
-        }
-        Credentials::External => Auth::External,
-    };
     ConnectionOptions::default()
-        .auth(auth)
+        .auth(endpoint.credentials.clone())
         .virtual_host(endpoint.vhost.clone())
         .heartbeat(endpoint.heartbeat)
         .channel_max(endpoint.channel_max)

@@ -22,19 +22,8 @@ use std::time::Duration;
 /// twice as long (RabbitMQ, "Detecting Dead TCP Connections with Heartbeats").
 const DEFAULT_HEARTBEAT: u16 = 10;
 
-/// How to prove who one is.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Credentials {
-    /// SASL PLAIN: a user name and a password.
-    Plain {
-        /// User name.
-        username: String,
-        /// Password. Shown by no `Display` or `Debug`.
-        password: String,
-    },
-    /// SASL EXTERNAL: the TLS client certificate tells.
-    External,
-}
+/// How to prove who one is: the library's own type, whose `Debug` shows the password.
+pub use amiquip::Auth as Credentials;
 
 /// What to trust and to show in a TLS handshake.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -50,7 +39,7 @@ pub struct Tls {
 }
 
 /// One broker, and how to log in to it.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq)]
 pub struct Endpoint {
     /// TLS settings of an `amqps` URI; None: plain TCP.
     pub tls: Option<Tls>,
