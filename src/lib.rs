@@ -19,10 +19,6 @@
 //! | [`error`] | what went wrong → exit code; imports nothing of ours |
 //!
 //! Imports point downwards in this table only.
-//!
-//! Server: delivery → [`protocol::Request`] → [`procedure::Procedures::call`] → [`fib`] or a program → [`protocol::Reply`] →
-//! publish → ack. Client: arguments → [`protocol::Request`] → publish → receive, skip other
-//! ids → [`protocol::Reply`] → standard output → exit code.
 
 #![warn(missing_docs)]
 

@@ -167,12 +167,8 @@ impl Reply {
     }
 
     /// The reply in a message with these properties and this body. An error of no known kind is
-    /// [`ErrorKind::Internal`].
-    ///
-    /// # Errors
-    ///
-    /// [`FailureKind::BadReply`] if the body is empty and the reply does not say that this is the
-    /// result: no tutorial's server answers so.
+    /// [`ErrorKind::Internal`]. An empty body that is not said to be the result is a
+    /// [`FailureKind::BadReply`]: no tutorial's server answers so.
     pub fn decode(properties: &AmqpProperties, body: Vec<u8>) -> Result<Reply, Failure> {
         let outcome = match properties.type_().as_deref() {
             Some(TYPE_ERROR) => Err(Error {

@@ -14,7 +14,6 @@ pub struct Confirms {
 
 impl Confirms {
     /// Puts `channel` into confirm mode, before anything is published on it.
-    /// Its errors are those of the channel.
     pub fn enable(channel: &Channel) -> amiquip::Result<Confirms> {
         let receiver = channel.listen_for_publisher_confirms()?;
         channel.enable_publisher_confirms()?;
@@ -27,7 +26,6 @@ impl Confirms {
     }
 
     /// Those of `channel`, in confirm mode if they are `wanted`.
-    /// Its errors are those of the channel.
     pub fn new(channel: &Channel, wanted: bool) -> amiquip::Result<Confirms> {
         if wanted { Confirms::enable(channel) } else { Ok(Confirms::disabled()) }
     }

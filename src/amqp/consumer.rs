@@ -27,11 +27,7 @@ impl ConsumerError {
     }
 }
 
-/// The delivery in what was received from [`Consumer::receiver`].
-///
-/// # Errors
-///
-/// Why no delivery comes any more.
+/// The delivery in what was received from [`Consumer::receiver`], or why none comes any more.
 pub fn delivery(received: Result<ConsumerMessage, RecvError>) -> Result<Delivery, ConsumerError> {
     match received {
         Ok(ConsumerMessage::Delivery(delivery)) => Ok(delivery),

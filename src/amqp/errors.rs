@@ -19,17 +19,13 @@ const PERMISSIONS: &str = "; rabbitmqctl set_permissions gives access";
 const DECLARED_OTHERWISE: &str =
     "; it exists already, declared in another way: delete it, or name another vhost in the URI";
 
-// Reply codes, AMQP 0-9-1 section 1.5.
-const ACCESS_REFUSED: u16 = 403;
-const NOT_FOUND: u16 = 404;
-const RESOURCE_LOCKED: u16 = 405;
-const PRECONDITION_FAILED: u16 = 406;
+/// The reply code not-allowed (AMQP 0-9-1, section 1.5).
 const NOT_ALLOWED: u16 = 530;
 
 /// The failure that an error of one channel is, or of none: the connection is still good. None if it
 /// is an error of the connection.
 pub fn of_channel(endpoint: &str, error: &Error) -> Option<Failure> {
-    match error {
+    let (kind, message) = match error {
         Error::ServerClosedChannel { code, message, .. } => {
             let remedy = if message.contains("refused for user") {
                 PERMISSIONS
@@ -38,23 +34,23 @@ pub fn of_channel(endpoint: &str, error: &Error) -> Option<Failure> {
             } else {
                 ""
             };
+            // The reply codes of AMQP 0-9-1, section 1.5.
             let kind = match *code {
-                ACCESS_REFUSED => FailureKind::AccessRefused,
-                NOT_FOUND => FailureKind::QueueMissing,
-                RESOURCE_LOCKED => FailureKind::QueueUnusable,
-                PRECONDITION_FAILED => too_large(message).unwrap_or(FailureKind::Configuration),
+                403 => FailureKind::AccessRefused,
+                404 => FailureKind::QueueMissing,
+                405 => FailureKind::QueueUnusable,
+                406 => too_large(message).unwrap_or(FailureKind::Configuration),
                 _ => FailureKind::ConnectionLost,
             };
-            Some(Failure::new(kind, format!("{endpoint} refused: {message}{remedy}")))
+            (kind, format!("refused: {message}{remedy}"))
         }
         Error::ExhaustedChannelIds => {
-            let message = format!(
-                "{endpoint} gives no more channels: see channel_max in the URI or on the broker (each of the server's --workers needs one)"
-            );
-            Some(Failure::new(FailureKind::Configuration, message))
+            let remedy = "see channel_max in the URI or on the broker (each of the server's --workers needs one)";
+            (FailureKind::Configuration, format!("gives no more channels: {remedy}"))
         }
-        _ => None,
-    }
+        _ => return None,
+    };
+    Some(Failure::new(kind, format!("{endpoint} {message}")))
 }
 
 /// "PRECONDITION_FAILED - message size 2090 is larger than configured max size 1000": RabbitMQ tells
@@ -85,17 +81,16 @@ pub fn of_connection(endpoint: &str, cause: &Error) -> Failure {
 
 /// Why a broker that was reached did not open the connection, `after` a time.
 pub fn of_handshake(endpoint: &Endpoint, error: Error, after: Duration) -> Failure {
+    use FailureKind::{AccessRefused, BrokerUnreachable, Configuration};
     #[cfg(feature = "tls")]
     if let Some(refusal) = crate::amqp::tls::refusal(endpoint, &error) {
         return refusal;
     }
     let (kind, message) = match &error {
-        Error::InvalidCredentials if after < SHORTEST_REFUSAL => (
-            FailureKind::BrokerUnreachable,
-            format!(
-                "{endpoint} closed the connection during the login; if it goes on to, check user and password"
-            ),
-        ),
+        Error::InvalidCredentials if after < SHORTEST_REFUSAL => {
+            let remedy = "if it goes on to, check user and password";
+            (BrokerUnreachable, format!("closed the connection during the login; {remedy}"))
+        }
         Error::InvalidCredentials => {
             let remedy = match endpoint.credentials {
                 Credentials::Plain { .. } => {
@@ -105,14 +100,12 @@ pub fn of_handshake(endpoint: &Endpoint, error: Error, after: Duration) -> Failu
                     "check the client certificate, and that a user has its name"
                 }
             };
-            (FailureKind::AccessRefused, format!("{endpoint} refused the credentials; {remedy}"))
+            (AccessRefused, format!("refused the credentials; {remedy}"))
         }
-        Error::UnsupportedAuthMechanism { available, requested } => (
-            FailureKind::Configuration,
-            format!(
-                "{endpoint} does not offer the authentication mechanism {requested}, but {available}"
-            ),
-        ),
+        Error::UnsupportedAuthMechanism { available, requested } => {
+            let offered = format!("{requested}, but {available}");
+            (Configuration, format!("does not offer the authentication mechanism {offered}"))
+        }
         Error::ServerClosedConnection { code: NOT_ALLOWED, message }
             if message.ends_with("not found") =>
         {
@@ -121,25 +114,22 @@ pub fn of_handshake(endpoint: &Endpoint, error: Error, after: Duration) -> Failu
                 "" => "the URI ends with a slash, which names the vhost \"\": without it the default vhost / is meant".into(),
                 _ => format!("rabbitmqctl add_vhost {vhost} makes it, the URI names another"),
             };
-            (FailureKind::Configuration, format!("{endpoint} has no vhost \"{vhost}\"; {remedy}"))
+            (Configuration, format!("has no vhost \"{vhost}\"; {remedy}"))
         }
         // "access to vhost 'x' refused for user 'y'", and not "...: connection limit (7) is reached",
         // which has the same code and passes.
         Error::ServerClosedConnection { code: NOT_ALLOWED, message }
             if message.contains("refused for user") && !message.ends_with("is reached") =>
         {
-            (
-                FailureKind::AccessRefused,
-                format!("{endpoint} refused access: {message}{PERMISSIONS}"),
-            )
+            (AccessRefused, format!("refused access: {message}{PERMISSIONS}"))
         }
         Error::ServerClosedConnection { message, .. } => {
-            (FailureKind::BrokerUnreachable, format!("{endpoint} closed the connection: {message}"))
+            (BrokerUnreachable, format!("closed the connection: {message}"))
         }
         Error::IoErrorReadingSocket { source } => return no_handshake(endpoint, source),
         _ => return no_handshake(endpoint, &error),
     };
-    Failure::new(kind, message)
+    Failure::new(kind, format!("{endpoint} {message}"))
 }
 
 /// The handshake was not over within `limit`. `in_login`: the broker had the credentials by then.

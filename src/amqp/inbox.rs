@@ -1,8 +1,7 @@
 //! A count of what has come in and was not taken yet.
 //!
 //! The client library queues what comes for its user without a bound. A broker, or a stranger who
-//! floods a queue, could fill the memory so: hence what is more than was asked for may have no
-//! more than 16 MiB.
+//! floods a queue, could fill the memory so.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -38,7 +37,7 @@ impl Inbox {
     /// From now on no more than `most` messages are expected to wait at any time: deliveries, returned
     /// messages, publisher confirms and notices of a blocked connection, all together. More may come
     /// for a moment, since the broker does not know when one is taken; but when more wait, and they
-    /// came with more than 16 MiB, the connection ends. Without this, any number is expected.
+    /// came with more than 16 MiB, the connection ends.
     pub fn expect_at_most(&self, most: u64) {
         self.expected.store(most, SeqCst);
     }
@@ -48,20 +47,21 @@ impl Inbox {
         let _ = self.waiting.fetch_update(SeqCst, SeqCst, |waiting| waiting.checked_sub(1));
     }
 
-    /// A message has come that takes `size` bytes of memory. Whether that can be borne.
-    #[must_use]
-    pub fn arrived(&self, size: u64) -> bool {
+    /// A message has come that takes `size` bytes of memory. Fails if that cannot be borne.
+    pub fn arrived(&self, size: u64) -> Result<(), &'static str> {
         if self.waiting.fetch_add(1, SeqCst) <= self.expected.load(SeqCst) {
             self.excess.store(0, SeqCst);
         }
         self.grown(size)
     }
 
-    /// The message that arrived last takes another `size` bytes. Whether that can be borne.
-    #[must_use]
-    pub fn grown(&self, size: u64) -> bool {
+    /// The message that arrived last takes another `size` bytes. Fails if that cannot be borne.
+    pub fn grown(&self, size: u64) -> Result<(), &'static str> {
         let excess = self.excess.fetch_add(size, SeqCst) + size;
-        excess <= MAX_EXCESS || self.waiting.load(SeqCst) <= self.expected.load(SeqCst)
+        if excess <= MAX_EXCESS || self.waiting.load(SeqCst) <= self.expected.load(SeqCst) {
+            return Ok(());
+        }
+        Err("it sent more messages than were asked for, faster than they are taken")
     }
 
     /// Why reading ended, if it was because the peer broke the protocol's rules or flooded us.
@@ -82,19 +82,20 @@ mod tests {
     #[test]
     fn what_was_asked_for_may_have_any_size() {
         let inbox = Inbox::default();
-        assert!((0..100).all(|_| inbox.arrived(MAX_EXCESS)));
+        assert!((0..100).all(|_| inbox.arrived(MAX_EXCESS).is_ok()));
         let inbox = Inbox::default();
         inbox.expect_at_most(2);
-        assert!(inbox.arrived(MAX_EXCESS) && inbox.arrived(1) && inbox.grown(MAX_EXCESS));
+        assert!(inbox.arrived(MAX_EXCESS).is_ok() && inbox.arrived(1).is_ok());
+        assert!(inbox.grown(MAX_EXCESS).is_ok());
     }
 
     #[test]
     fn what_nobody_asked_for_has_a_limit() {
         let inbox = Inbox::default();
         inbox.expect_at_most(1);
-        assert!(inbox.arrived(MAX_EXCESS));
-        assert!(inbox.arrived(1) && inbox.arrived(MAX_EXCESS - 1));
-        assert!(!inbox.arrived(1));
+        assert!(inbox.arrived(MAX_EXCESS).is_ok());
+        assert!(inbox.arrived(1).is_ok() && inbox.arrived(MAX_EXCESS - 1).is_ok());
+        assert!(inbox.arrived(1).is_err());
     }
 
     /// One more than expected is normal: it came before the one that was taken was acked.
@@ -102,9 +103,9 @@ mod tests {
     fn the_limit_begins_anew_when_what_was_not_asked_for_is_taken() {
         let inbox = Inbox::default();
         inbox.expect_at_most(1);
-        assert!(inbox.arrived(1));
+        assert!(inbox.arrived(1).is_ok());
         for _ in 0..10 {
-            assert!(inbox.arrived(MAX_EXCESS));
+            assert!(inbox.arrived(MAX_EXCESS).is_ok());
             inbox.taken();
         }
     }
@@ -114,6 +115,6 @@ mod tests {
         let inbox = Inbox::default();
         inbox.expect_at_most(0);
         inbox.taken();
-        assert!(!inbox.arrived(MAX_EXCESS + 1));
+        assert!(inbox.arrived(MAX_EXCESS + 1).is_err());
     }
 }

@@ -20,11 +20,7 @@ pub mod watchdog;
 /// one costs the connection.
 pub const MAX_NAME: usize = 255;
 
-/// The name, if AMQP can carry it.
-///
-/// # Errors
-///
-/// What is wrong with it.
+/// The name, if AMQP can carry it, or what is wrong with it.
 pub fn name(text: &str) -> Result<String, String> {
     match text.len() {
         0 => Err("a name cannot be empty".into()),

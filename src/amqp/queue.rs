@@ -43,12 +43,8 @@ impl fmt::Display for State {
 }
 
 /// The state of `queue`, which is neither created nor changed (AMQP 0-9-1, queue.declare with
-/// `passive`). A failure costs the channel.
-///
-/// # Errors
-///
-/// [`FailureKind::QueueMissing`], [`FailureKind::QueueUnusable`] if it is exclusive to another connection,
-/// [`FailureKind::AccessRefused`], [`FailureKind::ConnectionLost`].
+/// `passive`). A failure costs the channel: [`FailureKind::QueueMissing`], [`FailureKind::QueueUnusable`]
+/// if it is exclusive to another connection, [`FailureKind::AccessRefused`].
 pub fn inspect(session: &mut Session, channel: &Channel, queue: &str) -> Result<State, Failure> {
     let declared = session.call(|| channel.queue_declare_passive(queue));
     let declared = declared.map_err(|mut failure| {
@@ -68,7 +64,6 @@ pub fn inspect(session: &mut Session, channel: &Channel, queue: &str) -> Result<
 }
 
 /// The same, on a channel of its own, which is closed afterwards.
-/// Its errors are those of [`inspect`].
 pub fn inspect_on_new_channel(session: &mut Session, queue: &str) -> Result<State, Failure> {
     let channel = session.channel()?;
     let state = inspect(session, &channel, queue)?;
@@ -79,7 +74,6 @@ pub fn inspect_on_new_channel(session: &mut Session, queue: &str) -> Result<Stat
 /// Makes sure that `queue` is there. One that exists is used as it is, whatever its type and
 /// durability: declaring it in another way than it was would be refused (406). One that does not
 /// is created, durable, of type `queue_type`.
-/// Its errors are those of [`inspect`].
 pub fn ensure(session: &mut Session, queue: &str, queue_type: QueueType) -> Result<(), Failure> {
     match inspect_on_new_channel(session, queue) {
         Ok(state) => {

@@ -180,13 +180,9 @@ impl Sanitizer {
     }
 
     /// Checks the next piece of the stream, and mends it in place. `bytes` begins where the piece before
-    /// it ended, and may have more than one. Returns the piece's length: that of a whole frame, or for
-    /// a body, which needs no mending, of what there is of it. 0: more bytes are needed, and those
-    /// that are there are to be presented again with them.
-    ///
-    /// # Errors
-    ///
-    /// What is wrong, as a sentence about the broker, "it". The stream cannot be followed any more then.
+    /// it ended, and may have more than one. Returns the length of the piece: a whole frame, or what there
+    /// is of a body. 0: more bytes are needed; those that are there are to be presented again with them.
+    /// An error is a sentence about the broker, "it", after which the stream cannot be followed.
     pub fn check(&mut self, bytes: &mut [u8]) -> Result<usize, String> {
         if self.body_frame > 0 {
             return self.pass_body(bytes);
@@ -243,7 +239,7 @@ impl Sanitizer {
         };
         *left = left.checked_sub(size).ok_or("it sent a body that is longer than was announced")?;
         self.contents.retain(|content| content.left != Some(0));
-        bearable(self.inbox.grown(size))
+        Ok(self.inbox.grown(size)?)
     }
 
     fn check_method(&mut self, channel: u16, payload: &mut [u8]) -> Result<(), String> {
@@ -271,9 +267,11 @@ impl Sanitizer {
                 }
                 self.contents.push(Content { channel, left: None });
                 // A message that was asked for by basic.get is not queued.
-                bearable(id == (60, 71) || self.inbox.arrived(MESSAGE_SIZE))?;
+                if id != (60, 71) {
+                    self.inbox.arrived(MESSAGE_SIZE)?;
+                }
             }
-            (60, 80 | 120) | (10, 60 | 61) => bearable(self.inbox.arrived(NOTICE_SIZE))?,
+            (60, 80 | 120) | (10, 60 | 61) => self.inbox.arrived(NOTICE_SIZE)?,
             _ => {}
         }
         Ok(())
@@ -312,7 +310,7 @@ impl Sanitizer {
         }
         *left = Some(size);
         self.contents.retain(|content| content.left != Some(0));
-        bearable(self.inbox.grown(length as u64 + reader.values * VALUE_SIZE))
+        Ok(self.inbox.grown(length as u64 + reader.values * VALUE_SIZE)?)
     }
 }
 
@@ -337,11 +335,6 @@ fn check_end(octet: u8) -> Result<(), String> {
         FRAME_END => Ok(()),
         _ => Err(format!("it sent a frame that ends with {octet:#04x} instead of 0xce")),
     }
-}
-
-fn bearable(is_bearable: bool) -> Result<(), String> {
-    let reason = "it sent more messages than were asked for, faster than they are taken";
-    if is_bearable { Ok(()) } else { Err(reason.into()) }
 }
 
 /// Reads values, mending them on the way. None: they do not end where their frame or table does, or

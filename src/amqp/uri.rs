@@ -94,11 +94,8 @@ fn encode(text: &str) -> impl fmt::Display {
 }
 
 /// The endpoints of a comma-separated list of URIs, in its order. A comma that no `amqp://` or
-/// `amqps://` follows belongs to the URI it stands in.
-///
-/// # Errors
-///
-/// [`FailureKind::Configuration`], with what is wrong and with which URI of several.
+/// `amqps://` follows belongs to the URI it stands in. Fails with [`FailureKind::Configuration`],
+/// what is wrong and with which URI of several.
 pub fn parse_list(list: &str) -> Result<Vec<Endpoint>, Failure> {
     let uris = split(list);
     let several = uris.len() > 1;

@@ -1,9 +1,9 @@
 //! A sure bound on calls that can block for ever.
 //!
 //! Every synchronous call of the client library waits for the broker, and a frozen broker, a
-//! memory alarm or a peer that trickles bytes can make it wait without end; none of its own
-//! timeouts covers them all. What always ends such a call is the end of the connection below
-//! it: so a thread waits for the deadline, and shuts the socket down.
+//! memory alarm or a peer that trickles bytes can make it wait without end. What always ends such
+//! a call is the end of the connection below it: so a thread waits for the deadline, and shuts the
+//! socket down.
 
 use std::io;
 use std::net::{Shutdown, TcpStream};
@@ -31,11 +31,7 @@ struct State {
 }
 
 impl Watchdog {
-    /// Watches over `socket`, a clone of the connection's own.
-    ///
-    /// # Errors
-    ///
-    /// If the system has no thread to give.
+    /// Watches over `socket`, a clone of the connection's own. Fails if there is no thread to be had.
     pub fn new(socket: TcpStream) -> io::Result<Watchdog> {
         let watch = Watch { socket, state: Mutex::default(), changed: Condvar::new() };
         let watch = Arc::new(watch);
