@@ -167,8 +167,6 @@ impl fmt::Display for Failure {
     }
 }
 
-impl std::error::Error for Failure {}
-
 /// Why a program ends before it is done.
 #[derive(Debug)]
 pub enum ProgramError {

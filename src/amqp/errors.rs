@@ -83,7 +83,9 @@ pub fn of_connection(endpoint: &str, cause: &Error) -> Failure {
 pub fn of_handshake(endpoint: &Endpoint, error: Error, after: Duration) -> Failure {
     use FailureKind::{AccessRefused, BrokerUnreachable, Configuration};
     #[cfg(feature = "tls")]
-    if let Some(refusal) = crate::amqp::tls::refusal(endpoint, &error) {
+    if let Error::IoErrorReadingSocket { source } | Error::IoErrorWritingSocket { source } = &error
+        && let Some(refusal) = crate::amqp::tls::refusal(endpoint, source)
+    {
         return refusal;
     }
     let (kind, message) = match &error {

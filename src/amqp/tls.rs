@@ -2,7 +2,6 @@
 
 use crate::amqp::uri::{Endpoint, Tls};
 use crate::error::{Failure, FailureKind};
-use amiquip::Error;
 use log::{debug, error};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{self, WebPkiSupportedAlgorithms, ring};
@@ -42,7 +41,7 @@ impl TlsStream {
         let connected = session.complete_io(&mut socket);
         let connected = connected.and_then(|_| mio::net::TcpStream::from_stream(socket));
         let socket = connected.map_err(|error| {
-            refusal_in(endpoint, &error).unwrap_or_else(|| {
+            refusal(endpoint, &error).unwrap_or_else(|| {
                 let message = format!("no TLS handshake with {endpoint}: {error}");
                 Failure::new(FailureKind::BrokerUnreachable, message)
             })
@@ -234,16 +233,7 @@ impl ServerCertVerifier for NoVerification {
 
 /// Why TLS ended the opening of a connection, if it was that. With TLS 1.3 a client learns only after
 /// the handshake that its certificate is missing or refused (RFC 8446, section 4.4.2.4).
-pub fn refusal(endpoint: &Endpoint, error: &Error) -> Option<Failure> {
-    match error {
-        Error::IoErrorReadingSocket { source } | Error::IoErrorWritingSocket { source } => {
-            refusal_in(endpoint, source)
-        }
-        _ => None,
-    }
-}
-
-fn refusal_in(endpoint: &Endpoint, error: &io::Error) -> Option<Failure> {
+pub fn refusal(endpoint: &Endpoint, error: &io::Error) -> Option<Failure> {
     let error = error.get_ref()?.downcast_ref()?;
     debug!("TLS handshake with {endpoint}: {error}");
     let (kind, cause) = cause(endpoint, error);
@@ -554,7 +544,7 @@ mod tests {
             let mut stream = connect(&endpoint);
             peer.join().unwrap();
             let error = await_error(|| step(&mut stream));
-            let failure = refusal_in(&endpoint, &error).unwrap_or_else(|| panic!("{error}"));
+            let failure = refusal(&endpoint, &error).unwrap_or_else(|| panic!("{error}"));
             let message = format!(
                 "no TLS handshake with {endpoint}: it refused (CertificateRequired); it may want a \
                  client certificate that it trusts: see certfile and keyfile"
