@@ -8,7 +8,6 @@
 //! error the header `error` has its kind, `exit_code` what a program exited with, if it did, and the
 //! body is a sentence.
 
-use crate::amqp;
 use crate::amqp::sanitizer::SUBSTITUTE;
 use crate::error::{ErrorKind, Failure, FailureKind};
 use crate::procedure::{Error, Outcome};
@@ -89,7 +88,7 @@ impl<'a> Request<'a> {
             reply_to: properties
                 .reply_to()
                 .as_deref()
-                .filter(|name| amqp::name(name).is_ok() && is_whole(name))
+                .filter(|name| !name.is_empty() && is_whole(name))
                 .filter(|_| correlation_id.is_none_or(is_whole)),
             correlation_id,
             expiration: milliseconds.map(Duration::from_millis),

@@ -56,10 +56,9 @@ pub fn inspect(session: &mut Session, channel: &Channel, queue: &str) -> Result<
         }
         failure
     })?;
-    let count = |count: Option<u32>| count.unwrap_or_default();
     Ok(State {
-        messages: count(declared.declared_message_count()),
-        consumers: count(declared.declared_consumer_count()),
+        messages: declared.declared_message_count().unwrap_or_default(),
+        consumers: declared.declared_consumer_count().unwrap_or_default(),
     })
 }
 

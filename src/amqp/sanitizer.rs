@@ -185,7 +185,12 @@ impl Sanitizer {
     /// An error is a sentence about the broker, "it", after which the stream cannot be followed.
     pub fn check(&mut self, bytes: &mut [u8]) -> Result<usize, String> {
         if self.body_frame > 0 {
-            return self.pass_body(bytes);
+            let length = bytes.len().min(self.body_frame);
+            self.body_frame -= length;
+            if self.body_frame == 0 {
+                check_end(bytes[length - 1])?;
+            }
+            return Ok(length);
         }
         if self.phase == Phase::New {
             inspect_first(bytes)?;
@@ -219,15 +224,6 @@ impl Sanitizer {
         Ok(size + OVERHEAD)
     }
 
-    fn pass_body(&mut self, bytes: &[u8]) -> Result<usize, String> {
-        let length = bytes.len().min(self.body_frame);
-        self.body_frame -= length;
-        if self.body_frame == 0 {
-            check_end(bytes[length - 1])?;
-        }
-        Ok(length)
-    }
-
     fn content(&mut self, channel: u16) -> Option<&mut Content> {
         self.contents.iter_mut().find(|content| content.channel == channel)
     }
@@ -257,7 +253,13 @@ impl Sanitizer {
         }
         match id {
             (10, 10) => self.phase = Phase::Handshake,
-            (10, 30) => self.tune(arguments),
+            (10, 30) => {
+                // 0 is no limit. The library refuses a broker that takes less than 4,096 (frame-min-size).
+                if let &mut [_, _, b0, b1, b2, b3, ..] = arguments {
+                    let proposed = u32::from_be_bytes([b0, b1, b2, b3]);
+                    self.proposed = if proposed == 0 { u32::MAX } else { proposed.max(4096) };
+                }
+            }
             (10, 41) => self.phase = Phase::Open,
             (10, 50 | 51) => self.phase = Phase::Closed,
             (20, 40 | 41) => self.contents.retain(|content| content.channel != channel),
@@ -275,16 +277,6 @@ impl Sanitizer {
             _ => {}
         }
         Ok(())
-    }
-
-    fn tune(&mut self, arguments: &[u8]) {
-        if let &[_, _, b0, b1, b2, b3, ..] = arguments {
-            // 0 is no limit. The library refuses a broker that takes less than 4,096 (frame-min-size).
-            self.proposed = match u32::from_be_bytes([b0, b1, b2, b3]) {
-                0 => u32::MAX,
-                proposed => proposed.max(4096),
-            };
-        }
     }
 
     /// The largest frame but for content headers, in bytes.

@@ -66,16 +66,16 @@ impl fmt::Display for Endpoint {
         if let Credentials::Plain { username, .. } = &self.credentials
             && username != "guest"
         {
-            write!(f, "{}@", encode(username))?;
+            write!(f, "{}@", utf8_percent_encode(username, &RESERVED))?;
         }
         match self.host.contains(':') {
             true => write!(f, "[{}]", self.host)?,
-            false => write!(f, "{}", encode(&self.host))?,
+            false => write!(f, "{}", utf8_percent_encode(&self.host, &RESERVED))?,
         }
         write!(f, ":{}", self.port)?;
         match self.vhost.as_str() {
             "/" => Ok(()),
-            vhost => write!(f, "/{}", encode(vhost)),
+            vhost => write!(f, "/{}", utf8_percent_encode(vhost, &RESERVED)),
         }
     }
 }
@@ -88,10 +88,6 @@ impl fmt::Debug for Endpoint {
 
 /// All that RFC 3986 does not call unreserved is encoded.
 const RESERVED: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-
-fn encode(text: &str) -> impl fmt::Display {
-    utf8_percent_encode(text, &RESERVED)
-}
 
 /// The endpoints of a comma-separated list of URIs, in its order. A comma that no `amqp://` or
 /// `amqps://` follows belongs to the URI it stands in. Fails with [`FailureKind::Configuration`],
