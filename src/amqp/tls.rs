@@ -20,7 +20,8 @@ use std::sync::Arc;
 /// TLS over a socket that does not block.
 pub struct TlsStream {
     session: ClientConnection,
-    socket: mio::net::TcpStream,
+    /// What is registered with a poll.
+    pub socket: mio::net::TcpStream,
     /// How much is encrypted of the buffer that the last write was given, and of which nobody was
     /// told yet, because it waits for the socket.
     taken: usize,
@@ -47,11 +48,6 @@ impl TlsStream {
             })
         })?;
         Ok(TlsStream { session, socket, taken: 0 })
-    }
-
-    /// What is registered with a poll.
-    pub fn socket(&self) -> &mio::net::TcpStream {
-        &self.socket
     }
 
     /// Sends what is encrypted.
@@ -444,9 +440,9 @@ mod tests {
     /// As amiquip's `run_io_loop` does it. Returns how often the socket took no more.
     fn exchange(stream: &mut TlsStream) -> usize {
         // Less than what one write takes.
-        stream.socket().set_send_buffer_size(20_000).unwrap();
+        stream.socket.set_send_buffer_size(20_000).unwrap();
         let (poll, mut events) = (Poll::new().unwrap(), Events::with_capacity(8));
-        poll.register(stream.socket(), Token(0), Ready::writable(), PollOpt::edge()).unwrap();
+        poll.register(&stream.socket, Token(0), Ready::writable(), PollOpt::edge()).unwrap();
         let (mut queued, mut received, mut blocked) = (0, 0, 0);
         let mut output: Vec<u8> = Vec::new();
         let mut buffer = vec![0; MOST];
@@ -497,9 +493,9 @@ mod tests {
             let readable = Ready::readable();
             if !output.is_empty() {
                 let both = readable | Ready::writable();
-                poll.reregister(stream.socket(), Token(0), both, PollOpt::edge()).unwrap();
+                poll.reregister(&stream.socket, Token(0), both, PollOpt::edge()).unwrap();
             } else if had_output {
-                poll.reregister(stream.socket(), Token(0), readable, PollOpt::edge()).unwrap();
+                poll.reregister(&stream.socket, Token(0), readable, PollOpt::edge()).unwrap();
             }
         }
         blocked

@@ -112,7 +112,7 @@ impl Stream for mio::net::TcpStream {
 #[cfg(feature = "tls")]
 impl Stream for TlsStream {
     fn socket(&self) -> &mio::net::TcpStream {
-        TlsStream::socket(self)
+        &self.socket
     }
 }
 
