@@ -161,6 +161,8 @@ impl Failure {
     }
 }
 
+impl std::error::Error for Failure {}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
@@ -172,13 +174,20 @@ impl fmt::Display for Failure {
 pub enum ProgramError {
     /// Whoever read standard output is gone, as after `| head -1`. That is no failure.
     OutputClosed,
-    /// A failure.
-    Failed(Failure),
+    /// A failure, with what it kept the program from doing in front.
+    Failed(FailureKind, anyhow::Error),
 }
 
 impl From<Failure> for ProgramError {
     fn from(failure: Failure) -> ProgramError {
-        ProgramError::Failed(failure)
+        ProgramError::Failed(failure.kind, failure.into())
+    }
+}
+
+/// What has no kind of its own is [`FailureKind::Internal`].
+impl From<anyhow::Error> for ProgramError {
+    fn from(error: anyhow::Error) -> ProgramError {
+        ProgramError::Failed(FailureKind::Internal, error)
     }
 }
 
@@ -186,7 +195,7 @@ impl fmt::Display for ProgramError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ProgramError::OutputClosed => f.write_str("nobody reads standard output any more"),
-            ProgramError::Failed(failure) => failure.fmt(f),
+            ProgramError::Failed(_, error) => write!(f, "{error:#}"),
         }
     }
 }

@@ -83,9 +83,9 @@ pub fn conclude(program: &str, result: Result<ExitCode, ProgramError>) -> ExitCo
     match result {
         Ok(code) => code,
         Err(ProgramError::OutputClosed) => ExitCode::SUCCESS,
-        Err(ProgramError::Failed(failure)) => {
-            output::error_line(program, format_args!("{failure}"));
-            ExitCode::from(failure.kind.code())
+        Err(ProgramError::Failed(kind, error)) => {
+            output::error_line(program, format_args!("{error:#}"));
+            ExitCode::from(kind.code())
         }
     }
 }

@@ -16,6 +16,7 @@ use crate::cli::{self, Format};
 use crate::error::{Failure, FailureKind, ProgramError};
 use crate::process::signals::{self, Stop};
 use amiquip::Channel;
+use anyhow::Context;
 use calls::Calls;
 use channel::{Interrupted, RpcChannel};
 use crossbeam_channel::{Receiver, TryRecvError, never};
@@ -45,9 +46,7 @@ pub fn run(args: &cli::Client, exchange: Exchange) -> Result<ExitCode, ProgramEr
         brokers: uri::parse_list(args.common.url())?,
         // Before anything of the input is read.
         report: Report::new("rpc_client", args),
-        input: input::arguments(args).map_err(|error| {
-            Failure::new(FailureKind::Internal, format!("cannot read the arguments: {error}"))
-        })?,
+        input: input::arguments(args).context("cannot read the arguments")?,
         stop: None,
         session: None,
         calls: Calls::new(calls::Settings {
