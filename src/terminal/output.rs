@@ -3,12 +3,12 @@
 use crate::error::{Failure, FailureKind, ProgramError};
 use crate::terminal::text;
 use log::warn;
-use mio::unix::EventedFd;
-use mio::{Events, Poll, PollOpt, Ready, Token};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::retry_on_intr;
 use std::fmt;
 use std::io::{self, Write};
 use std::mem;
-use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use std::time::Duration;
 ///
 /// [`FailureKind::Internal`] if not: what is written would vanish.
 pub fn check() -> Result<(), ProgramError> {
-    match start::was_closed() {
+    match WAS_CLOSED.load(Ordering::Relaxed) {
         true => written(Err(io::Error::other("it is closed"))),
         false => Ok(()),
     }
@@ -65,10 +65,9 @@ const ROOM_LIMIT: Duration = Duration::from_millis(500);
 /// others do not wait at all, and are left out.
 pub struct Transcript(Mutex<State>);
 
-struct State {
+/// What is known of standard output. Whoever has it keeps the lines of the others waiting.
+pub struct State {
     is_written: bool,
-    /// None for what takes everything at once, such as a file.
-    room: Option<Room>,
     is_full: bool,
     was_full: bool,
 }
@@ -76,14 +75,12 @@ struct State {
 impl Transcript {
     /// A transcript, or, if it is not `wanted`, none: its lines are written nowhere.
     pub fn new(wanted: bool) -> Transcript {
-        let room = if wanted { Room::new().ok() } else { None };
-        let state = State { is_written: wanted, room, is_full: false, was_full: false };
-        Transcript(Mutex::new(state))
+        Transcript(Mutex::new(State { is_written: wanted, is_full: false, was_full: false }))
     }
 
     /// Keeps all lines waiting but those of the one that holds it.
-    pub fn hold(&self) -> Held<'_> {
-        Held(self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    pub fn hold(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes a line, as [`line()`] does. At most 4 KiB of it: a pipe takes so much in one piece or
@@ -93,84 +90,51 @@ impl Transcript {
     }
 }
 
-/// A [`Transcript`] that is held.
-pub struct Held<'a>(MutexGuard<'a, State>);
-
-impl Held<'_> {
+impl State {
     /// Writes a line, as [`Transcript::line`] does.
     pub fn line(&mut self, line: fmt::Arguments<'_>) {
-        let state = &mut *self.0;
-        if !state.is_written {
+        if !self.is_written {
             return;
         }
-        let limit = if state.is_full { Duration::ZERO } else { ROOM_LIMIT };
-        state.is_full = state.room.as_mut().is_some_and(|room| !room.comes_within(limit));
-        if state.is_full {
-            if !mem::replace(&mut state.was_full, true) {
+        self.is_full = !has_room_within(if self.is_full { Duration::ZERO } else { ROOM_LIMIT });
+        if self.is_full {
+            if !mem::replace(&mut self.was_full, true) {
                 warn!(
                     "nobody reads standard output, which is full; the transcript has gaps from now on"
                 );
             }
         } else if let Err(error) = self::line(line) {
-            state.is_written = false;
+            self.is_written = false;
             warn!("{error}; the server goes on without its transcript");
         }
     }
 }
 
-/// Whether standard output, a pipe or a terminal, takes another line without a wait.
-struct Room {
-    poll: Poll,
-    events: Events,
+/// Whether standard output takes another line without a wait, or fails. A file always does.
+fn has_room_within(limit: Duration) -> bool {
+    let stdout = io::stdout();
+    let mut stdout = [PollFd::new(&stdout, PollFlags::OUT)];
+    let limit = limit.try_into().ok();
+    retry_on_intr(|| poll(&mut stdout, limit.as_ref())) != Ok(0)
 }
 
-impl Room {
-    /// Fails for what has always room, a file: epoll(7) refuses it.
-    fn new() -> io::Result<Room> {
-        let poll = Poll::new()?;
-        let stdout = io::stdout().as_raw_fd();
-        poll.register(&EventedFd(&stdout), Token(0), Ready::writable(), PollOpt::level())?;
-        Ok(Room { poll, events: Events::with_capacity(1) })
-    }
+/// Whether standard output was closed when the process began. Rust's runtime opens `/dev/null` in its
+/// place before `main`, where it cannot be told any more from one that somebody chose.
+static WAS_CLOSED: AtomicBool = AtomicBool::new(false);
 
-    /// A pipe without a reader has room too: for an error.
-    fn comes_within(&mut self, limit: Duration) -> bool {
-        self.poll.poll(&mut self.events, Some(limit)).is_err() || !self.events.is_empty()
-    }
-}
-
-/// What standard output was when the process began. In place of one that is closed, Rust's runtime
-/// opens `/dev/null` before `main`, where it cannot be told any more from one that somebody chose.
+/// Called before the runtime's beginning, as all functions in this section are (System V ABI,
+/// "Initialization and Termination Functions").
+// SAFETY: The section is for pointers to functions without arguments. It is not read or
+// written otherwise.
 #[cfg(target_os = "linux")]
-mod start {
-    use std::fs;
-    use std::sync::atomic::{AtomicBool, Ordering};
-
-    static WAS_CLOSED: AtomicBool = AtomicBool::new(false);
-
-    /// Called before the runtime's beginning, as all functions in this section are (System V ABI,
-    /// "Initialization and Termination Functions").
-    // SAFETY: The section is for pointers to functions without arguments. It is not read or
-    // written otherwise.
-    #[used]
-    #[unsafe(link_section = ".init_array")]
-    static LOOK: extern "C" fn() = look;
-
+#[used]
+#[unsafe(link_section = ".init_array")]
+static LOOK: extern "C" fn() = {
     extern "C" fn look() {
-        let is_there = |path| fs::symlink_metadata(path).is_ok();
+        let is_there = |path| std::fs::symlink_metadata(path).is_ok();
         // Without /proc nothing is known.
         let was_closed = is_there("/proc/self/fd") && !is_there("/proc/self/fd/1");
         WAS_CLOSED.store(was_closed, Ordering::Relaxed);
     }
-
-    pub fn was_closed() -> bool {
-        WAS_CLOSED.load(Ordering::Relaxed)
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-mod start {
-    pub fn was_closed() -> bool {
-        false
-    }
-}
+    look
+};
