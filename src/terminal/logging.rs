@@ -44,19 +44,17 @@ pub fn init(program: &'static str, quiet: bool, verbose: u8) {
         (_, _) => LevelFilter::Trace,
     };
     let theirs = if !quiet && verbose > 2 { LevelFilter::Trace } else { LevelFilter::Off };
-    let mut given = Builder::new();
     let mut levels = Builder::new();
     levels
         .filter_level(LevelFilter::Off)
         .filter_module("amiquip", theirs)
         .filter_module("fib_rpc", ours)
         .filter_module(program, ours);
-    let (filter, error) = match std::env::var("RUST_LOG") {
-        Ok(rules) if !rules.is_empty() => match given.try_parse(&rules) {
-            Ok(given) => (given.build(), None),
-            Err(error) => (levels.build(), Some(error)),
-        },
-        _ => (levels.build(), None),
+    let rules = std::env::var("RUST_LOG").ok().filter(|rules| !rules.is_empty());
+    let given = rules.map(|rules| Builder::new().try_parse(&rules).map(Builder::build));
+    let (filter, error) = match given {
+        Some(Ok(filter)) => (filter, None),
+        unusable => (levels.build(), unusable.and_then(Result::err)),
     };
     log::set_max_level(filter.filter());
     // It fails if there is a logger already, which then goes on.
