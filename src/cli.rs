@@ -362,17 +362,11 @@ impl<T: Clone + Send + Sync + 'static> TypedValueParser for Suggest<T> {
 }
 
 fn drill(text: &str) -> Result<Drill, String> {
-    Ok(match text {
-        "crash-before-reply" => Drill::CrashBeforeReply,
-        "crash-before-ack" => Drill::CrashBeforeAck,
-        "duplicate-reply" => Drill::DuplicateReply,
-        "wrong-correlation-id" => Drill::WrongCorrelationId,
-        "fail" => Drill::Fail,
-        _ => match text.split_once('=') {
-            Some(("slow", delay)) => Drill::Slow(duration(delay)?),
-            _ => return Err(format!("the drills are {}", Drill::FORMS.join(", "))),
-        },
-    })
+    match text.split_once('=') {
+        Some(("slow", delay)) => Ok(Drill::Slow(duration(delay)?)),
+        _ => Drill::from_str(text, false)
+            .map_err(|_| format!("the drills are {}", Drill::FORMS.join(", "))),
+    }
 }
 
 fn call_timeout(text: &str) -> Result<Duration, String> {

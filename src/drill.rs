@@ -3,6 +3,7 @@
 //! A drill is a fault that other systems have by accident. The server's loop asks at the place
 //! where each would strike, and logs it when it does.
 
+use clap::ValueEnum;
 use log::warn;
 use signal_hook::consts::SIGKILL;
 use signal_hook::low_level;
@@ -10,7 +11,7 @@ use std::fmt;
 use std::time::Duration;
 
 /// A fault.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Drill {
     /// Dies at the first request, once it is computed, before the reply.
     CrashBeforeReply,
@@ -21,6 +22,7 @@ pub enum Drill {
     /// Publishes every reply with an id that no client awaits.
     WrongCorrelationId,
     /// Waits that long before it computes.
+    #[value(skip)]
     Slow(Duration),
     /// Every procedure fails.
     Fail,
@@ -41,12 +43,8 @@ impl Drill {
 impl fmt::Display for Drill {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Drill::CrashBeforeReply => f.write_str("crash-before-reply"),
-            Drill::CrashBeforeAck => f.write_str("crash-before-ack"),
-            Drill::DuplicateReply => f.write_str("duplicate-reply"),
-            Drill::WrongCorrelationId => f.write_str("wrong-correlation-id"),
             Drill::Slow(delay) => write!(f, "slow={}", humantime::format_duration(*delay)),
-            Drill::Fail => f.write_str("fail"),
+            named => named.to_possible_value().map_or(Ok(()), |name| f.write_str(name.get_name())),
         }
     }
 }
