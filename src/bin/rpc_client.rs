@@ -45,15 +45,14 @@ fn exchange(
                 // A duplicate, a late one, a stranger's.
                 None => calls.discard(&delivery),
             },
-            Event::Returned(request) => calls.return_request(&request, rpc.queue_missing()),
+            Event::Returned(request, failure) => calls.return_request(&request, failure),
             Event::Resend => {
                 for call in calls.refused() {
                     rpc.publish(call)?;
                 }
             }
             Event::TimedOut(by, diagnosis) => calls.time_out(by, diagnosis),
-            Event::InputEnded => calls.end_input(),
-            Event::InputFailed(failure) => calls.fail_input(failure),
+            Event::InputEnded(failure) => calls.end_input(failure),
         }
     }
 }

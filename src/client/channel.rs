@@ -53,27 +53,14 @@ pub enum Event {
     Argument(Argument),
     /// Something came to the reply queue.
     Reply(Delivery),
-    /// A request came back, since there is no queue for it (basic.return).
-    Returned(Return),
+    /// A request came back (basic.return): there is no queue for it, as the failure says.
+    Returned(Return, Failure),
     /// What the broker did not take may be taken now.
     Resend,
-    /// There are no more arguments.
-    InputEnded,
-    /// Standard input cannot be read any more.
-    InputFailed(Failure),
+    /// There are no more arguments, or standard input cannot be read any more.
+    InputEnded(Option<Failure>),
     /// This is why there was no reply in time to the calls whose deadline had passed by then.
     TimedOut(Instant, Diagnosis),
-}
-
-/// What comes from the input, which disconnects at its end.
-impl From<Result<Result<Argument, Failure>, RecvError>> for Event {
-    fn from(received: Result<Result<Argument, Failure>, RecvError>) -> Event {
-        match received {
-            Ok(Ok(argument)) => Event::Argument(argument),
-            Ok(Err(failure)) => Event::InputFailed(failure),
-            Err(RecvError) => Event::InputEnded,
-        }
-    }
 }
 
 /// A channel with an exclusive reply queue. Dropping it closes its connection.
@@ -88,7 +75,8 @@ pub struct RpcChannel<'a> {
     in_cluster: bool,
     input: &'a Input,
     stop: Receiver<Stop>,
-    was_used: bool,
+    /// Whether a request was published on it.
+    pub was_used: bool,
     /// When to publish again what the broker refused.
     resend: Receiver<Instant>,
     /// What [`Event::TimedOut`] is to say, once the replies are taken that came meanwhile.
@@ -136,11 +124,6 @@ impl<'a> RpcChannel<'a> {
         })
     }
 
-    /// Whether a request was published on it.
-    pub fn was_used(&self) -> bool {
-        self.was_used
-    }
-
     /// Whether nothing has come yet, so that [`RpcChannel::next_event`] may have to wait.
     pub fn is_idle(&self) -> bool {
         self.replies.receiver().is_empty()
@@ -164,7 +147,7 @@ impl<'a> RpcChannel<'a> {
         call.correlation_id = Uuid::new_v4().to_string();
         let request = Request {
             procedure: &self.args.procedure,
-            argument: &call.argument,
+            argument: &call.argument.bytes,
             reply_to: Some(&self.reply_to),
             correlation_id: Some(&call.correlation_id),
             expiration: left,
@@ -215,7 +198,10 @@ impl<'a> RpcChannel<'a> {
                 }
                 recv(self.returns) -> returned => {
                     self.session.inbox().taken();
-                    return Ok(Event::Returned(returned.map_err(|_| self.lost())?));
+                    let returned = returned.map_err(|_| self.lost())?;
+                    let (queue, waits) = (&self.args.common.queue, self.args.wait);
+                    let missing = diagnosis::no_queue(self.session, queue, waits);
+                    return Ok(Event::Returned(returned, missing));
                 }
                 recv(self.confirms.receiver()) -> confirm => self.confirmed(calls, confirm)?,
                 recv(self.resend) -> _ => {
@@ -227,7 +213,8 @@ impl<'a> RpcChannel<'a> {
                 }
                 recv(calls.deadline().receiver()) -> _ => {
                     let now = Instant::now();
-                    self.timed_out = Some((now, self.diagnose()));
+                    let diagnosis = diagnosis::timed_out(self.session, self.args, self.in_cluster);
+                    self.timed_out = Some((now, diagnosis));
                 }
                 recv(look) -> _ => {
                     if self.is_served()? {
@@ -235,19 +222,13 @@ impl<'a> RpcChannel<'a> {
                         return Ok(Event::Resend);
                     }
                 }
-                recv(input) -> argument => return Ok(argument.into()),
+                recv(input) -> argument => return Ok(match argument {
+                    Ok(Ok(argument)) => Event::Argument(argument),
+                    Ok(Err(failure)) => Event::InputEnded(Some(failure)),
+                    Err(RecvError) => Event::InputEnded(None),
+                }),
             }
         }
-    }
-
-    /// There is no request queue.
-    pub fn queue_missing(&self) -> Failure {
-        diagnosis::no_queue(self.session, &self.args.common.queue, self.args.wait)
-    }
-
-    fn diagnose(&mut self) -> Diagnosis {
-        let (queue, timeout) = (&self.args.common.queue, self.args.timeout);
-        diagnosis::timed_out(self.session, queue, timeout, self.in_cluster)
     }
 
     /// Whether there is a queue with a server.

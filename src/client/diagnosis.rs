@@ -3,6 +3,7 @@
 
 use crate::amqp::connection::Session;
 use crate::amqp::queue::{self, State};
+use crate::cli;
 use crate::error::{Failure, FailureKind};
 use crate::terminal::text::count;
 use amiquip::Channel;
@@ -16,28 +17,13 @@ const LIMIT: Duration = Duration::from_secs(1);
 /// What helps where servers are busy.
 const REMEDY_BUSY: &str = "give more time with --timeout, or start more servers";
 
-/// What helps against a queue that does not take every request.
-const REJECTED: &str =
-    "a queue with a length limit and reject-publish may have rejected the request";
-
 /// Why a call had no answer in time, and what that means for the next ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnosis {
     /// What to tell of the call.
     pub failure: Failure,
-    /// Whether another call can be answered, as far as is known.
-    pub outlook: Outlook,
-}
-
-/// Whether a call that is made now can be answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outlook {
-    /// There are servers, or nothing is known against it.
-    Open,
-    /// There is no queue, or nobody consumes from it.
-    Unserved,
-    /// The broker blocks publishing.
-    Blocked,
+    /// Whether there is no queue, or nobody consumes from it, so that no other call would be answered.
+    pub is_unserved: bool,
 }
 
 /// A channel on which to make calls, if there is the queue and somebody consumes from it. `waits` says
@@ -80,52 +66,46 @@ fn hint(waits: bool) -> &'static str {
     if waits { "" } else { " (--wait waits for it)" }
 }
 
-/// Why a call had no answer within `timeout`. With `confirms`, the broker tells of a request that it
-/// rejects.
-pub fn timed_out(
-    session: &mut Session,
-    queue: &str,
-    timeout: Duration,
-    confirms: bool,
-) -> Diagnosis {
+/// Why a call had no answer in time. With `confirms`, the broker tells of a request that it rejects.
+pub fn timed_out(session: &mut Session, args: &cli::Client, confirms: bool) -> Diagnosis {
+    let (queue, timeout) = (&args.common.queue, args.timeout);
     if let Some(failure) = session.blocked() {
-        return Diagnosis { failure: not_in_time(&failure, timeout), outlook: Outlook::Blocked };
+        return Diagnosis { failure: not_in_time(&failure, timeout), is_unserved: false };
     }
     let before = session.set_call_timeout(LIMIT);
     let state = queue::inspect_on_new_channel(session, queue);
     session.set_call_timeout(before);
-    let (outlook, reason) = match state {
-        Ok(state @ State { consumers: 0, .. }) => (
-            Outlook::Unserved,
-            format!(
-                "nobody consumes from the queue \"{queue}\" any more, where {}; start rpc_server again",
-                waiting(state)
-            ),
+    let is_unserved = match &state {
+        Ok(state) => state.consumers == 0,
+        Err(failure) => failure.kind == FailureKind::QueueMissing,
+    };
+    let reason = match state {
+        Ok(state @ State { consumers: 0, .. }) => format!(
+            "nobody consumes from the queue \"{queue}\" any more, where {}; start rpc_server again",
+            waiting(state)
         ),
         Ok(state) => {
             let rejected = match state.messages > 0 && !confirms {
-                true => format!("; {REJECTED}"),
-                false => String::new(),
+                true => {
+                    "; a queue with a length limit and reject-publish may have rejected the request"
+                }
+                false => "",
             };
-            let reason = format!(
+            format!(
                 "{} the queue \"{queue}\", where {}; {REMEDY_BUSY}{rejected}",
                 count(state.consumers, "consumer serves", "consumers serve"),
                 waiting(state)
-            );
-            (Outlook::Open, reason)
+            )
         }
-        Err(failure) if failure.kind == FailureKind::QueueMissing => (
-            Outlook::Unserved,
-            format!("the queue \"{queue}\" was deleted; start rpc_server again"),
-        ),
+        Err(_) if is_unserved => {
+            format!("the queue \"{queue}\" was deleted; start rpc_server again")
+        }
         // The channel on which calls are made is the only one.
-        Err(failure) if failure.kind == FailureKind::Configuration => {
-            (Outlook::Open, REMEDY_BUSY.into())
-        }
-        Err(failure) => (Outlook::Open, failure.message),
+        Err(failure) if failure.kind == FailureKind::Configuration => REMEDY_BUSY.into(),
+        Err(failure) => failure.message,
     };
     let failure = not_in_time(&Failure::new(FailureKind::TimedOut, reason), timeout);
-    Diagnosis { failure, outlook }
+    Diagnosis { failure, is_unserved }
 }
 
 /// What becomes of a call that `failure` kept from being answered within `timeout`.

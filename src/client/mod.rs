@@ -23,9 +23,12 @@ use crossbeam_channel::{Receiver, TryRecvError, never};
 use input::Input;
 use log::info;
 use report::Report;
-use retry::{Decision, RetryPolicy};
+use retry::RetryPolicy;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
+
+/// The name of the program.
+const PROGRAM: &str = "rpc_client";
 
 /// How long the process goes on after a signal: it may be waiting for a broker, or for whoever reads
 /// its output.
@@ -45,25 +48,18 @@ pub fn run(args: &cli::Client, exchange: Exchange) -> Result<ExitCode, ProgramEr
         args,
         brokers: uri::parse_list(args.common.url())?,
         // Before anything of the input is read.
-        report: Report::new("rpc_client", args),
+        report: Report::new(args),
         input: input::arguments(args).context("cannot read the arguments")?,
         stop: None,
         session: None,
-        calls: Calls::new(calls::Settings {
-            timeout: args.timeout,
-            in_flight: args.in_flight.into(),
-            wait: args.wait,
-            no_retry: args.no_retry,
-            fail_fast: args.fail_fast,
-        }),
-        retry: RetryPolicy::new(args.wait, args.no_retry, args.timeout),
+        calls: Calls::new(args),
+        retry: RetryPolicy::new(args),
         held: Duration::ZERO,
         was_used: false,
     };
     while !client.calls.are_over() {
-        let Err(interrupted) = client.attempt(exchange) else { break };
-        let recovered = client.recover(interrupted);
-        match recovered {
+        let attempted = client.attempt(exchange);
+        match attempted.or_else(|interrupted| client.recover(interrupted)) {
             Ok(()) => {}
             Err(Interrupted::Stopped(stop)) => {
                 client.report.end()?;
@@ -87,8 +83,8 @@ struct Client<'a> {
     stop: Option<Receiver<Stop>>,
     /// A connection that is good, while there is no queue or no server.
     session: Option<Session>,
-    calls: Calls,
-    retry: RetryPolicy,
+    calls: Calls<'a>,
+    retry: RetryPolicy<'a>,
     /// How long the last connection held, and whether requests were published on it.
     held: Duration,
     was_used: bool,
@@ -100,15 +96,12 @@ impl Client<'_> {
     fn attempt(&mut self, exchange: Exchange) -> Result<(), Interrupted> {
         let common = &self.args.common;
         let limit = RetryPolicy::attempt_limit(self.calls.last_deadline());
-        let opened = match self.session.take() {
-            Some(session) => Ok(session),
-            None => {
-                let timeout = common.connect_timeout;
-                Session::open_within(limit, &self.brokers, timeout, "rpc_client")
-                    .inspect(|session| info!("connected to {}", session.name()))
-            }
+        let mut session = match self.session.take() {
+            Some(session) => session,
+            None => Session::open_within(limit, &self.brokers, common.connect_timeout, PROGRAM)
+                .inspect(|session| info!("connected to {}", session.name()))
+                .map_err(Interrupted::Unreachable)?,
         };
-        let mut session = opened.map_err(Interrupted::Unreachable)?;
         // The declares to come are part of the attempt.
         session.set_call_timeout(limit);
         match diagnosis::served(&mut session, &common.queue, self.retry.waits()) {
@@ -127,11 +120,10 @@ impl Client<'_> {
         exchange: Exchange,
     ) -> Result<(), Interrupted> {
         // Until calls are made there is nothing to bring to an end, and a signal ends the process.
-        let stop = match self.stop.take() {
-            Some(stop) => stop,
-            None => signals::stop_requests(Some(STOP_LIMIT), || {})?,
-        };
-        self.stop = Some(stop.clone());
+        if self.stop.is_none() {
+            self.stop = Some(signals::stop_requests(Some(STOP_LIMIT), || {})?);
+        }
+        let stop = self.stop.clone().unwrap_or_else(never);
         let began = Instant::now();
         let in_cluster = self.brokers.len() > 1;
         (self.was_used, self.held) = (false, Duration::ZERO);
@@ -139,7 +131,7 @@ impl Client<'_> {
         let (args, input) = (self.args, &self.input);
         let mut rpc = RpcChannel::open(args, &mut session, channel, in_cluster, input, stop)?;
         let ended = exchange(&mut rpc, &mut self.calls, &mut self.report);
-        self.was_used = rpc.was_used();
+        self.was_used = rpc.was_used;
         self.held = began.elapsed();
         if let Err(Interrupted::Stopped(_)) = ended {
             // There may be no time for it after the connection is closed.
@@ -151,29 +143,35 @@ impl Client<'_> {
     /// Waits before the next attempt, if another one may help, and finishes the calls whose time has run
     /// out by then.
     fn recover(&mut self, interrupted: Interrupted) -> Result<(), Interrupted> {
-        let (failure, decision) = match interrupted {
+        let (failure, delay) = match interrupted {
             Interrupted::Unreachable(failure) => {
-                let deadline = self.calls.last_deadline();
-                (failure.clone(), self.retry.after_unreachable(failure, deadline))
+                let delay = self.retry.after_unreachable(&failure, self.calls.last_deadline());
+                (failure, delay)
             }
             Interrupted::Lost(failure) => {
                 self.give_up_lost_calls(&failure);
-                let decision = self.retry.after_lost(failure.clone(), self.held, self.was_used);
-                (failure, decision)
+                let delay = self.retry.after_lost(&failure, self.held, self.was_used);
+                (failure, delay)
             }
             Interrupted::Stopped(_) | Interrupted::Output(_) => return Err(interrupted),
         };
-        match decision {
-            Decision::GiveUp(failure) => Err(Interrupted::Unreachable(failure)),
-            Decision::Retry(delay) => {
-                self.report_finished()?;
-                if self.calls.are_over() {
-                    return Ok(());
-                }
-                self.pause(delay)?;
-                self.expire(&failure)
-            }
+        let delay = delay.map_err(Interrupted::Unreachable)?;
+        self.report_finished()?;
+        if self.calls.are_over() {
+            return Ok(());
         }
+        let left = self.calls.last_deadline().left().unwrap_or(Duration::MAX);
+        if let Ok(stop) = self.stop.as_ref().unwrap_or(&never()).recv_timeout(delay.min(left)) {
+            return Err(Interrupted::Stopped(stop));
+        }
+        let now = Instant::now();
+        self.calls.expire(now, &diagnosis::not_in_time(&failure, self.args.timeout));
+        self.report_finished()?;
+        // The next call could not be made either, or would have to wait as long.
+        if self.calls.last_deadline().has_passed(now) || self.calls.is_blocked_by(&failure) {
+            return Err(Interrupted::Unreachable(self.retry.too_late(&failure)));
+        }
+        Ok(())
     }
 
     /// Reports what is finished, to be read before a wait.
@@ -184,46 +182,20 @@ impl Client<'_> {
 
     /// After the loss of a connection: the calls that are not made again.
     fn give_up_lost_calls(&mut self, failure: &Failure) {
-        if let FailureKind::TooLarge { limit } = failure.kind {
+        let mut kind = failure.kind;
+        if let FailureKind::TooLarge { limit } = kind {
             self.calls.limit_body(limit, failure);
+            kind = FailureKind::ConnectionLost;
         }
         if self.args.no_retry {
-            let lost = match failure.kind {
-                FailureKind::TooLarge { .. } => {
-                    Failure::new(FailureKind::ConnectionLost, failure.message.as_str())
-                }
-                _ => failure.clone(),
-            };
-            self.calls.fail(&lost);
+            self.calls.fail(&Failure { kind, ..failure.clone() }, |_| true);
         }
-    }
-
-    fn pause(&mut self, delay: Duration) -> Result<(), Interrupted> {
-        let left = self.calls.last_deadline().left().unwrap_or(Duration::MAX);
-        match self.stop.as_ref().unwrap_or(&never()).recv_timeout(delay.min(left)) {
-            Ok(stop) => Err(Interrupted::Stopped(stop)),
-            Err(_) => Ok(()),
-        }
-    }
-
-    /// Finishes the calls whose time ran out without a connection that held.
-    fn expire(&mut self, failure: &Failure) -> Result<(), Interrupted> {
-        let now = Instant::now();
-        self.calls.expire(now, &self.retry.not_in_time(failure));
-        self.report_finished()?;
-        // The next call could not be made either, or would have to wait as long.
-        let is_idle = self.calls.unanswered().next().is_none();
-        let is_blocked = failure.kind == FailureKind::Blocked;
-        if self.calls.last_deadline().has_passed(now) || is_idle && is_blocked {
-            return Err(Interrupted::Unreachable(self.retry.too_late(failure)));
-        }
-        Ok(())
     }
 
     /// Reports what is left to report.
     fn finish(mut self) -> Result<ExitCode, ProgramError> {
         self.report.write(self.calls.take_finished())?;
-        let Some(failure) = self.calls.input_failure().cloned() else { return self.report.end() };
+        let Some(failure) = self.calls.input_failure.clone() else { return self.report.end() };
         // JSON and the statistics have calls that were not made too, but not those of standard input, which
         // may never end.
         let has_begun = self.report.has_begun();
@@ -231,10 +203,7 @@ impl Client<'_> {
         let is_json = self.args.format == Format::Json;
         if (is_json || self.args.stats) && self.args.stdins() == 0 {
             for argument in self.input.clone() {
-                self.calls.add_unmade(argument?, &failure);
-                for (call, outcome) in self.calls.take_finished() {
-                    self.report.write_unmade(&call, &outcome)?;
-                }
+                self.report.write_unmade(&self.calls.unmade(argument?), &failure)?;
                 is_reported |= is_json;
                 if is_json && self.args.fail_fast {
                     return self.report.end();

@@ -51,8 +51,8 @@ impl Progress {
     /// Another call is finished, so long after the first was begun.
     pub fn advance(&mut self, call: &Call, elapsed: Duration) {
         self.bar.inc(1);
-        if let (Some((all, done)), Some(_)) = (&mut self.bytes, call.line) {
-            *done += call.argument.len() as u64 + 1;
+        if let (Some((all, done)), Some(_)) = (&mut self.bytes, call.argument.line) {
+            *done += call.argument.bytes.len() as u64 + 1;
             self.bar.set_length(estimate(self.bar.position(), *all, *done));
         }
         if elapsed > SHOWN_AFTER && self.bar.is_hidden() {

@@ -2,6 +2,7 @@
 //! a server. This decides; nothing here waits or does I/O but for the log.
 
 use crate::amqp::backoff::Backoff;
+use crate::cli;
 use crate::client::deadline::Deadline;
 use crate::client::diagnosis;
 use crate::error::{Failure, FailureKind};
@@ -21,23 +22,10 @@ const SHORTEST_ATTEMPT: Duration = Duration::from_millis(1_500);
 /// A connection that held so long was a good one.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
 
-/// What to do about a failure.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Decision {
-    /// Try again after a pause.
-    Retry(Duration),
-    /// Make no more calls.
-    GiveUp(Failure),
-}
-
-/// Whether and when to try again.
+/// Whether and when to try again: after which pause, or the failure that ends it all.
 #[derive(Debug)]
-pub struct RetryPolicy {
-    /// Whether to wait for what is not there yet.
-    wait: bool,
-    no_retry: bool,
-    /// The time limit of each call; zero: none.
-    timeout: Duration,
+pub struct RetryPolicy<'a> {
+    args: &'a cli::Client,
     was_connected: bool,
     backoff: Backoff,
     /// Why the last connection was lost, and what kept the last attempt from leading to one, as far as
@@ -46,14 +34,11 @@ pub struct RetryPolicy {
     logged_unreachable: Option<FailureKind>,
 }
 
-impl RetryPolicy {
-    /// That of a client which was asked to `wait` or not, and to try again what was lost unless
-    /// `no_retry`, and whose calls have this `timeout` (zero: none).
-    pub fn new(wait: bool, no_retry: bool, timeout: Duration) -> RetryPolicy {
+impl RetryPolicy<'_> {
+    /// That of a client which was asked by `args` to wait or not, and to try again what was lost or not.
+    pub fn new(args: &cli::Client) -> RetryPolicy<'_> {
         RetryPolicy {
-            wait,
-            no_retry,
-            timeout,
+            args,
             was_connected: false,
             backoff: Backoff::new(INTERVAL, LONGEST_PAUSE),
             logged_lost: None,
@@ -63,7 +48,7 @@ impl RetryPolicy {
 
     /// Whether it waits for what is not there: a client that does needs no hint that it could.
     pub fn waits(&self) -> bool {
-        self.wait || self.was_connected
+        self.args.wait || self.was_connected
     }
 
     /// How long an attempt to connect may take altogether, if nobody waits after `deadline`.
@@ -71,30 +56,39 @@ impl RetryPolicy {
         deadline.left().map_or(Duration::MAX, |left| left.max(SHORTEST_ATTEMPT))
     }
 
-    /// After an attempt that led to no connection on which calls could be made.
-    pub fn after_unreachable(&mut self, failure: Failure, deadline: Deadline) -> Decision {
+    /// The pause after an attempt that led to no connection on which calls could be made.
+    pub fn after_unreachable(
+        &mut self,
+        failure: &Failure,
+        deadline: Deadline,
+    ) -> Result<Duration, Failure> {
         if !self.passes_by_itself(failure.kind) {
-            return Decision::GiveUp(failure);
+            return Err(failure.clone());
         }
-        let left = deadline.left().unwrap_or(Duration::MAX);
-        if left.is_zero() {
-            return Decision::GiveUp(self.too_late(&failure));
+        if deadline.left() == Some(Duration::ZERO) {
+            return Err(self.too_late(failure));
         }
         if self.logged_unreachable.replace(failure.kind) != Some(failure.kind) {
             warn!("waiting: {failure}");
         }
-        Decision::Retry(INTERVAL.min(left))
+        Ok(INTERVAL)
     }
 
-    /// After the loss of a connection on which calls could be made. It `held` so long, and was used if
-    /// any request was published on it.
-    pub fn after_lost(&mut self, failure: Failure, held: Duration, was_used: bool) -> Decision {
+    /// The pause after the loss of a connection on which calls could be made. It `held` so long, and was
+    /// used if any request was published on it.
+    pub fn after_lost(
+        &mut self,
+        failure: &Failure,
+        held: Duration,
+        was_used: bool,
+    ) -> Result<Duration, Failure> {
+        let no_retry = self.args.no_retry;
         match failure.kind {
             // A new connection would be refused in the same way.
             FailureKind::AccessRefused | FailureKind::Configuration | FailureKind::Internal => {
-                return Decision::GiveUp(failure);
+                return Err(failure.clone());
             }
-            _ if self.no_retry && !was_used => return Decision::GiveUp(failure),
+            _ if no_retry && !was_used => return Err(failure.clone()),
             _ => {}
         }
         self.was_connected = true;
@@ -104,25 +98,20 @@ impl RetryPolicy {
         }
         self.logged_unreachable = None;
         match self.logged_lost.replace(failure.kind) {
-            _ if self.no_retry => {}
+            _ if no_retry => {}
             Some(logged) if logged == failure.kind => info!("{failure}; trying again"),
             _ => warn!("{failure}; trying again"),
         }
-        Decision::Retry(self.backoff.delay())
-    }
-
-    /// What becomes of a call that `failure` kept from being answered in time.
-    pub fn not_in_time(&self, failure: &Failure) -> Failure {
-        diagnosis::not_in_time(failure, self.timeout)
+        Ok(self.backoff.delay())
     }
 
     /// What becomes of the calls that can still not be made at the end of their time: they have waited
     /// for what was never there, or for the end of a failure that interrupted them.
     pub fn too_late(&self, failure: &Failure) -> Failure {
         if self.was_connected {
-            return self.not_in_time(failure);
+            return diagnosis::not_in_time(failure, self.args.timeout);
         }
-        let waited = format_duration(self.timeout);
+        let waited = format_duration(self.args.timeout);
         Failure::new(failure.kind, format!("{failure} (waited {waited})"))
     }
 
@@ -145,6 +134,7 @@ impl RetryPolicy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Parser;
 
     const TIMEOUT: Duration = Duration::from_secs(30);
     const HELD: Duration = Duration::from_secs(1);
@@ -165,8 +155,10 @@ mod tests {
         deadline
     }
 
-    fn retries(decision: &Decision) -> bool {
-        matches!(decision, Decision::Retry(_))
+    /// That of a client with these options.
+    fn policy_of(options: &[&str]) -> RetryPolicy<'static> {
+        let args = [&["rpc_client", "--timeout=30s"], options, &["fib"]].concat();
+        RetryPolicy::new(Box::leak(Box::new(cli::Client::parse_from(args))))
     }
 
     #[test]
@@ -180,69 +172,66 @@ mod tests {
             (FailureKind::AccessRefused, false),
             (FailureKind::QueueUnusable, false),
         ] {
-            let mut policy = RetryPolicy::new(false, false, TIMEOUT);
-            let decision = policy.after_unreachable(failure(kind), later());
-            assert_eq!(decision, Decision::GiveUp(failure(kind)));
-            let mut policy = RetryPolicy::new(true, false, TIMEOUT);
-            let decision = policy.after_unreachable(failure(kind), later());
-            assert_eq!(retries(&decision), waits, "{kind:?}");
+            let mut policy = policy_of(&[]);
+            let decision = policy.after_unreachable(&failure(kind), later());
+            assert_eq!(decision, Err(failure(kind)));
+            let mut policy = policy_of(&["--wait"]);
+            let decision = policy.after_unreachable(&failure(kind), later());
+            assert_eq!(decision.is_ok(), waits, "{kind:?}");
         }
     }
 
     #[test]
     fn a_wait_ends_with_the_time_of_the_calls() {
-        let mut policy = RetryPolicy::new(true, false, TIMEOUT);
-        let decision = policy.after_unreachable(failure(FailureKind::NoConsumer), past());
+        let mut policy = policy_of(&["--wait"]);
+        let decision = policy.after_unreachable(&failure(FailureKind::NoConsumer), past());
         let waited = Failure::new(FailureKind::NoConsumer, "it failed (waited 30s)");
-        assert_eq!(decision, Decision::GiveUp(waited));
-        policy.after_lost(failure(FailureKind::ConnectionLost), HELD, true);
-        let decision = policy.after_unreachable(failure(FailureKind::NoConsumer), past());
+        assert_eq!(decision, Err(waited));
+        assert!(policy.after_lost(&failure(FailureKind::ConnectionLost), HELD, true).is_ok());
+        let decision = policy.after_unreachable(&failure(FailureKind::NoConsumer), past());
         let late = Failure::new(FailureKind::TimedOut, "no answer within 30s: it failed");
-        assert_eq!(decision, Decision::GiveUp(late));
-        assert!(retries(
-            &policy.after_unreachable(failure(FailureKind::NoConsumer), Deadline::NEVER)
-        ));
+        assert_eq!(decision, Err(late));
+        assert!(
+            policy.after_unreachable(&failure(FailureKind::NoConsumer), Deadline::NEVER).is_ok()
+        );
     }
 
     #[test]
     fn what_was_there_before_is_waited_for_in_any_case() {
-        let mut policy = RetryPolicy::new(false, false, TIMEOUT);
-        assert!(retries(&policy.after_lost(failure(FailureKind::ConnectionLost), HELD, true)));
+        let mut policy = policy_of(&[]);
+        assert!(policy.after_lost(&failure(FailureKind::ConnectionLost), HELD, true).is_ok());
         for kind in
             [FailureKind::BrokerUnreachable, FailureKind::Configuration, FailureKind::AccessRefused]
         {
-            assert!(retries(&policy.after_unreachable(failure(kind), later())), "{kind:?}");
+            assert!(policy.after_unreachable(&failure(kind), later()).is_ok(), "{kind:?}");
         }
-        let decision = policy.after_unreachable(failure(FailureKind::QueueUnusable), later());
-        assert_eq!(decision, Decision::GiveUp(failure(FailureKind::QueueUnusable)));
+        let decision = policy.after_unreachable(&failure(FailureKind::QueueUnusable), later());
+        assert_eq!(decision, Err(failure(FailureKind::QueueUnusable)));
     }
 
     #[test]
     fn what_a_new_connection_would_not_change_is_not_tried_again() {
         for kind in [FailureKind::AccessRefused, FailureKind::Configuration, FailureKind::Internal]
         {
-            let mut policy = RetryPolicy::new(true, false, TIMEOUT);
-            let decision = policy.after_lost(failure(kind), HELD, true);
-            assert_eq!(decision, Decision::GiveUp(failure(kind)));
+            let mut policy = policy_of(&["--wait"]);
+            let decision = policy.after_lost(&failure(kind), HELD, true);
+            assert_eq!(decision, Err(failure(kind)));
         }
     }
 
     #[test]
     fn without_retry_another_connection_is_for_calls_that_were_not_made() {
-        let mut policy = RetryPolicy::new(true, true, TIMEOUT);
+        let mut policy = policy_of(&["--wait", "--no-retry"]);
         let lost = failure(FailureKind::ConnectionLost);
-        assert!(retries(&policy.after_lost(lost.clone(), HELD, true)));
-        assert_eq!(policy.after_lost(lost.clone(), HELD, false), Decision::GiveUp(lost));
+        assert!(policy.after_lost(&lost, HELD, true).is_ok());
+        assert_eq!(policy.after_lost(&lost, HELD, false), Err(lost));
     }
 
     #[test]
     fn pauses_grow_to_a_second_until_a_connection_holds() {
-        let mut policy = RetryPolicy::new(false, false, TIMEOUT);
-        let mut pause =
-            |held| match policy.after_lost(failure(FailureKind::ConnectionLost), held, true) {
-                Decision::Retry(pause) => pause,
-                decision => panic!("{decision:?}"),
-            };
+        let mut policy = policy_of(&[]);
+        let lost = failure(FailureKind::ConnectionLost);
+        let mut pause = |held| policy.after_lost(&lost, held, true).unwrap();
         let first = pause(HELD);
         assert!(first >= INTERVAL / 2 && first <= INTERVAL, "{first:?}");
         let last = (0..6).map(|_| pause(HELD)).last().unwrap();
