@@ -9,6 +9,7 @@ use crate::protocol::MAX_EXPIRATION;
 use clap::builder::{PossibleValue, TypedValueParser};
 use clap::{Arg, ArgAction, Args, Command, Parser, ValueEnum, ValueHint};
 use std::collections::BTreeSet;
+use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::io::{self, IsTerminal};
 use std::time::Duration;
@@ -61,7 +62,7 @@ pub struct Common {
     // Parsed after the arguments: their parser's errors would show the password.
     #[arg(long, value_name = "URI[,URI…]", env = "AMQP_URL", hide_env_values = true)]
     #[arg(value_hint = ValueHint::Other)]
-    #[arg(default_value = DEFAULT_URL)]
+    #[arg(default_value = DEFAULT_URL, value_parser = url_or_default)]
     pub url: String,
 
     /// Request queue
@@ -86,16 +87,9 @@ pub struct Common {
 /// The broker that is meant when none is named.
 pub const DEFAULT_URL: &str = "amqp://localhost";
 
-impl Common {
-    /// The URIs.
-    pub fn url(&self) -> &str {
-        url_or_default(&self.url)
-    }
-}
-
 /// The URIs given by `--url` or AMQP_URL; an empty AMQP_URL is none.
-pub fn url_or_default(url: &str) -> &str {
-    if url.is_empty() { DEFAULT_URL } else { url }
+pub fn url_or_default(url: &str) -> Result<String, Infallible> {
+    Ok(if url.is_empty() { DEFAULT_URL } else { url }.into())
 }
 
 /// Answers remote procedure calls that come through a RabbitMQ queue: by fib, fun, a, b, ping, list,
@@ -270,9 +264,7 @@ pub trait Program: Parser {
     /// # Errors
     ///
     /// The rule that is broken, and the remedy.
-    fn check(&self) -> Result<(), String> {
-        Ok(())
-    }
+    fn check(&self) -> Result<(), String>;
 }
 
 impl Program for Server {

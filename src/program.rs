@@ -38,7 +38,7 @@ fn start<T: Program>(program: &'static str) -> Result<T, ExitCode> {
             Ok(()) => {
                 let common = arguments.common();
                 logging::init(program, common.quiet, common.verbose);
-                if url_is_visible && uri::has_password(common.url()) {
+                if url_is_visible && uri::has_password(&common.url) {
                     warn!(
                         "others on this machine can see the password in --url; AMQP_URL hides it"
                     );

@@ -47,7 +47,7 @@ pub fn main<T: Parser>(run: fn(&T) -> Result<(), ProgramError>) -> ExitCode {
 pub struct Broker {
     /// Brokers, tried in order; a password is better kept in the environment
     #[arg(long, value_name = "URI[,URI…]", env = "AMQP_URL", hide_env_values = true)]
-    #[arg(default_value = cli::DEFAULT_URL)]
+    #[arg(default_value = cli::DEFAULT_URL, value_parser = cli::url_or_default)]
     url: String,
 
     /// Bound on opening a connection, handshake included
@@ -58,7 +58,7 @@ pub struct Broker {
 
 impl Broker {
     pub fn connect(&self) -> Result<Session, Failure> {
-        let brokers = uri::parse_list(cli::url_or_default(&self.url))?;
+        let brokers = uri::parse_list(&self.url)?;
         Session::open(&brokers, self.connect_timeout, PROGRAM)
     }
 }

@@ -46,7 +46,7 @@ pub type Exchange = fn(&mut RpcChannel, &mut Calls, &mut Report) -> Result<(), I
 pub fn run(args: &cli::Client, exchange: Exchange) -> Result<ExitCode, ProgramError> {
     let mut client = Client {
         args,
-        brokers: uri::parse_list(args.common.url())?,
+        brokers: uri::parse_list(&args.common.url)?,
         // Before anything of the input is read.
         report: Report::new(args),
         input: input::arguments(args).context("cannot read the arguments")?,

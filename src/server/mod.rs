@@ -44,7 +44,7 @@ fn serve_by(
     groups: &Arc<Groups>,
     stop: &Receiver<Stop>,
 ) -> Result<ExitCode, ProgramError> {
-    let brokers = uri::parse_list(args.common.url())?;
+    let brokers = uri::parse_list(&args.common.url)?;
     let service = Arc::new(Service::new(args, brokers.len() > 1, groups)?);
     let slots = Slots::new(args.workers);
     let mut state = ReconnectState::new();
