@@ -45,7 +45,7 @@ fn exchange(
                 // A duplicate, a late one, a stranger's.
                 None => calls.discard(&delivery),
             },
-            Event::Returned(request, failure) => calls.return_request(&request, failure),
+            Event::Returned(request) => calls.return_request(&request, rpc.queue_missing()),
             Event::Resend => {
                 for call in calls.refused() {
                     rpc.publish(call)?;

@@ -90,7 +90,7 @@ pub struct Calls<'a> {
     /// Why no more calls could be made, if it was not for want of arguments.
     pub input_failure: Option<Failure>,
     /// Whether nobody would answer: nothing is published until a look at the queue says otherwise.
-    is_held: bool,
+    pub is_held: bool,
     /// The largest body that the broker takes, as far as is known.
     max_body: usize,
     /// When nobody waits any more for the call that would be made next, and since when it waits, while
@@ -204,20 +204,10 @@ impl Calls<'_> {
         self.input_failure = failure;
     }
 
-    /// Whether no call is made until a look at the queue says that somebody would answer.
-    pub fn are_held(&self) -> bool {
-        self.is_held
-    }
-
-    /// Makes no more calls until [`Calls::release`], and waits for that as long as for an answer.
+    /// Makes no more calls for now, and waits for a queue with a server as long as for an answer.
     fn hold(&mut self) {
         self.is_held = true;
         self.next_deadline();
-    }
-
-    /// Makes calls again: there is a queue, and somebody consumes from it.
-    pub fn release(&mut self) {
-        self.is_held = false;
     }
 
     /// When the first of the pending calls, or without any the next call that is held, has waited for
@@ -479,7 +469,7 @@ mod tests {
         calls.calls[1].deadline = Deadline::after(2 * TIMEOUT);
         calls.time_out(after(TIMEOUT), diagnosis(FailureKind::TimedOut, true));
         assert_eq!(finished(&mut calls), failed(&["a"], FailureKind::TimedOut));
-        assert!(!calls.want_input(false) && !calls.are_held());
+        assert!(!calls.want_input(false) && !calls.is_held);
         assert_eq!(calls.input_failure, Some(failure(FailureKind::TimedOut)));
         assert!(!calls.are_over(), "b is still pending");
         finish(&mut calls, "b", Ok("2".into()));
@@ -497,15 +487,15 @@ mod tests {
         let mut calls = published(&["--wait"], &["a"]);
         calls.time_out(after(TIMEOUT), diagnosis(FailureKind::TimedOut, true));
         assert_eq!(finished(&mut calls), failed(&["a"], FailureKind::TimedOut));
-        assert!(calls.are_held() && !calls.want_input(false) && !calls.are_over());
+        assert!(calls.is_held && !calls.want_input(false) && !calls.are_over());
         assert_ne!(calls.deadline(), Deadline::NEVER, "the next call waits as long as another");
         calls.time_out(after(TIMEOUT / 2), diagnosis(FailureKind::TimedOut, true));
-        assert!(calls.are_held(), "its time is not over");
-        calls.release();
-        assert!(!calls.are_held() && calls.want_input(false));
+        assert!(calls.is_held, "its time is not over");
+        calls.is_held = false;
+        assert!(!calls.is_held && calls.want_input(false));
         calls.hold();
         calls.time_out(after(TIMEOUT), diagnosis(FailureKind::TimedOut, true));
-        assert!(!calls.are_held() && calls.are_over());
+        assert!(!calls.is_held && calls.are_over());
         assert_eq!(calls.input_failure, Some(failure(FailureKind::TimedOut)));
     }
 
@@ -539,7 +529,7 @@ mod tests {
         assert_eq!(finished(&mut calls), failed(&["a"], FailureKind::QueueMissing));
         let mut calls = published(&["--wait"], &["a", "b"]);
         calls.return_request(&returned("a"), failure(FailureKind::QueueMissing));
-        assert!(calls.are_held());
+        assert!(calls.is_held);
         let again: Vec<&str> = calls.refused().map(|call| call.correlation_id.as_str()).collect();
         assert_eq!(again, ["a"]);
         assert_eq!(finished(&mut calls), []);
@@ -551,8 +541,8 @@ mod tests {
         let mut calls = published(&["--wait"], &["a"]);
         calls.end_input(None);
         calls.return_request(&returned("a"), failure(FailureKind::QueueMissing));
-        assert!(calls.are_held() && !calls.are_over());
-        calls.release();
+        assert!(calls.is_held && !calls.are_over());
+        calls.is_held = false;
         assert_eq!(calls.refused().count(), 1);
         finish(&mut calls, "a", Ok("1".into()));
         assert_eq!(finished(&mut calls).len(), 1);

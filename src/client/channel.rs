@@ -13,9 +13,7 @@ use crate::error::{Failure, FailureKind, ProgramError};
 use crate::process::signals::Stop;
 use crate::protocol::Request;
 use crate::terminal::text::{short, short_queue};
-use amiquip::{
-    Channel, Confirm, Consumer, ConsumerOptions, Delivery, Error, QueueDeclareOptions, Return,
-};
+use amiquip::{Channel, Consumer, ConsumerOptions, Delivery, Error, QueueDeclareOptions, Return};
 use crossbeam_channel::{Receiver, RecvError, after, never, select_biased};
 use log::info;
 use std::time::{Duration, Instant};
@@ -26,18 +24,15 @@ use uuid::Uuid;
 pub enum Interrupted {
     /// A signal asks to stop.
     Stopped(Stop),
-    /// There is no connection on which calls can be made.
-    Unreachable(Failure),
-    /// The connection is lost, and with it the calls that were unanswered.
-    Lost(Failure),
+    /// There is no connection on which calls can be made, or not any more.
+    Disconnected(Failure),
     /// Standard output takes nothing more.
     Output(ProgramError),
 }
 
-/// The failures of a channel are those of its connection.
 impl From<Failure> for Interrupted {
     fn from(failure: Failure) -> Interrupted {
-        Interrupted::Lost(failure)
+        Interrupted::Disconnected(failure)
     }
 }
 
@@ -53,8 +48,8 @@ pub enum Event {
     Argument(Argument),
     /// Something came to the reply queue.
     Reply(Delivery),
-    /// A request came back (basic.return): there is no queue for it, as the failure says.
-    Returned(Return, Failure),
+    /// A request came back, since there is no queue for it (basic.return).
+    Returned(Return),
     /// What the broker did not take may be taken now.
     Resend,
     /// There are no more arguments, or standard input cannot be read any more.
@@ -63,7 +58,8 @@ pub enum Event {
     TimedOut(Instant, Diagnosis),
 }
 
-/// A channel with an exclusive reply queue. Dropping it closes its connection.
+/// A channel with an exclusive reply queue. Dropping it closes its connection. Its failures are those
+/// of [`Session::classify`].
 pub struct RpcChannel<'a> {
     args: &'a cli::Client,
     session: &'a mut Session,
@@ -77,7 +73,7 @@ pub struct RpcChannel<'a> {
     stop: Receiver<Stop>,
     /// Whether a request was published on it.
     pub was_used: bool,
-    /// When to publish again what the broker refused.
+    /// Gets a message, once, when it is time to publish again what the broker refused.
     resend: Receiver<Instant>,
     /// What [`Event::TimedOut`] is to say, once the replies are taken that came meanwhile.
     timed_out: Option<(Instant, Diagnosis)>,
@@ -86,7 +82,6 @@ pub struct RpcChannel<'a> {
 impl<'a> RpcChannel<'a> {
     /// Declares a reply queue and consumes from it. With `in_cluster`, the broker confirms requests: the
     /// node that took one can die before it has passed it on.
-    /// Its errors are those of [`Session::classify`].
     pub fn open(
         args: &'a cli::Client,
         session: &'a mut Session,
@@ -130,10 +125,6 @@ impl<'a> RpcChannel<'a> {
     }
 
     /// Publishes the request of a pending call. One whose time has run out is not published.
-    ///
-    /// # Errors
-    ///
-    /// Why the connection was lost.
     pub fn publish(&mut self, call: &mut Call) -> Result<(), Failure> {
         let left = call.deadline.left();
         if !call.is_pending() || left == Some(Duration::ZERO) {
@@ -169,10 +160,6 @@ impl<'a> RpcChannel<'a> {
     }
 
     /// Waits for what comes next. Replies come first: one that is there counts, whatever else there is.
-    ///
-    /// # Errors
-    ///
-    /// A signal, or why the connection was lost.
     pub fn next_event(&mut self, calls: &mut Calls) -> Result<Event, Interrupted> {
         let nothing = never();
         loop {
@@ -185,29 +172,24 @@ impl<'a> RpcChannel<'a> {
                 true => self.input,
                 false => &nothing,
             };
-            let look = if calls.are_held() { after(INTERVAL) } else { never() };
+            let look = if calls.is_held { after(INTERVAL) } else { never() };
             select_biased! {
                 recv(self.stop) -> stop => match stop {
                     Ok(stop) => return Err(Interrupted::Stopped(stop)),
                     Err(RecvError) => self.stop = never(),
                 },
                 recv(self.replies.receiver()) -> message => {
-                    self.session.inbox().taken();
-                    let delivery = consumer::delivery(message);
+                    let delivery = consumer::delivery(Ok(self.received(message)?));
                     return Ok(Event::Reply(delivery.map_err(|error| self.lost_replies(error))?));
                 }
-                recv(self.returns) -> returned => {
-                    self.session.inbox().taken();
-                    let returned = returned.map_err(|_| self.lost())?;
-                    let (queue, waits) = (&self.args.common.queue, self.args.wait);
-                    let missing = diagnosis::no_queue(self.session, queue, waits);
-                    return Ok(Event::Returned(returned, missing));
+                recv(self.returns) -> returned => return Ok(Event::Returned(self.received(returned)?)),
+                recv(self.confirms.receiver()) -> confirm => {
+                    let confirmed = self.received(confirm)?.into();
+                    if calls.confirm(confirmed, || self.refusal()) {
+                        self.resend = after(INTERVAL);
+                    }
                 }
-                recv(self.confirms.receiver()) -> confirm => self.confirmed(calls, confirm)?,
-                recv(self.resend) -> _ => {
-                    self.resend = never();
-                    return Ok(Event::Resend);
-                }
+                recv(self.resend) -> _ => return Ok(Event::Resend),
                 recv(self.session.blocked_notifications()) -> notification => {
                     self.session.set_blocked(notification)?;
                 }
@@ -216,12 +198,10 @@ impl<'a> RpcChannel<'a> {
                     let diagnosis = diagnosis::timed_out(self.session, self.args, self.in_cluster);
                     self.timed_out = Some((now, diagnosis));
                 }
-                recv(look) -> _ => {
-                    if self.is_served()? {
-                        calls.release();
-                        return Ok(Event::Resend);
-                    }
-                }
+                recv(look) -> _ => if self.is_served()? {
+                    calls.is_held = false;
+                    return Ok(Event::Resend);
+                },
                 recv(input) -> argument => return Ok(match argument {
                     Ok(Ok(argument)) => Event::Argument(argument),
                     Ok(Err(failure)) => Event::InputEnded(Some(failure)),
@@ -229,6 +209,11 @@ impl<'a> RpcChannel<'a> {
                 }),
             }
         }
+    }
+
+    /// There is no request queue.
+    pub fn queue_missing(&self) -> Failure {
+        diagnosis::no_queue(self.session, &self.args.common.queue, self.args.wait)
     }
 
     /// Whether there is a queue with a server.
@@ -240,26 +225,16 @@ impl<'a> RpcChannel<'a> {
         }
     }
 
-    fn confirmed(
-        &mut self,
-        calls: &mut Calls,
-        confirm: Result<Confirm, RecvError>,
-    ) -> Result<(), Failure> {
-        self.session.inbox().taken();
-        let confirmed = confirm.map_err(|_| self.lost())?.into();
-        let refusal = || {
-            let (name, queue) = (self.session.name(), &self.args.common.queue);
-            let message = format!("{name} refused a request: the queue \"{queue}\" may be full");
-            Failure::new(FailureKind::Blocked, message)
-        };
-        if calls.confirm(confirmed, refusal) {
-            self.resend = after(INTERVAL);
-        }
-        Ok(())
+    fn refusal(&self) -> Failure {
+        let (name, queue) = (self.session.name(), &self.args.common.queue);
+        let message = format!("{name} refused a request: the queue \"{queue}\" may be full");
+        Failure::new(FailureKind::Blocked, message)
     }
 
-    fn lost(&mut self) -> Failure {
-        self.session.classify(Error::EventLoopDropped)
+    /// What the library's thread sent. That thread ends with the connection.
+    fn received<T>(&mut self, received: Result<T, RecvError>) -> Result<T, Failure> {
+        self.session.inbox().taken();
+        received.map_err(|RecvError| self.session.classify(Error::EventLoopDropped))
     }
 
     fn lost_replies(&mut self, error: ConsumerError) -> Failure {

@@ -26,12 +26,9 @@ pub struct Diagnosis {
     pub is_unserved: bool,
 }
 
-/// A channel on which to make calls, if there is the queue and somebody consumes from it. `waits` says
-/// whether the client waits for it already.
-///
-/// # Errors
-///
-/// [`FailureKind::QueueMissing`], [`FailureKind::NoConsumer`], and those of [`queue::inspect`].
+/// A channel on which to make calls, if there is the queue and somebody consumes from it; else the
+/// failures of [`queue::inspect`], or [`FailureKind::NoConsumer`]. `waits` says whether the client waits
+/// for it already.
 pub fn served(session: &mut Session, queue: &str, waits: bool) -> Result<Channel, Failure> {
     let channel = session.channel()?;
     let state = queue::inspect(session, &channel, queue).map_err(|failure| match failure.kind {

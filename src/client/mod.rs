@@ -15,7 +15,6 @@ use crate::amqp::uri::{self, Endpoint};
 use crate::cli::{self, Format};
 use crate::error::{Failure, FailureKind, ProgramError};
 use crate::process::signals::{self, Stop};
-use amiquip::Channel;
 use anyhow::Context;
 use calls::Calls;
 use channel::{Interrupted, RpcChannel};
@@ -38,11 +37,7 @@ const STOP_LIMIT: Duration = Duration::from_millis(500);
 pub type Exchange = fn(&mut RpcChannel, &mut Calls, &mut Report) -> Result<(), Interrupted>;
 
 /// Makes the calls that `args` ask for by `exchange`, on as many connections as it takes. The exit code
-/// is that of the first call that failed.
-///
-/// # Errors
-///
-/// What keeps the program from making or reporting calls: a malformed URI, its standard output.
+/// is that of the first call that failed; an error keeps the program from making or reporting calls.
 pub fn run(args: &cli::Client, exchange: Exchange) -> Result<ExitCode, ProgramError> {
     let mut client = Client {
         args,
@@ -54,7 +49,7 @@ pub fn run(args: &cli::Client, exchange: Exchange) -> Result<ExitCode, ProgramEr
         session: None,
         calls: Calls::new(args),
         retry: RetryPolicy::new(args),
-        held: Duration::ZERO,
+        opened: None,
         was_used: false,
     };
     while !client.calls.are_over() {
@@ -66,7 +61,7 @@ pub fn run(args: &cli::Client, exchange: Exchange) -> Result<ExitCode, ProgramEr
                 return Ok(stop.end_process());
             }
             Err(Interrupted::Output(error)) => return Err(error),
-            Err(Interrupted::Unreachable(failure) | Interrupted::Lost(failure)) => {
+            Err(Interrupted::Disconnected(failure)) => {
                 client.calls.abort(&failure);
                 break;
             }
@@ -85,8 +80,9 @@ struct Client<'a> {
     session: Option<Session>,
     calls: Calls<'a>,
     retry: RetryPolicy<'a>,
-    /// How long the last connection held, and whether requests were published on it.
-    held: Duration,
+    /// When the connection was opened on which calls could be made, and whether requests were
+    /// published on it.
+    opened: Option<Instant>,
     was_used: bool,
     report: Report<'a>,
 }
@@ -94,45 +90,34 @@ struct Client<'a> {
 impl Client<'_> {
     /// Connects, looks whether somebody consumes from the queue, and makes calls.
     fn attempt(&mut self, exchange: Exchange) -> Result<(), Interrupted> {
-        let common = &self.args.common;
+        let (args, common) = (self.args, &self.args.common);
         let limit = RetryPolicy::attempt_limit(self.calls.last_deadline());
         let mut session = match self.session.take() {
             Some(session) => session,
             None => Session::open_within(limit, &self.brokers, common.connect_timeout, PROGRAM)
-                .inspect(|session| info!("connected to {}", session.name()))
-                .map_err(Interrupted::Unreachable)?,
+                .inspect(|session| info!("connected to {}", session.name()))?,
         };
         // The declares to come are part of the attempt.
         session.set_call_timeout(limit);
-        match diagnosis::served(&mut session, &common.queue, self.retry.waits()) {
-            Ok(channel) => self.exchange_on(session, &channel, exchange),
+        let served = diagnosis::served(&mut session, &common.queue, self.retry.waits());
+        let channel = match served {
+            Ok(channel) => channel,
             Err(failure) => {
                 self.session = (failure.kind != FailureKind::ConnectionLost).then_some(session);
-                Err(Interrupted::Unreachable(failure))
+                return Err(failure.into());
             }
-        }
-    }
-
-    fn exchange_on(
-        &mut self,
-        mut session: Session,
-        channel: &Channel,
-        exchange: Exchange,
-    ) -> Result<(), Interrupted> {
+        };
+        (self.opened, self.was_used) = (Some(Instant::now()), false);
         // Until calls are made there is nothing to bring to an end, and a signal ends the process.
         if self.stop.is_none() {
             self.stop = Some(signals::stop_requests(Some(STOP_LIMIT), || {})?);
         }
         let stop = self.stop.clone().unwrap_or_else(never);
-        let began = Instant::now();
-        let in_cluster = self.brokers.len() > 1;
-        (self.was_used, self.held) = (false, Duration::ZERO);
-        self.calls.release();
-        let (args, input) = (self.args, &self.input);
-        let mut rpc = RpcChannel::open(args, &mut session, channel, in_cluster, input, stop)?;
+        self.calls.is_held = false;
+        let (input, in_cluster) = (&self.input, self.brokers.len() > 1);
+        let mut rpc = RpcChannel::open(args, &mut session, &channel, in_cluster, input, stop)?;
         let ended = exchange(&mut rpc, &mut self.calls, &mut self.report);
         self.was_used = rpc.was_used;
-        self.held = began.elapsed();
         if let Err(Interrupted::Stopped(_)) = ended {
             // There may be no time for it after the connection is closed.
             self.report.flush()?;
@@ -143,19 +128,14 @@ impl Client<'_> {
     /// Waits before the next attempt, if another one may help, and finishes the calls whose time has run
     /// out by then.
     fn recover(&mut self, interrupted: Interrupted) -> Result<(), Interrupted> {
-        let (failure, delay) = match interrupted {
-            Interrupted::Unreachable(failure) => {
-                let delay = self.retry.after_unreachable(&failure, self.calls.last_deadline());
-                (failure, delay)
-            }
-            Interrupted::Lost(failure) => {
+        let Interrupted::Disconnected(failure) = interrupted else { return Err(interrupted) };
+        let delay = match self.opened.take() {
+            Some(opened) => {
                 self.give_up_lost_calls(&failure);
-                let delay = self.retry.after_lost(&failure, self.held, self.was_used);
-                (failure, delay)
+                self.retry.after_lost(&failure, opened.elapsed(), self.was_used)?
             }
-            Interrupted::Stopped(_) | Interrupted::Output(_) => return Err(interrupted),
+            None => self.retry.after_unreachable(&failure, self.calls.last_deadline())?,
         };
-        let delay = delay.map_err(Interrupted::Unreachable)?;
         self.report_finished()?;
         if self.calls.are_over() {
             return Ok(());
@@ -169,7 +149,7 @@ impl Client<'_> {
         self.report_finished()?;
         // The next call could not be made either, or would have to wait as long.
         if self.calls.last_deadline().has_passed(now) || self.calls.is_blocked_by(&failure) {
-            return Err(Interrupted::Unreachable(self.retry.too_late(&failure)));
+            return Err(self.retry.too_late(&failure).into());
         }
         Ok(())
     }
