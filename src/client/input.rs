@@ -3,7 +3,7 @@
 use crate::cli::{self, SendOn};
 use crate::error::{Failure, FailureKind};
 use crate::protocol::MAX_BODY;
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, bounded};
 use std::io::{self, BufRead, Read};
 use std::sync::Arc;
 use std::thread;
@@ -32,10 +32,7 @@ pub type Input = Receiver<Result<Argument, Failure>>;
 /// of reading.
 ///
 /// Standard input is read on a thread of its own, so that an input which pauses keeps no reply waiting.
-///
-/// # Errors
-///
-/// If the system has no thread to give.
+/// The system may have no thread to give.
 pub fn arguments(args: &cli::Client) -> io::Result<Input> {
     let (repeat, send_on) = (args.repeat, args.send_on.unwrap_or(SendOn::Newline));
     let arguments = match &args.arguments[..] {
@@ -44,20 +41,31 @@ pub fn arguments(args: &cli::Client) -> io::Result<Input> {
     };
     let few = repeat == 1 && args.stdins() == 0;
     let (sender, input) = bounded(if few { arguments.len() } else { AHEAD });
+    // None: there is nothing more to send, since reading failed, or nobody receives any more.
+    let send = move |bytes: io::Result<Vec<u8>>, line| {
+        let argument = match bytes {
+            Ok(bytes) => Argument { bytes: bytes.into(), line },
+            Err(error) => {
+                let message = format!("cannot read standard input: {error}");
+                let _ = sender.send(Err(Failure::new(FailureKind::Internal, message)));
+                return None;
+            }
+        };
+        (0..repeat).try_for_each(|_| sender.send(Ok(argument.clone())).ok())
+    };
     let read = move || {
         let mut line = 0;
-        let mut send_lines = |end| {
-            lines(io::stdin().lock(), end).try_for_each(|bytes| {
-                line += 1;
-                send(&sender, bytes, Some(line), repeat)
-            })
-        };
         for argument in arguments {
-            let sent = match (argument.as_str(), send_on) {
-                ("-", SendOn::Newline) => send_lines(b'\n'),
-                ("-", SendOn::Nul) => send_lines(b'\0'),
-                ("-", SendOn::Eof) => send(&sender, whole(io::stdin().lock()), None, repeat),
-                _ => send(&sender, Ok(argument.into_bytes()), None, repeat),
+            let sent = match send_on {
+                _ if argument != "-" => send(Ok(argument.into_bytes()), None),
+                SendOn::Eof => send(whole(io::stdin().lock()), None),
+                SendOn::Newline | SendOn::Nul => {
+                    let end = if send_on == SendOn::Nul { b'\0' } else { b'\n' };
+                    lines(io::stdin().lock(), end).try_for_each(|bytes| {
+                        line += 1;
+                        send(bytes, Some(line))
+                    })
+                }
             };
             if sent.is_none() {
                 return;
@@ -84,40 +92,19 @@ fn whole(input: impl Read) -> io::Result<Vec<u8>> {
 /// without end.
 fn lines(mut input: impl BufRead, end: u8) -> impl Iterator<Item = io::Result<Vec<u8>>> {
     let mut is_cut = false;
-    std::iter::from_fn(move || {
-        if is_cut && let Err(error) = input.skip_until(end) {
-            return Some(Err(error));
+    let mut next = move || {
+        if is_cut {
+            input.skip_until(end)?;
         }
         let mut line = Vec::new();
-        match input.by_ref().take(LONGEST).read_until(end, &mut line) {
-            Ok(0) => return None,
-            Ok(_) => {}
-            Err(error) => return Some(Err(error)),
+        if input.by_ref().take(LONGEST).read_until(end, &mut line)? == 0 {
+            return Ok(None);
         }
-        is_cut = line.len() as u64 == LONGEST && !line.ends_with(&[end]);
-        if line.ends_with(&[end]) {
-            line.pop();
-        }
-        Some(Ok(line))
-    })
-}
-
-/// None if there is nothing more to send: reading failed, or nobody receives any more.
-fn send(
-    sender: &Sender<Result<Argument, Failure>>,
-    bytes: io::Result<Vec<u8>>,
-    line: Option<u64>,
-    repeat: u64,
-) -> Option<()> {
-    let argument = match bytes {
-        Ok(bytes) => Argument { bytes: bytes.into(), line },
-        Err(error) => {
-            let message = format!("cannot read standard input: {error}");
-            let _ = sender.send(Err(Failure::new(FailureKind::Internal, message)));
-            return None;
-        }
+        let has_end = line.pop_if(|last| *last == end).is_some();
+        is_cut = line.len() as u64 == LONGEST && !has_end;
+        Ok(Some(line))
     };
-    (0..repeat).try_for_each(|_| sender.send(Ok(argument.clone())).ok())
+    std::iter::from_fn(move || next().transpose())
 }
 
 #[cfg(test)]
