@@ -12,7 +12,6 @@ use base64::prelude::{BASE64_STANDARD, Engine};
 use hdrhistogram::Histogram;
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
-use serde_json::ser::Formatter;
 use std::fmt;
 use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
 use std::process::ExitCode;
@@ -21,14 +20,9 @@ use std::time::{Duration, Instant};
 /// How many bytes of results are written together.
 const OUT_CAPACITY: usize = 64 << 10;
 
-/// Latencies that are told apart, in microseconds: a day, to three digits. A longer one counts as
-/// that.
-const LONGEST_LATENCY: u64 = 86_400_000_000;
-
 /// Tells of calls as they are done, and counts them. The errors of its functions are those of
 /// [`output::check`] and [`output::written`].
 pub struct Report<'a> {
-    /// Results that came together are written together.
     out: BufWriter<Stdout>,
     is_terminal: bool,
     args: &'a cli::Client,
@@ -37,8 +31,8 @@ pub struct Report<'a> {
     started: Option<Instant>,
     failed: u64,
     first_failure: Option<FailureKind>,
-    /// Microseconds from publication to outcome, if statistics are asked for. Its size, 228 KB, does not
-    /// grow with the number of calls.
+    /// Microseconds from publication to outcome, to three digits, if statistics are asked for. Its size
+    /// does not grow with the number of calls.
     latencies: Option<Histogram<u64>>,
     progress: Option<Progress>,
 }
@@ -53,10 +47,6 @@ impl<'a> Report<'a> {
             Format::Auto => Format::Plain,
             given => given,
         };
-        let latencies = args.stats.then(|| {
-            Histogram::new_with_bounds(1, LONGEST_LATENCY, 3)
-                .unwrap_or_else(|_| unreachable!("these bounds are sound"))
-        });
         Report {
             out: BufWriter::with_capacity(OUT_CAPACITY, io::stdout()),
             is_terminal,
@@ -65,7 +55,7 @@ impl<'a> Report<'a> {
             started: None,
             failed: 0,
             first_failure: None,
-            latencies,
+            latencies: if args.stats { Histogram::new(3).ok() } else { None },
             progress: Progress::new(args),
         }
     }
@@ -100,7 +90,7 @@ impl<'a> Report<'a> {
                 progress.advance(&call, elapsed);
             }
             match (self.format, &outcome) {
-                (Format::Json, _) => self.write_json(&call, outcome.as_deref())?,
+                (Format::Json, _) => output::written(self.write_json(&call, outcome.as_deref()))?,
                 (_, Ok(result)) => output::written(self.write_result(&call, result))?,
                 (_, Err(failure)) => self.tell_failure(&call, failure)?,
             }
@@ -117,13 +107,13 @@ impl<'a> Report<'a> {
             return Ok(());
         }
         output::check()?;
-        self.write_json(call, Err(failure))
+        output::written(self.write_json(call, Err(failure)))
     }
 
-    /// Adds a call to the statistics.
     fn add_up(&mut self, call: &Call, failure: Option<&Failure>) {
         if let Some(latencies) = &mut self.latencies {
-            latencies.saturating_record(call.elapsed.as_micros() as u64);
+            // Fails for none, since the histogram grows to the longest.
+            let _ = latencies.record(call.elapsed.as_micros() as u64);
         }
         if let Some(failure) = failure {
             self.failed += 1;
@@ -222,24 +212,16 @@ impl<'a> Report<'a> {
         }
     }
 
-    fn write_json(
-        &mut self,
-        call: &Call,
-        outcome: Result<&[u8], &Failure>,
-    ) -> Result<(), ProgramError> {
-        let written = json(&mut self.out, &self.args.procedure, call, outcome);
-        output::written(written.map_err(io::Error::from).and_then(|()| writeln!(self.out)))
+    fn write_json(&mut self, call: &Call, outcome: Result<&[u8], &Failure>) -> io::Result<()> {
+        writeln!(self.out, "{}", json(&self.args.procedure, call, outcome)?)
     }
 }
 
-/// Writes one call as JSON.
-fn json(
-    out: impl Write,
-    procedure: &str,
-    call: &Call,
-    outcome: Result<&[u8], &Failure>,
-) -> serde_json::Result<()> {
-    let mut serializer = serde_json::Serializer::with_formatter(out, EscapingFormatter);
+/// One call as JSON. Characters that are harmful to a terminal are escapes, all of them, wherever it
+/// goes: they are found in JSON's strings only.
+fn json(procedure: &str, call: &Call, outcome: Result<&[u8], &Failure>) -> io::Result<String> {
+    let mut json = Vec::new();
+    let mut serializer = serde_json::Serializer::new(&mut json);
     let mut object = serializer.serialize_map(None)?;
     object.serialize_entry("procedure", procedure)?;
     json_bytes(&mut object, "argument", &call.argument.bytes)?;
@@ -256,7 +238,16 @@ fn json(
     // One that was never published has none.
     let id = Some(&call.correlation_id).filter(|id| !id.is_empty());
     object.serialize_entry("correlation_id", &id)?;
-    object.end()
+    object.end()?;
+    let mut escaped = String::with_capacity(json.len());
+    for c in String::from_utf8_lossy(&json).chars() {
+        match text::is_harmful(c) {
+            true => escaped
+                .extend(c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}"))),
+            false => escaped.push(c),
+        }
+    }
+    Ok(escaped)
 }
 
 #[derive(Serialize)]
@@ -272,25 +263,6 @@ fn json_bytes<M: SerializeMap>(object: &mut M, name: &str, bytes: &[u8]) -> Resu
     match std::str::from_utf8(bytes) {
         Ok(text) => object.serialize_entry(name, text),
         Err(_) => object.serialize_entry(&format!("{name}_base64"), &BASE64_STANDARD.encode(bytes)),
-    }
-}
-
-/// JSON in which characters that are harmful to a terminal are escapes, all of them, wherever it goes.
-struct EscapingFormatter;
-
-impl Formatter for EscapingFormatter {
-    fn write_string_fragment<W>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()>
-    where
-        W: ?Sized + Write,
-    {
-        for part in fragment.split_inclusive(text::is_harmful) {
-            let end = part.find(text::is_harmful).unwrap_or(part.len());
-            writer.write_all(&part.as_bytes()[..end])?;
-            for unit in part[end..].encode_utf16() {
-                write!(writer, "\\u{unit:04x}")?;
-            }
-        }
-        Ok(())
     }
 }
 
@@ -316,9 +288,8 @@ mod tests {
         let args = cli::Client::parse_from(["rpc_client", "fib"]);
         let value = |argument: &[u8], outcome| -> serde_json::Value {
             let argument = Argument { bytes: argument.into(), line: None };
-            let mut out = Vec::new();
-            json(&mut out, "fib", &Calls::new(&args).unmade(argument), outcome).unwrap();
-            serde_json::from_slice(&out).unwrap()
+            let json = json("fib", &Calls::new(&args).unmade(argument), outcome).unwrap();
+            serde_json::from_str(&json).unwrap()
         };
         let failed = value(b"\xff", Err(&failure));
         let calls = [value(b"30", Ok(b"832040")), value(b"\xff", Ok(b"\xff")), failed.clone()];
