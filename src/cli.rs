@@ -256,22 +256,12 @@ impl Client {
 
 /// A program's command line.
 pub trait Program: Parser {
-    /// What all programs have.
-    fn common(&self) -> &Common;
-
-    /// What the definitions cannot say: rules between options.
-    ///
-    /// # Errors
-    ///
-    /// The rule that is broken, and the remedy.
+    /// Rules between options, which the definitions cannot say; an error names the rule that is broken,
+    /// and the remedy.
     fn check(&self) -> Result<(), String>;
 }
 
 impl Program for Server {
-    fn common(&self) -> &Common {
-        &self.common
-    }
-
     fn check(&self) -> Result<(), String> {
         let mut names = BTreeSet::new();
         if let Some(twice) = self.procedures.iter().find(|offer| !names.insert(&offer.name)) {
@@ -289,10 +279,6 @@ impl Program for Server {
 }
 
 impl Program for Client {
-    fn common(&self) -> &Common {
-        &self.common
-    }
-
     fn check(&self) -> Result<(), String> {
         match (self.send_on, self.stdins()) {
             (Some(_), 0) => {
@@ -320,10 +306,6 @@ fn duration(text: &str) -> Result<Duration, String> {
 }
 
 /// A bound on a wait: a duration over 0, in seconds or with units.
-///
-/// # Errors
-///
-/// What is wrong with it.
 pub fn positive_duration(text: &str) -> Result<Duration, String> {
     match duration(text)? {
         Duration::ZERO => Err("no wait here is without end: give a duration over 0".into()),

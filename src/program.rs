@@ -2,9 +2,10 @@
 //! the exit code. Both programs and the examples have these in common.
 
 use crate::amqp::uri;
-use crate::cli::Program;
+use crate::cli::{Common, Program};
 use crate::error::{FailureKind, ProgramError};
 use crate::terminal::{logging, output, text};
+use clap::FromArgMatches;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use log::warn;
@@ -31,12 +32,12 @@ pub fn main<T: Program>(
 fn start<T: Program>(program: &'static str) -> Result<T, ExitCode> {
     let parsed = T::command().try_get_matches().and_then(|matches| {
         let from_command_line = matches.value_source("url") == Some(ValueSource::CommandLine);
-        Ok((T::from_arg_matches(&matches)?, from_command_line))
+        let common = Common::from_arg_matches(&matches)?;
+        Ok((T::from_arg_matches(&matches)?, common, from_command_line))
     });
     let error = match parsed {
-        Ok((arguments, url_is_visible)) => match arguments.check() {
+        Ok((arguments, common, url_is_visible)) => match arguments.check() {
             Ok(()) => {
-                let common = arguments.common();
                 logging::init(program, common.quiet, common.verbose);
                 if url_is_visible && uri::has_password(&common.url) {
                     warn!(
