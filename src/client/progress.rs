@@ -26,8 +26,7 @@ impl Progress {
     ///
     /// To be made before anything of standard input is read, whose size it takes.
     pub fn new(args: &cli::Client) -> Option<Progress> {
-        let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        let draws = !args.common.quiet && io::stderr().is_terminal() && !is_dumb;
+        let draws = !args.common.quiet && !ProgressDrawTarget::stderr().is_hidden();
         if !draws || !goes_to_a_file() {
             return None;
         }
