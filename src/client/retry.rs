@@ -62,7 +62,18 @@ impl RetryPolicy<'_> {
         failure: &Failure,
         deadline: Deadline,
     ) -> Result<Duration, Failure> {
-        if !self.passes_by_itself(failure.kind) {
+        let may_pass = match failure.kind {
+            FailureKind::BrokerUnreachable
+            | FailureKind::ConnectionLost
+            | FailureKind::QueueMissing
+            | FailureKind::NoConsumer => self.waits(),
+            // With a configuration that was right it is the broker: one that dies after the TLS
+            // handshake looks like one that wants a client certificate, and a vhost can be deleted
+            // and made again.
+            FailureKind::Configuration | FailureKind::AccessRefused => self.was_connected,
+            _ => false,
+        };
+        if !may_pass {
             return Err(failure.clone());
         }
         if deadline.left() == Some(Duration::ZERO) {
@@ -113,21 +124,6 @@ impl RetryPolicy<'_> {
         }
         let waited = format_duration(self.args.timeout);
         Failure::new(failure.kind, format!("{failure} (waited {waited})"))
-    }
-
-    /// Whether such a failure is waited for to pass.
-    fn passes_by_itself(&self, kind: FailureKind) -> bool {
-        match kind {
-            FailureKind::BrokerUnreachable
-            | FailureKind::ConnectionLost
-            | FailureKind::QueueMissing
-            | FailureKind::NoConsumer => self.waits(),
-            // With a configuration that was right it is the broker: one that dies after the TLS
-            // handshake looks like one that wants a client certificate, and a vhost can be deleted
-            // and made again.
-            FailureKind::Configuration | FailureKind::AccessRefused => self.was_connected,
-            _ => false,
-        }
     }
 }
 

@@ -12,11 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Makes sure that standard output was open when the program began.
-///
-/// # Errors
-///
-/// [`FailureKind::Internal`] if not: what is written would vanish.
+/// [`FailureKind::Internal`] if standard output was closed when the program began: what is written would
+/// vanish.
 pub fn check() -> Result<(), ProgramError> {
     match WAS_CLOSED.load(Ordering::Relaxed) {
         true => written(Err(io::Error::other("it is closed"))),
@@ -33,11 +30,8 @@ pub fn line(line: fmt::Arguments<'_>) -> Result<(), ProgramError> {
     written(writeln!(io::stdout(), "{}", text::one_line(&line.to_string())))
 }
 
-/// What an attempt to write to standard output came to.
-///
-/// # Errors
-///
-/// [`ProgramError::OutputClosed`] if nobody reads it any more, else [`FailureKind::Internal`] (say, a full disk).
+/// What an attempt to write to standard output came to: [`ProgramError::OutputClosed`] if nobody reads it
+/// any more, or [`FailureKind::Internal`] (say, a full disk).
 pub fn written(result: io::Result<()>) -> Result<(), ProgramError> {
     result.map_err(|error| match error.kind() {
         io::ErrorKind::BrokenPipe => ProgramError::OutputClosed,

@@ -83,18 +83,14 @@ pub fn call(procedure: &str, argument: &[u8]) -> String {
 
 /// The beginning of an id, enough for a person to follow one call in two programs' logs.
 pub fn short(id: Option<&str>) -> &str {
-    id.map_or("none", |id| head(id, 8))
+    let Some(id) = id else { return "none" };
+    id.char_indices().nth(8).map_or(id, |(end, _)| &id[..end])
 }
 
 /// A queue's name; of one that the broker made up only the beginning, for the same purpose.
 pub fn short_queue(name: &str) -> Cow<'_, str> {
     let most = if name.starts_with("amq.") { 12 } else { EXCERPT_CHARS };
     cut(name, most)
-}
-
-/// The first characters, `most` of them.
-fn head(text: &str, most: usize) -> &str {
-    text.char_indices().nth(most).map_or(text, |(end, _)| &text[..end])
 }
 
 /// `n` of something.
