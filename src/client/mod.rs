@@ -179,18 +179,17 @@ impl Client<'_> {
         // JSON and the statistics have calls that were not made too, but not those of standard input, which
         // may never end.
         let has_begun = self.report.has_begun();
-        let mut is_reported = has_begun;
-        let is_json = self.args.format == Format::Json;
-        if (is_json || self.args.stats) && self.args.stdins() == 0 {
+        let (is_json, are_known) = (self.args.format == Format::Json, self.args.stdins() == 0);
+        if are_known && (is_json || self.args.stats) {
             for argument in self.input.clone() {
                 self.report.write_unmade(&self.calls.unmade(argument?), &failure)?;
-                is_reported |= is_json;
                 if is_json && self.args.fail_fast {
                     return self.report.end();
                 }
             }
         }
         let has_more = !matches!(self.input.try_recv(), Err(TryRecvError::Disconnected));
+        let is_reported = has_begun || is_json && are_known;
         if has_more || !is_reported || failure.kind == FailureKind::Internal {
             self.report.no_more_calls(&failure, has_begun);
         }

@@ -14,7 +14,8 @@ const SHOWN_AFTER: Duration = Duration::from_secs(1);
 
 /// How many calls are done, how fast, and how long the others may take.
 pub struct Progress {
-    bar: ProgressBar,
+    /// The line itself, which whatever else is written to the terminal has to suspend.
+    pub bar: ProgressBar,
     /// How many bytes of a file on standard input the calls have, and how many the finished ones.
     bytes: Option<(u64, u64)>,
 }
@@ -32,12 +33,11 @@ impl Progress {
         }
         let calls = args.calls();
         let bytes = if calls.is_none() { bytes_on_stdin() } else { None };
-        let total = match (calls, bytes) {
-            (Some(_), _) => " of {len}",
-            (None, Some(_)) => " of about {len}",
-            (None, None) => "",
+        let (total, left) = match (calls, bytes) {
+            (Some(_), _) => (" of {len}", ", {eta} left"),
+            (None, Some(_)) => (" of about {len}", ", {eta} left"),
+            (None, None) => ("", ""),
         };
-        let left = if total.is_empty() { "" } else { ", {eta} left" };
         let line = format!("{{spinner}} {{pos}}{total} calls, {{rate}}, {{elapsed}}{left}");
         let style = ProgressStyle::with_template(&line)
             .unwrap_or_else(|_| ProgressStyle::default_spinner())
@@ -58,16 +58,6 @@ impl Progress {
             self.bar.set_draw_target(ProgressDrawTarget::stderr());
             self.bar.enable_steady_tick(SHOWN_AFTER);
         }
-    }
-
-    /// Does something while the line is not there.
-    pub fn suspend(&self, write: impl FnOnce()) {
-        self.bar.suspend(write);
-    }
-
-    /// Takes the line away.
-    pub fn end(&self) {
-        self.bar.finish_and_clear();
     }
 }
 

@@ -145,7 +145,7 @@ impl<'a> Report<'a> {
     pub fn end(&mut self) -> Result<ExitCode, ProgramError> {
         self.flush()?;
         if let Some(progress) = &self.progress {
-            progress.end();
+            progress.bar.finish_and_clear();
         }
         if let Some(latencies) = &self.latencies {
             let made = latencies.len();
@@ -168,7 +168,7 @@ impl<'a> Report<'a> {
     /// Tells something on stderr, past the progress line.
     fn error_line(&self, line: fmt::Arguments<'_>) {
         match &self.progress {
-            Some(progress) => progress.suspend(|| output::error_line(PROGRAM, line)),
+            Some(progress) => progress.bar.suspend(|| output::error_line(PROGRAM, line)),
             None => output::error_line(PROGRAM, line),
         }
     }
