@@ -216,7 +216,6 @@ impl<'a> RpcChannel<'a> {
         diagnosis::no_queue(self.session, &self.args.common.queue, self.args.wait)
     }
 
-    /// Whether there is a queue with a server.
     fn is_served(&mut self) -> Result<bool, Failure> {
         match queue::inspect_on_new_channel(self.session, &self.args.common.queue) {
             Ok(state) => Ok(state.consumers > 0),

@@ -14,7 +14,6 @@ use std::time::Duration;
 /// How long a broker may take to help with the diagnosis of a call that timed out.
 const LIMIT: Duration = Duration::from_secs(1);
 
-/// What helps where servers are busy.
 const REMEDY_BUSY: &str = "give more time with --timeout, or start more servers";
 
 /// Why a call had no answer in time, and what that means for the next ones.

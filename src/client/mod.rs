@@ -26,7 +26,6 @@ use retry::RetryPolicy;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// The name of the program.
 const PROGRAM: &str = "rpc_client";
 
 /// How long the process goes on after a signal: it may be waiting for a broker, or for whoever reads

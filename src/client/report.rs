@@ -173,7 +173,6 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// The call, as a person knows it.
     fn name(&self, call: &Call) -> String {
         text::call(&self.args.procedure, &call.argument.bytes)
     }

@@ -94,13 +94,13 @@ impl RetryPolicy<'_> {
         was_used: bool,
     ) -> Result<Duration, Failure> {
         let no_retry = self.args.no_retry;
-        match failure.kind {
+        let is_final = match failure.kind {
             // A new connection would be refused in the same way.
-            FailureKind::AccessRefused | FailureKind::Configuration | FailureKind::Internal => {
-                return Err(failure.clone());
-            }
-            _ if no_retry && !was_used => return Err(failure.clone()),
-            _ => {}
+            FailureKind::AccessRefused | FailureKind::Configuration | FailureKind::Internal => true,
+            _ => no_retry && !was_used,
+        };
+        if is_final {
+            return Err(failure.clone());
         }
         self.was_connected = true;
         if held > STABLE_AFTER {

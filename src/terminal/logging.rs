@@ -36,14 +36,13 @@ impl Log for Logger {
 /// 2 details, of 3 the client library's log too. The environment variable `RUST_LOG` overrides
 /// both.
 pub fn init(program: &'static str, quiet: bool, verbose: u8) {
-    let ours = match (quiet, verbose) {
-        (true, _) => LevelFilter::Error,
-        (_, 0) => LevelFilter::Warn,
-        (_, 1) => LevelFilter::Info,
-        (_, 2) => LevelFilter::Debug,
-        (_, _) => LevelFilter::Trace,
+    let (ours, theirs) = match (quiet, verbose) {
+        (true, _) => (LevelFilter::Error, LevelFilter::Off),
+        (_, 0) => (LevelFilter::Warn, LevelFilter::Off),
+        (_, 1) => (LevelFilter::Info, LevelFilter::Off),
+        (_, 2) => (LevelFilter::Debug, LevelFilter::Off),
+        (_, _) => (LevelFilter::Trace, LevelFilter::Trace),
     };
-    let theirs = if !quiet && verbose > 2 { LevelFilter::Trace } else { LevelFilter::Off };
     let mut levels = Builder::new();
     levels
         .filter_level(LevelFilter::Off)
