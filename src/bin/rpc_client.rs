@@ -47,7 +47,7 @@ fn exchange(
             },
             Event::Returned(request) => calls.return_request(&request, rpc.queue_missing()),
             Event::Resend => {
-                for call in calls.refused() {
+                for call in calls.unanswered().filter(|call| call.is_refused) {
                     rpc.publish(call)?;
                 }
             }

@@ -145,11 +145,6 @@ impl Calls<'_> {
         self.calls.iter_mut().filter(|call| call.is_pending())
     }
 
-    /// Those of them that the broker did not take.
-    pub fn refused(&mut self) -> impl Iterator<Item = &mut Call> {
-        self.unanswered().filter(|call| call.is_refused)
-    }
-
     /// The call that awaits a reply with this correlation id.
     pub fn pending(&mut self, correlation_id: &Option<String>) -> Option<&mut Call> {
         let id = correlation_id.as_ref()?;
@@ -370,6 +365,12 @@ mod tests {
         calls.pending(&Some(id.into())).unwrap().finish(outcome);
     }
 
+    /// The ids of those that are to be published again.
+    fn to_resend<'a>(calls: &'a mut Calls) -> Vec<&'a str> {
+        let refused = calls.unanswered().filter(|call| call.is_refused);
+        refused.map(|call| call.correlation_id.as_str()).collect()
+    }
+
     /// What is finished, and the kind of failure or the result.
     fn finished(calls: &mut Calls) -> Vec<(String, Result<Vec<u8>, FailureKind>)> {
         let outcome = |(call, outcome): (Call, Outcome)| {
@@ -530,8 +531,7 @@ mod tests {
         let mut calls = published(&["--wait"], &["a", "b"]);
         calls.return_request(&returned("a"), failure(FailureKind::QueueMissing));
         assert!(calls.is_held);
-        let again: Vec<&str> = calls.refused().map(|call| call.correlation_id.as_str()).collect();
-        assert_eq!(again, ["a"]);
+        assert_eq!(to_resend(&mut calls), ["a"]);
         assert_eq!(finished(&mut calls), []);
     }
 
@@ -543,7 +543,7 @@ mod tests {
         calls.return_request(&returned("a"), failure(FailureKind::QueueMissing));
         assert!(calls.is_held && !calls.are_over());
         calls.is_held = false;
-        assert_eq!(calls.refused().count(), 1);
+        assert_eq!(to_resend(&mut calls).len(), 1);
         finish(&mut calls, "a", Ok("1".into()));
         assert_eq!(finished(&mut calls).len(), 1);
         assert!(calls.are_over());
@@ -557,8 +557,7 @@ mod tests {
         let mut calls = published(&[], &["a", "b"]);
         assert!(calls.confirm(refused.into(), refusal));
         assert!(!calls.confirm(refused.into(), refusal), "it was told before");
-        let again: Vec<&str> = calls.refused().map(|call| call.correlation_id.as_str()).collect();
-        assert_eq!(again, ["a"]);
+        assert_eq!(to_resend(&mut calls), ["a"]);
         assert!(!calls.confirm(taken.into(), refusal));
         assert!(calls.calls.iter().all(|call| call.unconfirmed.is_none()));
         let mut calls = published(&["--no-retry"], &["a", "b"]);
