@@ -98,8 +98,7 @@ impl Client<'_> {
         };
         // The declares to come are part of the attempt.
         session.set_call_timeout(limit);
-        let served = diagnosis::served(&mut session, &common.queue, self.retry.waits());
-        let channel = match served {
+        let channel = match diagnosis::served(&mut session, &common.queue, self.retry.waits()) {
             Ok(channel) => channel,
             Err(failure) => {
                 self.session = (failure.kind != FailureKind::ConnectionLost).then_some(session);
@@ -130,7 +129,15 @@ impl Client<'_> {
         let Interrupted::Disconnected(failure) = interrupted else { return Err(interrupted) };
         let delay = match self.opened.take() {
             Some(opened) => {
-                self.give_up_lost_calls(&failure);
+                // The calls that are not made again.
+                let mut kind = failure.kind;
+                if let FailureKind::TooLarge { limit } = kind {
+                    self.calls.limit_body(limit, &failure);
+                    kind = FailureKind::ConnectionLost;
+                }
+                if self.args.no_retry {
+                    self.calls.fail(&Failure { kind, ..failure.clone() }, |_| true);
+                }
                 self.retry.after_lost(&failure, opened.elapsed(), self.was_used)?
             }
             None => self.retry.after_unreachable(&failure, self.calls.last_deadline())?,
@@ -157,18 +164,6 @@ impl Client<'_> {
     fn report_finished(&mut self) -> Result<(), Interrupted> {
         self.report.write(self.calls.take_finished())?;
         Ok(self.report.flush()?)
-    }
-
-    /// After the loss of a connection: the calls that are not made again.
-    fn give_up_lost_calls(&mut self, failure: &Failure) {
-        let mut kind = failure.kind;
-        if let FailureKind::TooLarge { limit } = kind {
-            self.calls.limit_body(limit, failure);
-            kind = FailureKind::ConnectionLost;
-        }
-        if self.args.no_retry {
-            self.calls.fail(&Failure { kind, ..failure.clone() }, |_| true);
-        }
     }
 
     /// Reports what is left to report.
