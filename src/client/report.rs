@@ -17,9 +17,6 @@ use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// How many bytes of results are written together.
-const OUT_CAPACITY: usize = 64 << 10;
-
 /// Tells of calls as they are done, and counts them. The errors of its functions are those of
 /// [`output::check`] and [`output::written`].
 pub struct Report<'a> {
@@ -48,7 +45,8 @@ impl<'a> Report<'a> {
             given => given,
         };
         Report {
-            out: BufWriter::with_capacity(OUT_CAPACITY, io::stdout()),
+            // Results that came together are written together.
+            out: BufWriter::with_capacity(64 << 10, io::stdout()),
             is_terminal,
             args,
             format,
