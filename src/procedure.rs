@@ -17,7 +17,6 @@ use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitStatus;
-use std::sync::Arc;
 
 /// A procedure's error.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,18 +121,13 @@ pub struct Procedures {
     offered: BTreeMap<String, Procedure>,
     default: String,
     settings: Settings,
-    groups: Arc<Groups>,
+    groups: Groups,
 }
 
 impl Procedures {
     /// Those that are `offers`, or, if there are none, the built-in ones; `ping` and `list` in any case.
-    /// The programs among them run in `groups`.
     /// Its errors are those of [`Command::find`].
-    pub fn new(
-        offers: &[Offer],
-        settings: Settings,
-        groups: Arc<Groups>,
-    ) -> Result<Procedures, Failure> {
+    pub fn new(offers: &[Offer], settings: Settings) -> Result<Procedures, Failure> {
         let named = |name: &str| offers.is_empty() || offers.iter().any(|offer| offer.name == name);
         let mut offered: BTreeMap<String, Procedure> = BUILT_IN
             .into_iter()
@@ -148,7 +142,12 @@ impl Procedures {
             }
         }
         let default = offers.first().map_or(OPTIONAL[0], |offer| &offer.name).into();
-        Ok(Procedures { offered, default, settings, groups })
+        Ok(Procedures { offered, default, settings, groups: Groups::default() })
+    }
+
+    /// Kills the programs that run, at once. None can be started after this.
+    pub fn kill_programs(&self) {
+        self.groups.kill_all();
     }
 
     /// The procedure that a request means which names none.
@@ -307,7 +306,7 @@ mod tests {
     const SETTINGS: Settings = Settings { algorithm: Algorithm::FastDoubling, max_n: 1_000 };
 
     fn call(offers: &[Offer], name: &str, argument: &[u8]) -> Outcome {
-        let procedures = Procedures::new(offers, SETTINGS, Arc::default()).unwrap();
+        let procedures = Procedures::new(offers, SETTINGS).unwrap();
         let stdin = std::io::stdin();
         let call = Call {
             input: argument,
@@ -406,9 +405,7 @@ mod tests {
         assert_eq!(call(&offers, "list", b"").unwrap(), b"fib\nfun\nlist\nping\nup");
         assert_eq!(call(&offers, "fun", b"7").unwrap(), b"700");
         assert_eq!(call(&offers, "a", b"").unwrap_err().kind, ErrorKind::UnknownProcedure);
-        let default = |offers| {
-            Procedures::new(offers, SETTINGS, Arc::default()).unwrap().default_name().to_owned()
-        };
+        let default = |offers| Procedures::new(offers, SETTINGS).unwrap().default_name().to_owned();
         assert_eq!((default(&offers), default(&[])), ("up".into(), "fib".into()));
     }
 
@@ -431,7 +428,7 @@ mod tests {
             assert_eq!(Offer::parse(text), Err(reason.into()), "{text}");
         }
         let offers = [Offer::parse("up=/no/such/program").unwrap()];
-        let failure = Procedures::new(&offers, SETTINGS, Arc::default()).err().unwrap();
+        let failure = Procedures::new(&offers, SETTINGS).err().unwrap();
         assert_eq!(failure.kind, crate::error::FailureKind::Configuration);
     }
 

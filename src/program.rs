@@ -15,10 +15,10 @@ use std::process::ExitCode;
 /// A whole program: parses the command line, runs `run` with it, tells an error.
 pub fn main<T: Program>(
     program: &'static str,
-    run: fn(&T) -> Result<ExitCode, ProgramError>,
+    run: fn(T) -> Result<ExitCode, ProgramError>,
 ) -> ExitCode {
     match start(program) {
-        Ok(arguments) => conclude(program, run(&arguments)),
+        Ok(arguments) => conclude(program, run(arguments)),
         Err(code) => code,
     }
 }

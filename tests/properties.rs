@@ -30,7 +30,7 @@ fn call(name: &str, argument: &[u8]) -> Outcome {
         deadline: None,
         connection: stdin.as_fd(),
     };
-    Procedures::new(&[], SETTINGS, Arc::default()).unwrap().call(name, &call).unwrap()
+    Procedures::new(&[], SETTINGS).unwrap().call(name, &call).unwrap()
 }
 
 /// Text as a URI might have it: its own characters are likelier than others.

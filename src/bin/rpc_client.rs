@@ -13,7 +13,7 @@ use fib_rpc::protocol::Reply;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    program::main("rpc_client", |args| client::run(args, exchange))
+    program::main("rpc_client", |args| client::run(&args, exchange))
 }
 
 /// Makes calls on one channel until they are over.

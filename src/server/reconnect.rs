@@ -12,17 +12,11 @@ const DELAYS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_sec
 /// What one connection leaves to the next.
 #[derive(Debug)]
 pub struct ReconnectState {
-    /// Why the last one was lost, once that was logged.
+    /// Why the last one was lost.
     last_logged: Option<FailureKind>,
     /// Whether there ever was one on which the server could serve.
     has_served: bool,
     backoff: Backoff,
-}
-
-impl Default for ReconnectState {
-    fn default() -> ReconnectState {
-        ReconnectState::new()
-    }
 }
 
 impl ReconnectState {
@@ -32,32 +26,29 @@ impl ReconnectState {
         ReconnectState { last_logged: None, has_served: false, backoff }
     }
 
-    /// To be called when the server serves. Returns whether a failure had been logged before, which is over
-    /// with this.
+    /// The server serves. Returns whether this ends a failure that was logged.
     pub fn serves(&mut self) -> bool {
         self.has_served = true;
         self.backoff.reset();
         self.last_logged.take().is_some()
     }
 
-    /// How long to wait before connecting again. A failure is logged once for each reason, not for each
-    /// attempt.
+    /// How long to wait before connecting again. Warns of a failure once, not at each attempt.
     ///
     /// # Errors
     ///
     /// The failure, if another connection would not change it.
     pub fn delay_after(&mut self, failure: Failure) -> Result<Duration, Failure> {
-        match failure.kind {
-            FailureKind::Internal => return Err(failure),
+        let is_final = match failure.kind {
+            FailureKind::Internal => true,
             // A server that has served may be let in again.
             FailureKind::AccessRefused
             | FailureKind::Configuration
-            | FailureKind::QueueUnusable
-                if !self.has_served =>
-            {
-                return Err(failure);
-            }
-            _ => {}
+            | FailureKind::QueueUnusable => !self.has_served,
+            _ => false,
+        };
+        if is_final {
+            return Err(failure);
         }
         let delay = self.backoff.delay();
         match self.last_logged.replace(failure.kind) {

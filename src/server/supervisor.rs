@@ -5,14 +5,13 @@ use crate::amqp::connection::Session;
 use crate::error::{Failure, FailureKind};
 use crate::process::signals::Stop;
 use crate::server::reconnect::ReconnectState;
-use crate::server::worker::{Context, Event, STOP_LIMIT, Serve, Service, Worker, WorkerError};
-use crossbeam_channel::{Receiver, Sender, at, never, select_biased, unbounded};
+use crate::server::worker::{Context, Event, STOP_LIMIT, Service, Worker, WorkerError};
+use crossbeam_channel::{Receiver, RecvError, Sender, at, never, select_biased, unbounded};
 use log::{info, warn};
 use sd_notify::NotifyState;
 use std::io::{self, PipeWriter};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,107 +21,47 @@ const READY_LIMIT: Duration = Duration::from_secs(10);
 /// How often it looks whether there is anything left to wait for.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Room for workers. A worker that computes for a connection which is lost keeps its slot, so that there
-/// are never more than `--workers` of them, on all connections together.
-pub struct Slots {
-    free: Receiver<()>,
-    freed: Sender<()>,
-}
-
-/// Room for one worker, given back when it is dropped.
-struct Slot(Sender<()>);
-
-impl Slots {
-    /// Room for so many workers.
-    pub fn new(workers: u16) -> Slots {
-        let (freed, free) = unbounded();
-        for _ in 0..workers {
-            let _ = freed.send(());
-        }
-        Slots { free, freed }
-    }
-}
+/// A worker's message in [`Service::slots`].
+struct Slot(Receiver<()>);
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        // Nobody receives it if the server has ended.
-        let _ = self.0.send(());
+        let _ = self.0.try_recv();
     }
 }
 
 /// The workers of one connection, as far as counting goes.
 #[derive(Debug, Default)]
 struct Workers {
-    started: u16,
-    ready: u16,
-    ended: u16,
-    /// When all that were started must be ready.
+    running: u16,
+    unready: u16,
+    /// When none may be unready any more.
     ready_by: Option<Instant>,
 }
 
 impl Workers {
     fn start(&mut self, now: Instant) {
-        self.started += 1;
-        self.ready_by = self.ready_by.or(Some(now + READY_LIMIT));
+        self.running += 1;
+        self.unready += 1;
+        self.ready_by.get_or_insert(now + READY_LIMIT);
     }
 
     fn ready(&mut self) {
-        self.ready += 1;
-        if self.are_ready() {
+        self.unready -= 1;
+        if self.unready == 0 {
             self.ready_by = None;
         }
     }
 
     fn are_ready(&self) -> bool {
-        self.started > 0 && self.ready == self.started
-    }
-
-    fn running(&self) -> u16 {
-        self.started - self.ended
-    }
-}
-
-/// What to do while a server that was asked to stop waits for its workers.
-#[derive(Debug, PartialEq, Eq)]
-enum Draining {
-    Wait,
-    Done,
-    GiveUp,
-}
-
-/// How long to wait for workers that finish their requests: without limit while they compute, and for a
-/// bounded time for the broker to take and answer the last of what they send.
-#[derive(Debug, Default)]
-struct Drain {
-    deadline: Option<Instant>,
-}
-
-impl Drain {
-    fn step(&mut self, now: Instant, running: u16, computing: usize, blocked: bool) -> Draining {
-        if running == 0 {
-            return Draining::Done;
-        }
-        if computing > 0 {
-            self.deadline = None;
-            return Draining::Wait;
-        }
-        // A broker that blocks the connection reads nothing from it, neither replies nor acks.
-        if blocked {
-            return Draining::Done;
-        }
-        match *self.deadline.get_or_insert(now + STOP_LIMIT) <= now {
-            true => Draining::GiveUp,
-            false => Draining::Wait,
-        }
+        self.running > 0 && self.unready == 0
     }
 }
 
 /// Watches over one connection and its workers.
-pub struct Supervisor<'a> {
+pub struct Supervisor {
     session: Session,
     context: Arc<Context>,
-    serve: Serve,
-    slots: &'a Slots,
     workers: Workers,
     events: Receiver<Event>,
     stop_workers: Sender<()>,
@@ -130,37 +69,35 @@ pub struct Supervisor<'a> {
     alive: PipeWriter,
 }
 
-impl<'a> Supervisor<'a> {
-    /// For workers that `serve` on channels of `session`.
+impl Supervisor {
+    /// For workers on channels of `session`.
     ///
     /// # Errors
     ///
     /// [`FailureKind::Internal`] if the system has no more pipes.
-    pub fn new(
-        session: Session,
-        service: &Arc<Service>,
-        serve: Serve,
-        slots: &'a Slots,
-    ) -> Result<Supervisor<'a>, Failure> {
+    pub fn new(session: Session, service: Arc<Service>) -> Result<Supervisor, Failure> {
         let (connection, alive) = io::pipe().map_err(|error| {
             Failure::new(FailureKind::Internal, format!("cannot open a pipe: {error}"))
         })?;
-        if let Some(most) = service.most_waiting() {
-            session.inbox().expect_at_most(most);
+        let requests = u64::from(service.args.workers) * u64::from(service.args.prefetch);
+        // A prefetch of 0 is any number.
+        if requests > 0 {
+            // Those that the broker may push to the workers, and a confirm for each.
+            session.inbox().expect_at_most(2 * requests);
         }
         let (stop_workers, stop) = unbounded();
         let (sender, events) = unbounded();
         let context = Arc::new(Context {
-            service: Arc::clone(service),
+            service,
             endpoint: session.endpoint().clone(),
             inbox: Arc::clone(session.inbox()),
             connection,
             stop,
             events: sender,
-            computing: AtomicUsize::new(0),
+            computing: Arc::new(()),
         });
         let workers = Workers::default();
-        Ok(Supervisor { session, context, serve, slots, workers, events, stop_workers, alive })
+        Ok(Supervisor { session, context, workers, events, stop_workers, alive })
     }
 
     /// Starts the workers and watches over them, until a signal asks to stop. Then the connection is
@@ -185,9 +122,10 @@ impl<'a> Supervisor<'a> {
     }
 
     fn watch(&mut self, stop: &Receiver<Stop>, state: &mut ReconnectState) -> Result<(), Failure> {
-        // Held from the start of the workers until the server says that it awaits requests, so that this
-        // comes before any of them.
         let context = Arc::clone(&self.context);
+        let slots = &context.service.slots;
+        // Held from the start of the workers until the server says that it awaits requests, so that this
+        // comes before any of them. Earlier, a worker of a lost connection could wait for it in vain.
         let (mut transcript, mut is_announced) = (None, false);
         loop {
             let too_late = self.workers.ready_by.map_or_else(never, at);
@@ -196,22 +134,18 @@ impl<'a> Supervisor<'a> {
                 recv(self.session.blocked_notifications()) -> notification => {
                     self.session.set_blocked(notification)?;
                 }
-                recv(self.events) -> event => match event {
-                    Ok(Event::Ready) => self.workers.ready(),
-                    Ok(Event::Ended(Err(error))) => return Err(self.classify(error)),
-                    Ok(Event::Ended(Ok(()))) => self.workers.ended += 1,
-                    Err(_) => return Err(self.session.abort()),
-                },
-                recv(self.slots.free) -> _ => {
+                recv(self.events) -> event => self.take(event)?,
+                send(slots.0, ()) -> _ => {
+                    let slot = Slot(slots.1.clone());
                     if !is_announced {
                         transcript.get_or_insert_with(|| context.service.transcript.hold());
                     }
-                    self.start_worker()?;
+                    self.start_worker(slot)?;
                 }
                 recv(too_late) -> _ => return Err(self.session.abort()),
             }
             if self.workers.are_ready()
-                && self.slots.free.is_empty()
+                && slots.0.is_full()
                 && let Some(mut transcript) = transcript.take()
             {
                 is_announced = true;
@@ -224,14 +158,12 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    fn start_worker(&mut self) -> Result<(), Failure> {
-        let slot = Slot(self.slots.freed.clone());
+    fn start_worker(&mut self, slot: Slot) -> Result<(), Failure> {
         let (context, channel) = (Arc::clone(&self.context), self.session.channel()?);
-        let serve = self.serve;
         let work = move || {
             let _slot = slot;
             let mut worker = Worker::new(&context, &channel);
-            let ended = catch_panic(|| serve(&mut worker));
+            let ended = catch_panic(|| (context.service.serve)(&mut worker));
             // Before the worker is dropped: its consumer waits for an answer of the broker then, or until
             // the supervisor closes the connection. Nobody receives it if the connection was lost.
             let _ = context.events.send(Event::Ended(ended));
@@ -243,46 +175,45 @@ impl<'a> Supervisor<'a> {
         Ok(())
     }
 
-    /// Waits until all workers have ended.
+    fn take(&mut self, event: Result<Event, RecvError>) -> Result<(), Failure> {
+        match event {
+            Ok(Event::Ready) => self.workers.ready(),
+            Ok(Event::Ended(Ok(()))) => self.workers.running -= 1,
+            Ok(Event::Ended(Err(WorkerError::Failed(failure)))) => return Err(failure),
+            Ok(Event::Ended(Err(WorkerError::Consumer(error)))) => {
+                let queue = &self.context.service.args.common.queue;
+                return Err(error.classify(&mut self.session, queue));
+            }
+            Err(RecvError) => return Err(self.session.abort()),
+        }
+        Ok(())
+    }
+
+    /// Waits until all workers have ended: without limit while they compute, and for a bounded time for
+    /// the broker to take and answer the last of what they send.
     fn drain(&mut self) -> Result<(), Failure> {
-        for _ in 0..self.workers.running() {
+        for _ in 0..self.workers.running {
             let _ = self.stop_workers.send(());
         }
-        let mut drain = Drain::default();
-        loop {
-            let computing = self.context.computing.load(Ordering::SeqCst);
-            let running = self.workers.running();
-            match drain.step(Instant::now(), running, computing, self.session.is_blocked()) {
-                Draining::Done => return Ok(()),
-                Draining::GiveUp => return Err(self.session.abort()),
-                Draining::Wait => {}
+        let mut computed = Instant::now();
+        while self.workers.running > 0 {
+            if Arc::strong_count(&self.context.computing) > 1 {
+                computed = Instant::now();
+            } else if self.session.is_blocked() {
+                // The broker reads nothing from the connection then, neither replies nor acks.
+                return Ok(());
+            } else if computed.elapsed() >= STOP_LIMIT {
+                return Err(self.session.abort());
             }
             select_biased! {
-                recv(self.events) -> event => match event {
-                    Ok(Event::Ended(Ok(()))) => self.workers.ended += 1,
-                    Ok(Event::Ended(Err(error))) => return Err(self.classify(error)),
-                    Ok(Event::Ready) => {}
-                    Err(_) => return Err(self.session.abort()),
-                },
+                recv(self.events) -> event => self.take(event)?,
                 recv(self.session.blocked_notifications()) -> notification => {
                     self.session.set_blocked(notification)?;
                 }
                 default(LOOK_INTERVAL) => {}
             }
         }
-    }
-
-    fn classify(&mut self, error: WorkerError) -> Failure {
-        match error {
-            WorkerError::Consumer(error) => {
-                error.classify(&mut self.session, &self.context.service.queue)
-            }
-            WorkerError::Failed(failure) => failure,
-            WorkerError::Panicked => {
-                let message = "a worker failed (its reason is logged above)";
-                Failure::new(FailureKind::ConnectionLost, message)
-            }
-        }
+        Ok(())
     }
 }
 
@@ -295,27 +226,31 @@ fn notify_service_manager(state: NotifyState<'_>) {
 
 /// A worker that panics has ended too. What it used is not used again, hence `AssertUnwindSafe`.
 fn catch_panic(serve: impl FnOnce() -> Result<(), WorkerError>) -> Result<(), WorkerError> {
-    catch_unwind(AssertUnwindSafe(serve)).unwrap_or(Err(WorkerError::Panicked))
+    catch_unwind(AssertUnwindSafe(serve)).unwrap_or_else(|_| {
+        let message = "a worker failed (its reason is logged above)";
+        Err(WorkerError::Failed(Failure::new(FailureKind::ConnectionLost, message)))
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crossbeam_channel::bounded;
 
     #[test]
     fn a_worker_that_panics_has_ended() {
-        assert!(matches!(catch_panic(|| panic!("out of luck")), Err(WorkerError::Panicked)));
+        assert!(matches!(catch_panic(|| panic!("out of luck")), Err(WorkerError::Failed(_))));
         assert!(catch_panic(|| Ok(())).is_ok());
     }
 
     #[test]
     fn a_slot_comes_back_when_its_worker_ends() {
-        let slots = Slots::new(2);
-        assert!(slots.free.try_recv().is_ok() && slots.free.try_recv().is_ok());
-        let slot = Slot(slots.freed.clone());
-        assert!(slots.free.try_recv().is_err());
+        let (slots, ended) = bounded(2);
+        assert!(slots.try_send(()).is_ok() && slots.try_send(()).is_ok());
+        let slot = Slot(ended.clone());
+        assert!(slots.try_send(()).is_err());
         drop(slot);
-        assert!(slots.free.try_recv().is_ok() && slots.free.try_recv().is_err());
+        assert!(slots.try_send(()).is_ok() && slots.try_send(()).is_err());
     }
 
     #[test]
@@ -333,21 +268,6 @@ mod tests {
         // One that starts later has as long.
         workers.start(now + READY_LIMIT);
         assert_eq!(workers.ready_by, Some(now + 2 * READY_LIMIT));
-        workers.ended += 1;
-        assert_eq!(workers.running(), 2);
-    }
-
-    #[test]
-    fn a_server_that_stops_waits_for_what_is_computed_and_not_for_ever_for_a_broker() {
-        let now = Instant::now();
-        let mut drain = Drain::default();
-        assert_eq!(drain.step(now, 2, 1, false), Draining::Wait);
-        assert_eq!(drain.step(now + 60 * STOP_LIMIT, 2, 1, true), Draining::Wait);
-        let computed = now + 61 * STOP_LIMIT;
-        assert_eq!(drain.step(computed, 2, 0, false), Draining::Wait);
-        assert_eq!(drain.step(computed + STOP_LIMIT / 2, 2, 0, false), Draining::Wait);
-        assert_eq!(drain.step(computed + STOP_LIMIT, 2, 0, false), Draining::GiveUp);
-        assert_eq!(drain.step(computed, 2, 0, true), Draining::Done);
-        assert_eq!(drain.step(computed, 0, 0, false), Draining::Done);
+        assert_eq!(workers.running, 3);
     }
 }

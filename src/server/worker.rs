@@ -5,18 +5,17 @@ use crate::amqp::consumer::{self, ConsumerError};
 use crate::amqp::inbox::Inbox;
 use crate::amqp::uri::Endpoint;
 use crate::cli;
-use crate::command::{Call, Groups};
+use crate::command::Call;
 use crate::drill::{self, Drill};
 use crate::error::{ErrorKind, Failure};
 use crate::procedure::{self, Procedures};
-use crate::protocol::{MAX_BODY, Reply, Request};
+use crate::protocol::{Reply, Request};
 use crate::server::isolated::{self, IsolatedPublisher};
 use crate::terminal::output::Transcript;
 use crate::terminal::text::{short, short_queue};
 use amiquip::{Channel, Consumer, ConsumerMessage, ConsumerOptions, Delivery, Error};
-use crossbeam_channel::{Receiver, RecvError, Sender, never, select_biased};
+use crossbeam_channel::{Receiver, Sender, never, select_biased};
 use log::{info, warn};
-use std::collections::VecDeque;
 use std::io::PipeReader;
 use std::mem::take;
 use std::os::fd::AsFd;
@@ -27,7 +26,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 /// How long a server that was asked to stop waits for the broker.
-pub const STOP_LIMIT: Duration = Duration::from_secs(2);
+pub(super) const STOP_LIMIT: Duration = Duration::from_secs(2);
 
 /// The tutorial's loop: answers requests until it is asked to stop, or something breaks.
 pub type Serve = fn(&mut Worker) -> Result<(), WorkerError>;
@@ -48,20 +47,11 @@ pub enum WorkerError {
     Consumer(ConsumerError),
     /// Anything else that ends its connection.
     Failed(Failure),
-    /// It panicked. The log has the reason.
-    Panicked,
 }
 
 impl From<Error> for WorkerError {
     fn from(error: Error) -> WorkerError {
         WorkerError::Consumer(ConsumerError::Amqp(error))
-    }
-}
-
-/// A receiver disconnects when the connection is gone.
-impl From<RecvError> for WorkerError {
-    fn from(_: RecvError) -> WorkerError {
-        Error::EventLoopDropped.into()
     }
 }
 
@@ -73,92 +63,34 @@ impl From<ConsumerError> for WorkerError {
 
 /// What all workers share, on all connections.
 pub struct Service {
-    /// The request queue.
-    pub queue: String,
-    workers: u16,
-    prefetch: u16,
-    procedures: Procedures,
-    time_limit: Duration,
-    drill: Option<Drill>,
-    connect_timeout: Duration,
+    pub(super) args: cli::Server,
+    pub(super) brokers: Vec<Endpoint>,
+    pub(super) serve: Serve,
+    pub(super) procedures: Procedures,
     /// Whether requests are acked only when the broker has confirmed their replies: in a cluster, the
     /// node that took a reply can die before it has passed it on.
-    confirms: bool,
-    /// The largest body that the broker takes, as far as is known.
-    max_body: AtomicUsize,
-    /// What the server writes to standard output.
-    pub transcript: Transcript,
-}
-
-impl Service {
-    /// The service that `args` describe; `in_cluster` if it has several brokers. Its programs run in
-    /// `groups`.
-    /// Its errors are those of [`Procedures::new`].
-    pub fn new(
-        args: &cli::Server,
-        in_cluster: bool,
-        groups: &Arc<Groups>,
-    ) -> Result<Service, Failure> {
-        let procedures = Procedures::new(&args.procedures, args.settings(), Arc::clone(groups))?;
-        Ok(Service {
-            queue: args.common.queue.clone(),
-            workers: args.workers,
-            prefetch: args.prefetch,
-            procedures,
-            time_limit: args.time_limit,
-            drill: args.drill,
-            connect_timeout: args.common.connect_timeout,
-            confirms: in_cluster,
-            max_body: AtomicUsize::new(MAX_BODY),
-            transcript: Transcript::new(!args.common.quiet),
-        })
-    }
-
-    /// How many messages of one connection can wait to be read: the requests that it may push to the workers, and a
-    /// confirm for each. None: any number.
-    pub fn most_waiting(&self) -> Option<u64> {
-        let requests = u64::from(self.workers) * u64::from(self.prefetch);
-        (requests > 0).then_some(2 * requests)
-    }
-
-    /// From now on, no reply has more than `limit` bytes.
-    pub fn limit_body(&self, limit: usize) {
-        self.max_body.store(limit, Ordering::SeqCst);
-    }
+    pub(super) confirms: bool,
+    /// The largest body that the broker takes, in bytes, as far as is known.
+    pub(super) max_body: AtomicUsize,
+    pub(super) transcript: Transcript,
+    /// Full when there are as many workers as may be, on all connections together: each has put a message
+    /// in, and takes it out when it ends. One that computes for a lost connection is still there.
+    pub(super) slots: (Sender<()>, Receiver<()>),
 }
 
 /// What the workers of one connection share.
 pub struct Context {
-    /// What those of all connections share.
-    pub service: Arc<Service>,
-    /// The broker at the other end.
-    pub endpoint: Endpoint,
-    /// Counts what comes by the connection.
-    pub inbox: Arc<Inbox>,
+    pub(super) service: Arc<Service>,
+    pub(super) endpoint: Endpoint,
+    pub(super) inbox: Arc<Inbox>,
     /// A pipe whose end is reached when the connection is lost; a program that runs is killed then.
-    pub connection: PipeReader,
+    pub(super) connection: PipeReader,
     /// Has a message for each worker that is to stop.
-    pub stop: Receiver<()>,
+    pub(super) stop: Receiver<()>,
     /// Where workers tell their supervisor how they are.
-    pub events: Sender<Event>,
-    /// How many workers compute.
-    pub computing: AtomicUsize,
-}
-
-/// Counts a worker that computes, until it is dropped.
-struct Computing<'a>(&'a AtomicUsize);
-
-impl Computing<'_> {
-    fn start(computing: &AtomicUsize) -> Computing<'_> {
-        computing.fetch_add(1, Ordering::SeqCst);
-        Computing(computing)
-    }
-}
-
-impl Drop for Computing<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
-    }
+    pub(super) events: Sender<Event>,
+    /// Each worker that computes has a clone.
+    pub(super) computing: Arc<()>,
 }
 
 /// One worker. With prefetch 1 it has one request at a time.
@@ -173,7 +105,7 @@ pub struct Worker<'a> {
     /// The number of the last reply to the request in hand, if it is to be confirmed.
     replied: Option<u64>,
     /// Requests whose replies the broker has not confirmed yet, with the replies' numbers.
-    unconfirmed: VecDeque<(u64, Delivery)>,
+    unconfirmed: Vec<(u64, Delivery)>,
     isolated: Option<IsolatedPublisher>,
 }
 
@@ -188,7 +120,7 @@ impl<'a> Worker<'a> {
             messages: never(),
             confirms: Confirms::disabled(),
             replied: None,
-            unconfirmed: VecDeque::new(),
+            unconfirmed: Vec::new(),
             isolated: None,
         }
     }
@@ -199,10 +131,10 @@ impl<'a> Worker<'a> {
     ///
     /// Why the channel is gone.
     pub fn consume(&mut self) -> Result<(), WorkerError> {
-        let Service { queue, prefetch, .. } = self.service;
+        let (queue, prefetch) = (&self.service.args.common.queue, self.service.args.prefetch);
         self.confirms = Confirms::new(self.channel, self.service.confirms)?;
         // The fair dispatch of tutorial two: a worker with a call in hand gets no other.
-        self.channel.qos(0, *prefetch, false)?;
+        self.channel.qos(0, prefetch, false)?;
         info!("qos: prefetch {prefetch}");
         let consumer = self.channel.basic_consume(queue.as_str(), ConsumerOptions::default())?;
         info!("consume from {queue}");
@@ -226,7 +158,8 @@ impl<'a> Worker<'a> {
                 recv(self.context.stop) -> _ => return Ok(None),
                 recv(self.confirms.receiver()) -> confirm => {
                     self.context.inbox.taken();
-                    self.confirmed(confirm?.into())?;
+                    let confirm = confirm.map_err(|_| Error::EventLoopDropped)?;
+                    self.confirmed(confirm.into())?;
                 }
                 recv(self.messages) -> message => {
                     self.context.inbox.taken();
@@ -272,8 +205,8 @@ impl<'a> Worker<'a> {
     }
 
     fn compute(&self, request: &Request<'_>, started: Instant) -> Option<procedure::Outcome> {
-        let _computing = Computing::start(&self.context.computing);
-        if let Some(slow @ Drill::Slow(delay)) = self.service.drill {
+        let _computing = Arc::clone(&self.context.computing);
+        if let Some(slow @ Drill::Slow(delay)) = self.service.args.drill {
             drill::announce(slow, format_args!("{request} waits"));
             thread::sleep(delay);
         }
@@ -282,7 +215,7 @@ impl<'a> Worker<'a> {
             return Some(Err(procedure::Error::new(ErrorKind::Internal, message)));
         }
         // An expiration of 0 is no time limit: it says that the request must not wait in the queue.
-        let limits = [request.expiration, Some(self.service.time_limit)];
+        let limits = [request.expiration, Some(self.service.args.time_limit)];
         let limit = limits.into_iter().flatten().filter(|limit| !limit.is_zero()).min();
         let call = Call {
             input: request.argument,
@@ -327,9 +260,9 @@ impl<'a> Worker<'a> {
         if self.is_active(Drill::DuplicateReply, format_args!("{request} gets a second reply")) {
             self.publish_to(request, reply_to, &reply)?;
         }
-        if self.service.drill == Some(Drill::CrashBeforeAck) {
+        if self.service.args.drill == Some(Drill::CrashBeforeAck) {
             // The answer to any synchronous method says that the broker has the reply by then.
-            self.channel.qos(0, self.service.prefetch, false)?;
+            self.channel.qos(0, self.service.args.prefetch, false)?;
             drill::announce(Drill::CrashBeforeAck, format_args!("the reply is out: dies now"));
             drill::crash();
         }
@@ -364,7 +297,8 @@ impl<'a> Worker<'a> {
         reply_to: &str,
         reply: &Reply,
     ) -> Result<bool, WorkerError> {
-        let open = || IsolatedPublisher::open(&self.context.endpoint, self.service.connect_timeout);
+        let limit = self.service.args.common.connect_timeout;
+        let open = || IsolatedPublisher::open(&self.context.endpoint, limit);
         let mut publisher = match self.isolated.take().map_or_else(open, Ok) {
             Ok(publisher) => publisher,
             Err(failure) => {
@@ -379,7 +313,7 @@ impl<'a> Worker<'a> {
             }
             Err(failure) => {
                 // This is answered only if the broker is still there: then it was the reply that ended the other connection.
-                self.channel.qos(0, self.service.prefetch, false)?;
+                self.channel.qos(0, self.service.args.prefetch, false)?;
                 let queue = short_queue(reply_to);
                 warn!("{request} dropped: its reply to {queue} ends each connection ({failure})");
             }
@@ -395,7 +329,7 @@ impl<'a> Worker<'a> {
     /// Why the channel is gone.
     pub fn ack(&mut self, delivery: Delivery) -> Result<(), WorkerError> {
         match self.replied.take() {
-            Some(number) => self.unconfirmed.push_back((number, delivery)),
+            Some(number) => self.unconfirmed.push((number, delivery)),
             None => self.ack_now(delivery)?,
         }
         Ok(())
@@ -410,10 +344,8 @@ impl<'a> Worker<'a> {
     /// queue died. Such a request goes back to the queue once; the second time it is acked, since its
     /// client lost its connection with that node.
     fn confirmed(&mut self, confirmed: Confirmed) -> Result<(), WorkerError> {
-        let (settled, left) = take(&mut self.unconfirmed)
-            .into_iter()
-            .partition::<VecDeque<_>, _>(|(number, _)| confirmed.acknowledges(*number));
-        self.unconfirmed = left;
+        let is_settled = |(number, _): &mut (u64, Delivery)| confirmed.acknowledges(*number);
+        let settled: Vec<_> = self.unconfirmed.extract_if(.., is_settled).collect();
         for (_, request) in settled {
             if confirmed.is_taken || request.redelivered {
                 self.ack_now(request)?;
@@ -444,7 +376,7 @@ impl<'a> Worker<'a> {
             }
         }
         if let Some(consumer) = &self.consumer {
-            info!("cancel the consumer of {}", self.service.queue);
+            info!("cancel the consumer of {}", self.service.args.common.queue);
             consumer.cancel()?;
             consumer::remaining(consumer).for_each(drop);
         }
@@ -452,27 +384,10 @@ impl<'a> Worker<'a> {
     }
 
     fn is_active(&self, drill: Drill, what: std::fmt::Arguments<'_>) -> bool {
-        let is_active = self.service.drill == Some(drill);
+        let is_active = self.service.args.drill == Some(drill);
         if is_active {
             drill::announce(drill, what);
         }
         is_active
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_worker_that_panics_no_longer_computes() {
-        let computing = AtomicUsize::new(0);
-        let compute = || {
-            let _computing = Computing::start(&computing);
-            assert_eq!(computing.load(Ordering::SeqCst), 1);
-            panic!("out of luck");
-        };
-        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(compute)).is_err());
-        assert_eq!(computing.load(Ordering::SeqCst), 0);
     }
 }
