@@ -1,23 +1,23 @@
 //! Programs that answer requests. Each is started in a process group of its own, gets its input, is
 //! read, bounded in time and in what it writes, and reaped; nothing of its group runs on after it.
 //!
-//! One thread does all of it: it waits with poll(2) for the program's three pipes, for its end and
-//! for the loss of the connection that the request came by, whichever comes first.
+//! The worker's thread waits with poll(2) for the program's three pipes, for its end and for the loss
+//! of the connection that the request came by, whichever comes first.
 
 use crate::error::{Failure, FailureKind};
 use crate::terminal::text;
 use log::warn;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::{Errno, ioctl_fionbio};
+use rustix::io::{Errno, ioctl_fionbio, retry_on_intr};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use std::collections::HashSet;
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{self, Child, ChildStderr, ChildStdin, ChildStdout, ExitStatus, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::process::{self, Child, ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -30,8 +30,8 @@ const LEFT_RUNNING_LIMIT: Duration = Duration::from_secs(1);
 /// How much of a line on standard error is kept, in bytes: enough for the longest message.
 const LINE_LIMIT: usize = 16 << 10;
 
-/// The process groups of the programs that run. They are behind a mutex for those who start or end
-/// one, and all of those behind a lock that is taken for good when the server ends.
+/// The process groups of the programs that run. Many can be started at a time, which takes the system
+/// longest: hence a second lock, which is taken for good when the server ends.
 #[derive(Default)]
 pub struct Groups(RwLock<Mutex<HashSet<Pid>>>);
 
@@ -39,27 +39,15 @@ impl Groups {
     /// Kills them all, at once. No program can be started after this.
     pub fn kill_all(&self) {
         // Whoever is about to start a program has told its group before this goes on.
-        let mut groups = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        for group in groups.get_mut().unwrap_or_else(PoisonError::into_inner).drain() {
-            let _ = kill_process_group(group, Signal::KILL);
+        let groups = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        for group in &*lock(&groups) {
+            let _ = kill_process_group(*group, Signal::KILL);
         }
         mem::forget(groups);
     }
 
-    fn start(&self, command: &mut process::Command) -> io::Result<Child> {
-        let groups = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let child = command.process_group(0).spawn()?;
-        lock(&groups).insert(Pid::from_child(&child));
-        Ok(child)
-    }
-
-    /// Kills what is left of a group, which must not be signalled any more: its number is free for
-    /// others as soon as its leader is reaped.
-    fn end(&self, group: Pid) {
-        let groups = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        if lock(&groups).remove(&group) {
-            let _ = kill_process_group(group, Signal::KILL);
-        }
+    fn read(&self) -> RwLockReadGuard<'_, Mutex<HashSet<Pid>>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -82,26 +70,23 @@ pub struct Call<'a> {
 }
 
 /// How a program came to its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum End {
-    /// By itself, or by a signal.
-    Status(ExitStatus),
+    /// By itself, or by a signal that was not the server's.
+    Exited {
+        /// How.
+        status: ExitStatus,
+        /// What it wrote to standard output.
+        output: Vec<u8>,
+        /// The last line that it wrote to standard error, if there was one that is not blank.
+        last_line: Option<String>,
+    },
     /// It was killed since it wrote more than it may.
     OutOfRange,
     /// It was killed since its time was up, or there was none left to start it.
     TimedOut,
     /// It was killed since the connection was lost.
     ConnectionLost,
-}
-
-/// What a program came to.
-pub struct Report {
-    /// How it ended.
-    pub end: End,
-    /// What it wrote to standard output.
-    pub output: Vec<u8>,
-    /// The last line that it wrote to standard error, if there was one that is not blank.
-    pub last_line: Option<String>,
 }
 
 /// A program, with its arguments.
@@ -113,13 +98,10 @@ pub struct Command {
 }
 
 impl Command {
-    /// The program that `words` begin with, as a path or a name in PATH. `name` is the procedure's.
-    ///
-    /// # Errors
-    ///
-    /// [`FailureKind::Configuration`] if it is not there or may not be executed.
+    /// The program that `words`, one at least, begin with, as a path or a name in PATH. `name` is the
+    /// procedure's. [`FailureKind::Configuration`] if it is not there or may not be executed.
     pub fn find(name: &str, words: &[String]) -> Result<Command, Failure> {
-        let word = words.first().map_or("", String::as_str);
+        let word = &words[0];
         let path = which::which(word).map_err(|_| {
             let message = format!(
                 "--procedure {name}: \"{word}\" is not a program that can be executed: it takes a \
@@ -130,36 +112,19 @@ impl Command {
         Ok(Command { name: name.into(), path, words: words.into() })
     }
 
-    /// Runs it to its end. Each line that it writes to standard error is logged.
-    ///
-    /// # Errors
-    ///
-    /// Why it cannot be started.
-    pub fn run(&self, call: &Call<'_>, groups: &Groups) -> io::Result<Report> {
+    /// Runs it to its end, and logs each line that it writes to standard error. The error says why it
+    /// cannot be started.
+    pub fn run(&self, call: &Call<'_>, groups: &Groups) -> io::Result<End> {
         let time_limit = call.deadline.map(|at| at.saturating_duration_since(Instant::now()));
-        if time_limit.is_some_and(|limit| limit.is_zero()) {
-            return Ok(Report { end: End::TimedOut, output: Vec::new(), last_line: None });
+        if time_limit == Some(Duration::ZERO) {
+            return Ok(End::TimedOut);
         }
-        let mut command = self.prepare(call, time_limit);
-        let mut running = Running::start(&mut command, groups)?;
-        let mut pipes = Pipes::new(&mut running.child, call, &self.name)?;
-        let killed = running.attend(&mut pipes, call)?;
-        let status = running.end()?;
-        pipes.lines.finish();
-        let end = match killed {
-            Some(end) => end,
-            None if pipes.output.len() > call.most => End::OutOfRange,
-            None => End::Status(status),
-        };
-        Ok(Report { end, output: pipes.output, last_line: pipes.lines.last })
-    }
-
-    fn prepare(&self, call: &Call<'_>, time_limit: Option<Duration>) -> process::Command {
         let mut command = process::Command::new(&self.path);
-        command.arg0(&self.words[0]).args(&self.words[1..]).env_remove("AMQP_URL");
+        command.arg0(&self.words[0]).args(&self.words[1..]).process_group(0);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let seconds = time_limit.map(|limit| format!("{:.3}", limit.as_secs_f64()));
-        let time_limit = ("RPC_TIME_LIMIT", seconds.as_deref());
-        for (name, value) in call.environment.iter().chain([&time_limit]) {
+        let more = [("RPC_TIME_LIMIT", seconds.as_deref()), ("AMQP_URL", None)];
+        for (name, value) in call.environment.iter().chain(&more) {
             match value {
                 // No environment variable can have a NUL in it.
                 Some(value) => command.env(name, value.replace('\0', "\u{1a}")),
@@ -167,78 +132,153 @@ impl Command {
                 None => command.env_remove(name),
             };
         }
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
+        let started = groups.read();
+        let child = command.spawn()?;
+        let group = Pid::from_child(&child);
+        lock(&started).insert(group);
+        drop(started);
+        let lines = Lines { name: &self.name, line: Vec::new(), last: None };
+        let (input, output) = (call.input, Vec::new());
+        let mut running = Running { child, group, groups, call, input, output, lines, end: None };
+        let killed = running.attend()?;
+        let status = running.reap()?;
+        running.lines.finish();
+        let (output, last_line) = (mem::take(&mut running.output), running.lines.last.take());
+        Ok(killed.unwrap_or(End::Exited { status, output, last_line }))
     }
 }
 
 /// A program that was started. It is killed with its group, and reaped, when this is dropped.
 struct Running<'a> {
+    /// Its pipes are None when they are closed.
     child: Child,
+    group: Pid,
     groups: &'a Groups,
+    call: &'a Call<'a>,
+    /// What is still to be written.
+    input: &'a [u8],
+    output: Vec<u8>,
+    lines: Lines<'a>,
+    /// See [`end_of`]. None once that was reported.
+    end: Option<OwnedFd>,
 }
 
 impl Running<'_> {
-    fn start<'a>(command: &mut process::Command, groups: &'a Groups) -> io::Result<Running<'a>> {
-        Ok(Running { child: groups.start(command)?, groups })
-    }
-
     /// Feeds and reads it until it has ended, or is left behind. Why it was killed, if it was.
-    fn attend(&self, pipes: &mut Pipes<'_>, call: &Call<'_>) -> io::Result<Option<End>> {
-        let mut end = Some(end_of(Pid::from_child(&self.child))?);
-        let mut killed = None;
-        let mut alarm = call.deadline;
+    fn attend(&mut self) -> io::Result<Option<End>> {
+        for pipe in self.pipes() {
+            ioctl_fionbio(pipe, true)?;
+        }
+        self.end = Some(end_of(self.group)?);
+        let (mut killed, mut alarm) = (None, self.call.deadline);
         loop {
-            let connection = killed.is_none().then_some(call.connection);
-            let (has_ended, is_lost) = pipes.wait(end.as_ref(), connection, alarm)?;
-            pipes.transfer()?;
+            let (has_ended, is_lost) = self.wait(alarm, killed.is_none())?;
+            self.transfer()?;
             let now = Instant::now();
             if has_ended {
-                end = None;
+                self.end = None;
                 let limit = now + LEFT_RUNNING_LIMIT;
                 alarm = Some(alarm.map_or(limit, |alarm| alarm.min(limit)));
             }
             let is_over = alarm.is_some_and(|alarm| alarm <= now);
-            if end.is_none() && (is_over || is_lost || pipes.are_closed()) {
-                return Ok(killed);
-            }
             if killed.is_some() {
                 if is_over {
                     self.signal(Signal::KILL);
                     alarm = None;
                 }
-                continue;
+            } else {
+                killed = match () {
+                    () if self.output.len() > self.call.most => Some(End::OutOfRange),
+                    () if is_lost => Some(End::ConnectionLost),
+                    () if is_over && self.end.is_some() => Some(End::TimedOut),
+                    () => None,
+                };
+                if killed.is_some() && self.end.is_some() {
+                    self.signal(Signal::TERM);
+                    // One that was stopped takes SIGTERM only when it goes on.
+                    self.signal(Signal::CONT);
+                    alarm = Some(now + KILL_DELAY);
+                }
             }
-            killed = match () {
-                () if pipes.output.len() > call.most => Some(End::OutOfRange),
-                () if is_lost => Some(End::ConnectionLost),
-                () if is_over => Some(End::TimedOut),
-                () => None,
-            };
-            if killed.is_some() {
-                self.signal(Signal::TERM);
-                // One that was stopped takes SIGTERM only when it goes on.
-                self.signal(Signal::CONT);
-                alarm = Some(now + KILL_DELAY);
+            let is_closed = self.child.stdout.is_none() && self.child.stderr.is_none();
+            if self.end.is_none() && (is_over || is_lost || is_closed) {
+                return Ok(killed);
             }
         }
     }
 
     /// Signals its group, which is there as long as its leader is not reaped.
     fn signal(&self, signal: Signal) {
-        let _ = kill_process_group(Pid::from_child(&self.child), signal);
+        let _ = kill_process_group(self.group, signal);
     }
 
-    /// Kills what is left of its group, and reaps it.
-    fn end(&mut self) -> io::Result<ExitStatus> {
-        self.groups.end(Pid::from_child(&self.child));
+    /// Kills what is left of its group, and reaps it. After that, the group's number is free for others.
+    fn reap(&mut self) -> io::Result<ExitStatus> {
+        if lock(&self.groups.read()).remove(&self.group) {
+            self.signal(Signal::KILL);
+        }
         self.child.wait()
+    }
+
+    /// The pipes that are open, with what poll(2) is to wait for.
+    fn pipes(&self) -> impl Iterator<Item = PollFd<'_>> {
+        let stdin = self.child.stdin.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::OUT));
+        let stdout = self.child.stdout.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::IN));
+        let stderr = self.child.stderr.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::IN));
+        [stdin, stdout, stderr].into_iter().flatten()
+    }
+
+    /// Waits until there is something to transfer, or the program has ended (the first of the two
+    /// results), or the connection is lost, if that matters (the second), or it is time for the alarm.
+    fn wait(&self, alarm: Option<Instant>, loss_matters: bool) -> io::Result<(bool, bool)> {
+        let end = self.end.as_ref().map(|end| PollFd::new(end, PollFlags::IN));
+        let connection = loss_matters.then(|| PollFd::new(&self.call.connection, PollFlags::IN));
+        let others = [end.is_some(), connection.is_some()];
+        let mut fds: Vec<PollFd<'_>> =
+            end.into_iter().chain(connection).chain(self.pipes()).collect();
+        let limit = alarm.map(|alarm| alarm.saturating_duration_since(Instant::now()));
+        let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
+        retry_on_intr(|| poll(&mut fds, limit.as_ref()))?;
+        let mut reported = fds.iter().map(|fd| !fd.revents().is_empty());
+        let [end, connection] = others.map(|is_there| is_there && reported.next() == Some(true));
+        Ok((end, connection))
+    }
+
+    /// Writes and reads as much as can be done without waiting.
+    fn transfer(&mut self) -> io::Result<()> {
+        if let Some(stdin) = &mut self.child.stdin {
+            match without_waiting(stdin.write(self.input)) {
+                Ok(written) => self.input = &self.input[written.unwrap_or(0)..],
+                // It does not read what is left. That is no error.
+                Err(_) => self.input = &[],
+            }
+            if self.input.is_empty() {
+                self.child.stdin = None;
+            }
+        }
+        if let Some(stdout) = &mut self.child.stdout {
+            // A byte more than it may be, to see that it is more.
+            let room = (self.call.most + 1).saturating_sub(self.output.len());
+            let read = stdout.take(room as u64).read_to_end(&mut self.output);
+            if without_waiting(read)?.is_some() {
+                self.child.stdout = None;
+            }
+        }
+        if let Some(stderr) = &mut self.child.stderr {
+            let mut buffer = [0; 8192];
+            match without_waiting(stderr.read(&mut buffer))? {
+                Some(0) => self.child.stderr = None,
+                Some(read) => self.lines.push(&buffer[..read]),
+                None => {}
+            }
+        }
+        Ok(())
     }
 }
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        let _ = self.end();
+        let _ = self.reap();
     }
 }
 
@@ -259,119 +299,22 @@ fn end_by_thread(process: Pid) -> io::Result<OwnedFd> {
     let (reader, writer) = io::pipe()?;
     let wait = move || {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
-        while let Err(Errno::INTR) = waitid(WaitId::Pid(process), options) {}
+        let _ = retry_on_intr(|| waitid(WaitId::Pid(process), options));
         drop(writer);
     };
     thread::Builder::new().name("wait".into()).spawn(wait)?;
     Ok(reader.into())
 }
 
-/// The three pipes of a program; None: closed.
-struct Pipes<'a> {
-    stdin: Option<ChildStdin>,
-    /// What is still to be written.
-    input: &'a [u8],
-    stdout: Option<ChildStdout>,
-    output: Vec<u8>,
-    most: usize,
-    stderr: Option<ChildStderr>,
-    lines: Lines<'a>,
-}
-
-impl<'a> Pipes<'a> {
-    fn new(child: &mut Child, call: &Call<'a>, name: &'a str) -> io::Result<Pipes<'a>> {
-        let pipes = Pipes {
-            stdin: child.stdin.take(),
-            input: call.input,
-            stdout: child.stdout.take(),
-            output: Vec::new(),
-            most: call.most,
-            stderr: child.stderr.take(),
-            lines: Lines { name, line: Vec::new(), last: None },
-        };
-        for pipe in pipes.open() {
-            ioctl_fionbio(pipe.0, true)?;
-        }
-        Ok(pipes)
+/// None: it would have had to wait.
+fn without_waiting<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(result) => Ok(Some(result)),
+        Err(error) => match error.kind() {
+            ErrorKind::WouldBlock | ErrorKind::Interrupted => Ok(None),
+            _ => Err(error),
+        },
     }
-
-    /// Those that are open, with what poll(2) is to wait for.
-    fn open(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
-        let stdin = self.stdin.as_ref().map(|pipe| (pipe.as_fd(), PollFlags::OUT));
-        let stdout = self.stdout.as_ref().map(|pipe| (pipe.as_fd(), PollFlags::IN));
-        let stderr = self.stderr.as_ref().map(|pipe| (pipe.as_fd(), PollFlags::IN));
-        [stdin, stdout, stderr].into_iter().flatten()
-    }
-
-    /// Waits until there is something to transfer, or the process has ended (the first of the two
-    /// results), or the connection is lost (the second), or it is time for the alarm.
-    fn wait(
-        &self,
-        end: Option<&OwnedFd>,
-        connection: Option<BorrowedFd<'_>>,
-        alarm: Option<Instant>,
-    ) -> io::Result<(bool, bool)> {
-        let others = [end.map(AsFd::as_fd), connection];
-        let mut fds: Vec<PollFd<'_>> = others
-            .iter()
-            .flatten()
-            .map(|fd| (*fd, PollFlags::IN))
-            .chain(self.open())
-            .map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags))
-            .collect();
-        let limit = alarm.map(|alarm| alarm.saturating_duration_since(Instant::now()));
-        let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
-        match poll(&mut fds, limit.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let mut reported = fds.iter().map(|fd| !fd.revents().is_empty());
-        let mut is_reported = |fd: bool| fd && reported.next() == Some(true);
-        Ok((is_reported(end.is_some()), is_reported(connection.is_some())))
-    }
-
-    /// Writes and reads as much as can be done without waiting.
-    fn transfer(&mut self) -> io::Result<()> {
-        if let Some(stdin) = &mut self.stdin {
-            match stdin.write(self.input) {
-                Ok(written) => self.input = &self.input[written..],
-                Err(error) if is_passing(&error) => {}
-                // It does not read what is left. That is no error.
-                Err(_) => self.input = &[],
-            }
-            if self.input.is_empty() {
-                self.stdin = None;
-            }
-        }
-        if let Some(stdout) = &mut self.stdout {
-            // A byte more than it may be, to see that it is more.
-            let room = (self.most + 1).saturating_sub(self.output.len());
-            match stdout.by_ref().take(room as u64).read_to_end(&mut self.output) {
-                Ok(_) => self.stdout = None,
-                Err(error) if is_passing(&error) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        if let Some(stderr) = &mut self.stderr {
-            let mut buffer = [0; 8192];
-            match stderr.read(&mut buffer) {
-                Ok(0) => self.stderr = None,
-                Ok(read) => self.lines.push(&buffer[..read]),
-                Err(error) if is_passing(&error) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether nothing can be read any more.
-    fn are_closed(&self) -> bool {
-        self.stdout.is_none() && self.stderr.is_none()
-    }
-}
-
-fn is_passing(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
 
 /// Standard error, line by line.
@@ -383,15 +326,11 @@ struct Lines<'a> {
 
 impl Lines<'_> {
     fn push(&mut self, bytes: &[u8]) {
-        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
-            let (text, is_whole) = match piece.strip_suffix(b"\n") {
-                Some(text) => (text, true),
-                None => (piece, false),
-            };
-            let room = LINE_LIMIT - self.line.len();
-            self.line.extend_from_slice(&text[..text.len().min(room)]);
-            if is_whole {
-                self.tell();
+        for byte in bytes {
+            match byte {
+                b'\n' => self.tell(),
+                _ if self.line.len() < LINE_LIMIT => self.line.push(*byte),
+                _ => {}
             }
         }
     }

@@ -1,8 +1,5 @@
-//! The procedures that the server offers, built-in ones and programs: a name and an argument in, a
-//! result or an error out.
-//!
-//! None can take the server down: whatever a request says, and whatever becomes of a program, the
-//! answer is a result or an [`Error`] with a sentence for the person who made the call.
+//! The procedures that the server offers, built-in ones and programs. None can take the server down:
+//! whatever a request says, and whatever becomes of a program, the answer is a result or an [`Error`].
 
 use crate::amqp;
 use crate::command::{Call, Command, End, Groups};
@@ -48,17 +45,6 @@ pub struct Settings {
     pub max_n: u64,
 }
 
-/// A built-in procedure takes the request's argument, as text.
-type BuiltIn = fn(&str, &Settings) -> Result<String, Error>;
-
-/// Name and function of each built-in procedure but `list`.
-const BUILT_IN: [(&str, BuiltIn); 5] = [
-    ("a", |_, _| Ok("a".into())),
-    ("b", |_, _| Ok("b".into())),
-    ("fib", fibonacci),
-    ("fun", hundredfold),
-    (PING, |_, _| Ok("pong".into())),
-];
 const PING: &str = "ping";
 const LIST: &str = "list";
 
@@ -78,47 +64,37 @@ pub struct Offer {
 }
 
 impl Offer {
-    /// What `NAME` or `NAME=COMMAND` offers.
-    ///
-    /// # Errors
-    ///
-    /// What is wrong with it.
+    /// What `NAME` or `NAME=COMMAND` offers, or what is wrong with it.
     pub fn parse(text: &str) -> Result<Offer, String> {
         let (name, command) = match text.split_once('=') {
             Some((name, command)) => (name, Some(command)),
             None => (text, None),
         };
         let name = amqp::name(name)?;
-        let is_always_there = name == PING || name == LIST;
-        match command {
-            Some(_) if is_always_there => {
-                return Err(format!("{name} is always the built-in procedure: take another name"));
+        let Some(command) = command else {
+            if BUILT_IN_NAMES.contains(&name.as_str()) {
+                return Ok(Offer { name, words: None });
             }
-            None if !is_always_there && !OPTIONAL.contains(&name.as_str()) => {
-                return Err(format!(
-                    "the built-in procedures are {}; a program is offered by NAME=COMMAND",
-                    OPTIONAL.join(", ")
-                ));
-            }
-            _ => {}
+            return Err(format!(
+                "the built-in procedures are {}; a program is offered by NAME=COMMAND",
+                OPTIONAL.join(", ")
+            ));
+        };
+        if name == PING || name == LIST {
+            return Err(format!("{name} is always the built-in procedure: take another name"));
         }
-        let words = command.map(shell_words::split).transpose().map_err(|_| "a quote is open")?;
-        if words.as_ref().is_some_and(Vec::is_empty) {
+        let words = shell_words::split(command).map_err(|_| "a quote is open")?;
+        if words.is_empty() {
             return Err("the command is empty".into());
         }
-        Ok(Offer { name, words })
+        Ok(Offer { name, words: Some(words) })
     }
 }
 
-enum Procedure {
-    BuiltIn(BuiltIn),
-    List,
-    Program(Command),
-}
-
-/// The procedures of a server, by their names.
+/// The procedures of a server.
 pub struct Procedures {
-    offered: BTreeMap<String, Procedure>,
+    /// By their names. None: a built-in one.
+    offered: BTreeMap<String, Option<Command>>,
     default: String,
     settings: Settings,
     groups: Groups,
@@ -128,20 +104,14 @@ impl Procedures {
     /// Those that are `offers`, or, if there are none, the built-in ones; `ping` and `list` in any case.
     /// Its errors are those of [`Command::find`].
     pub fn new(offers: &[Offer], settings: Settings) -> Result<Procedures, Failure> {
-        let named = |name: &str| offers.is_empty() || offers.iter().any(|offer| offer.name == name);
-        let mut offered: BTreeMap<String, Procedure> = BUILT_IN
-            .into_iter()
-            .filter(|(name, _)| *name == PING || named(name))
-            .map(|(name, function)| (name.into(), Procedure::BuiltIn(function)))
-            .collect();
-        offered.insert(LIST.into(), Procedure::List);
+        let all = OPTIONAL.map(|name| Offer { name: name.into(), words: None });
+        let offers = if offers.is_empty() { &all } else { offers };
+        let mut offered = BTreeMap::from([PING, LIST].map(|name| (name.into(), None)));
         for Offer { name, words } in offers {
-            if let Some(words) = words {
-                let program = Procedure::Program(Command::find(name, words)?);
-                offered.insert(name.clone(), program);
-            }
+            let command = words.as_ref().map(|words| Command::find(name, words)).transpose()?;
+            offered.insert(name.clone(), command);
         }
-        let default = offers.first().map_or(OPTIONAL[0], |offer| &offer.name).into();
+        let default = offers[0].name.clone();
         Ok(Procedures { offered, default, settings, groups: Groups::default() })
     }
 
@@ -157,21 +127,13 @@ impl Procedures {
 
     /// Calls the procedure `name` with the bytes of a request's body, which are `call`'s input. The rest
     /// of `call` is for programs. None: the connection was lost meanwhile, so that the request comes again.
-    ///
-    /// The errors among the outcomes are [`ErrorKind::UnknownProcedure`] if there is none of that name,
-    /// [`ErrorKind::InvalidArgument`] and [`ErrorKind::OutOfRange`] as the procedure judges,
-    /// [`ErrorKind::Internal`] if it panics, and those of a program.
     pub fn call(&self, name: &str, call: &Call<'_>) -> Option<Outcome> {
         match self.offered.get(name) {
-            Some(Procedure::Program(command)) => self.run(name, command, call),
-            Some(Procedure::List) => Some(Ok(self.names("\n").into_bytes())),
-            Some(Procedure::BuiltIn(function)) => {
-                Some(self.compute(name, *function, call.input).map(String::into_bytes))
-            }
+            Some(Some(command)) => self.run(name, command, call),
+            Some(None) => Some(guarded(name, || self.compute(name, call.input))),
             None => {
-                let name = excerpt(name.as_bytes());
-                let message =
-                    format!("there is no procedure \"{name}\"; there are {}", self.names(", "));
+                let (name, names) = (excerpt(name.as_bytes()), self.names(", "));
+                let message = format!("there is no procedure \"{name}\"; there are {names}");
                 Some(Err(Error::new(ErrorKind::UnknownProcedure, message)))
             }
         }
@@ -181,35 +143,44 @@ impl Procedures {
         self.offered.keys().map(String::as_str).collect::<Vec<&str>>().join(separator)
     }
 
-    fn compute(&self, name: &str, function: BuiltIn, argument: &[u8]) -> Result<String, Error> {
+    /// Calls a built-in procedure. All but `list` take text.
+    fn compute(&self, name: &str, argument: &[u8]) -> Result<String, Error> {
+        if name == LIST {
+            return Ok(self.names("\n"));
+        }
         let Ok(argument) = std::str::from_utf8(argument) else {
             let message = format!("the argument of {name} is not UTF-8 text");
             return Err(Error::new(ErrorKind::InvalidArgument, message));
         };
-        guarded(name, || function(argument.trim_ascii(), &self.settings))
+        match name {
+            "fib" => fibonacci(argument.trim_ascii(), &self.settings),
+            "fun" => hundredfold(argument.trim_ascii()),
+            "a" | "b" => Ok(name.into()),
+            PING => Ok("pong".into()),
+            _ => unreachable!("{name} is not built in"),
+        }
     }
 
     fn run(&self, name: &str, command: &Command, call: &Call<'_>) -> Option<Outcome> {
-        let report = match command.run(call, &self.groups) {
-            Ok(report) => report,
-            Err(error) => return Some(Err(not_started(name, &error))),
-        };
-        let error = match report.end {
-            End::ConnectionLost => return None,
-            End::Status(status) if status.success() => return Some(Ok(report.output)),
-            End::Status(status) => failed(name, status, report.last_line),
-            End::OutOfRange => {
+        let error = match command.run(call, &self.groups) {
+            Ok(End::Exited { status, output, .. }) if status.success() => return Some(Ok(output)),
+            Ok(End::Exited { status, last_line, .. }) => failed(name, status, last_line),
+            Ok(End::OutOfRange) => {
                 let message =
                     format!("the result has over {} bytes, which the broker takes", call.most);
                 Error::new(ErrorKind::OutOfRange, message)
             }
-            End::TimedOut => Error::new(ErrorKind::TimedOut, format!("{name} did not end in time")),
+            Ok(End::TimedOut) => {
+                Error::new(ErrorKind::TimedOut, format!("{name} did not end in time"))
+            }
+            Ok(End::ConnectionLost) => return None,
+            Err(error) => not_started(name, &error),
         };
         Some(Err(error))
     }
 }
 
-/// The error of a program that cannot be started. Where it is, callers need not know.
+/// The error of a program that cannot be started.
 fn not_started(name: &str, error: &io::Error) -> Error {
     warn!("{name} cannot be started: {error}");
     let kind = match Errno::from_io_error(error) {
@@ -240,34 +211,34 @@ fn failed(name: &str, status: ExitStatus, last_line: Option<String>) -> Error {
     Error { kind, message, exit_code }
 }
 
-/// Runs a procedure so that its panic is the caller's error, not the server's end.
-///
-/// The procedures have no state that a panic could leave half changed, hence `AssertUnwindSafe`.
-fn guarded(name: &str, procedure: impl FnOnce() -> Result<String, Error>) -> Result<String, Error> {
-    catch_unwind(AssertUnwindSafe(procedure)).unwrap_or_else(|_| {
+/// Runs a procedure so that its panic is the caller's error, not the server's end. There is no state
+/// that a panic could leave half changed, hence `AssertUnwindSafe`.
+fn guarded(name: &str, procedure: impl FnOnce() -> Result<String, Error>) -> Outcome {
+    let called = catch_unwind(AssertUnwindSafe(procedure)).unwrap_or_else(|_| {
         let message = format!("{name} failed on the server; its log has the reason");
         Err(Error::new(ErrorKind::Internal, message))
-    })
+    });
+    called.map(String::into_bytes)
 }
 
 /// `fib n`: the n-th Fibonacci number.
 fn fibonacci(argument: &str, settings: &Settings) -> Result<String, Error> {
     let (negative, digits) = integer("fib", argument)?;
-    // A number of more digits than u64 holds is out of range like any other that is too large.
-    let n = digits.parse().ok().filter(|n| !negative && *n <= settings.max_n);
-    let Some(n) = n else {
-        let message = format!(
-            "fib takes n from 0 to {}, not {}",
-            settings.max_n,
-            excerpt(argument.as_bytes())
-        );
-        return Err(Error::new(ErrorKind::OutOfRange, message));
-    };
-    Ok(fib::fib(n, settings.algorithm).to_string())
+    match digits.parse() {
+        Ok(n) if !negative && n <= settings.max_n => {
+            Ok(fib::fib(n, settings.algorithm).to_string())
+        }
+        // A number of more digits than u64 holds is too large as well.
+        _ => {
+            let argument = excerpt(argument.as_bytes());
+            let message = format!("fib takes n from 0 to {}, not {argument}", settings.max_n);
+            Err(Error::new(ErrorKind::OutOfRange, message))
+        }
+    }
 }
 
 /// `fun n`: a hundred times n, whatever its size: two more zeros.
-fn hundredfold(argument: &str, _: &Settings) -> Result<String, Error> {
+fn hundredfold(argument: &str) -> Result<String, Error> {
     let (negative, digits) = integer("fun", argument)?;
     Ok(match digits {
         "0" => "0".into(),
@@ -275,21 +246,15 @@ fn hundredfold(argument: &str, _: &Settings) -> Result<String, Error> {
     })
 }
 
-/// The sign and the digits, without leading zeros, of a decimal integer of any size; zero has
-/// no sign.
+/// Whether a decimal integer of any size is negative, and its digits without leading zeros.
 fn integer<'a>(procedure: &str, argument: &'a str) -> Result<(bool, &'a str), Error> {
-    let (negative, digits) = match argument.as_bytes().first() {
-        Some(b'-') => (true, &argument[1..]),
-        Some(b'+') => (false, &argument[1..]),
-        _ => (false, argument),
-    };
+    let negative = argument.starts_with('-');
+    let digits = argument.strip_prefix(['-', '+']).unwrap_or(argument);
     // To the end, whatever comes: so the compiler looks at many bytes at once.
     let are_digits = digits.bytes().fold(true, |are, byte| are & byte.is_ascii_digit());
     if digits.is_empty() || !are_digits {
-        let message = format!(
-            "{procedure} takes an integer in decimal digits, not \"{}\"",
-            excerpt(argument.as_bytes())
-        );
+        let argument = excerpt(argument.as_bytes());
+        let message = format!("{procedure} takes an integer in decimal digits, not \"{argument}\"");
         return Err(Error::new(ErrorKind::InvalidArgument, message));
     }
     match digits.trim_start_matches('0') {
