@@ -12,55 +12,41 @@ use log::warn;
 use std::io::Write;
 use std::process::ExitCode;
 
-/// A whole program: parses the command line, runs `run` with it, tells an error.
+/// A whole program: parses the command line, starts logging, runs `run`, tells an error.
 pub fn main<T: Program>(
     program: &'static str,
     run: fn(T) -> Result<ExitCode, ProgramError>,
 ) -> ExitCode {
-    match start(program) {
-        Ok(arguments) => conclude(program, run(arguments)),
-        Err(code) => code,
-    }
-}
-
-/// The parsed command line, with logging started as it says; or the exit code if there is nothing
-/// more to do: help and version on standard output are a success, anything else is wrong usage.
-///
-/// # Errors
-///
-/// 0 or [`FailureKind::Usage`]'s code; what there was to tell has been told.
-fn start<T: Program>(program: &'static str) -> Result<T, ExitCode> {
     let parsed = T::command().try_get_matches().and_then(|matches| {
-        let from_command_line = matches.value_source("url") == Some(ValueSource::CommandLine);
+        let url_is_visible = matches.value_source("url") == Some(ValueSource::CommandLine);
         let common = Common::from_arg_matches(&matches)?;
-        Ok((T::from_arg_matches(&matches)?, common, from_command_line))
+        let arguments = T::from_arg_matches(&matches)?;
+        match arguments.check() {
+            Ok(()) => Ok((arguments, common, url_is_visible)),
+            Err(reason) => Err(T::command().error(ErrorKind::ValueValidation, reason)),
+        }
     });
-    let error = match parsed {
-        Ok((arguments, common, url_is_visible)) => match arguments.check() {
-            Ok(()) => {
-                logging::init(program, common.quiet, common.verbose);
-                if url_is_visible && uri::has_password(&common.url) {
-                    warn!(
-                        "others on this machine can see the password in --url; AMQP_URL hides it"
-                    );
-                }
-                return Ok(arguments);
-            }
-            Err(reason) => T::command().error(ErrorKind::ValueValidation, reason),
-        },
-        Err(error) => error,
+    let (arguments, common, url_is_visible) = match parsed {
+        Ok(parsed) => parsed,
+        // clap's own rule for this takes AMQP_URL for an argument.
+        Err(error)
+            if error.kind() == ErrorKind::MissingRequiredArgument
+                && std::env::args_os().len() <= 1 =>
+        {
+            let _ = write!(std::io::stderr(), "{}", T::command().render_long_help());
+            return ExitCode::from(FailureKind::Usage.code());
+        }
+        Err(error) => return show_parse_error(program, &error),
     };
-    // clap's own rule for this takes AMQP_URL for an argument.
-    if error.kind() == ErrorKind::MissingRequiredArgument && std::env::args_os().len() <= 1 {
-        let _ = write!(std::io::stderr(), "{}", T::command().render_long_help());
-        return Err(ExitCode::from(FailureKind::Usage.code()));
+    logging::init(program, common.quiet, common.verbose);
+    if url_is_visible && uri::has_password(&common.url) {
+        warn!("others on this machine can see the password in --url; AMQP_URL hides it");
     }
-    Err(show_parse_error(program, &error))
+    conclude(program, run(arguments))
 }
 
-/// Tells what the parser of `program`'s command line has to say instead of arguments. The exit
-/// code is 0 for help and version ([`FailureKind::Internal`]'s if they cannot be written), else
-/// [`FailureKind::Usage`]'s.
+/// Tells what the parser of a command line has to say instead of arguments: help or version, which is
+/// a success if it can be written, or what is wrong, [`FailureKind::Usage`].
 pub fn show_parse_error(program: &str, error: &clap::Error) -> ExitCode {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
