@@ -1,16 +1,15 @@
 //! Replies to requests that were delivered before: each is published on a connection of its own.
 //!
-//! A request comes again when the connection was lost on which it was delivered. If it was its reply
-//! that ended the connection, the next reply would end the next one, and no other request would be
-//! answered any more. RabbitMQ 3.10 does so for any broken name that begins with
-//! `amq.rabbitmq.reply-to.`. On a connection of its own such a reply does no harm, and it is known
-//! whose it was.
+//! If it was a request's reply that ended the connection, the next reply to it would end the next one,
+//! and no other request would be answered any more: RabbitMQ 3.10 does so for any broken name that
+//! begins with `amq.rabbitmq.reply-to.`. On a connection of its own such a reply does no harm, and it
+//! is known whose it was.
 
 use crate::amqp::confirms::Confirms;
 use crate::amqp::connection::Session;
 use crate::amqp::uri::Endpoint;
 use crate::error::{Failure, FailureKind};
-use amiquip::{Channel, Confirm, Error, Publish};
+use amiquip::{Channel, Error, Publish};
 use crossbeam_channel::RecvTimeoutError;
 use log::debug;
 use std::time::Duration;
@@ -27,7 +26,6 @@ pub struct IsolatedPublisher {
 
 impl IsolatedPublisher {
     /// Opens one to the broker at `endpoint`.
-    /// Its errors are those of [`Session::open`].
     pub fn open(endpoint: &Endpoint, connect_timeout: Duration) -> Result<Self, Failure> {
         let endpoints = std::slice::from_ref(endpoint);
         let mut session = Session::open(endpoints, connect_timeout, "rpc_server")?;
@@ -37,25 +35,21 @@ impl IsolatedPublisher {
         Ok(IsolatedPublisher { session, channel, confirms })
     }
 
-    /// Publishes a reply, and waits until the broker has taken or refused it.
-    ///
-    /// # Errors
-    ///
-    /// Why the connection or the channel was lost.
+    /// Publishes a reply, and waits until the broker has taken or refused it. It fails if the connection
+    /// or the channel is lost.
     pub fn publish(&mut self, reply: Publish<'_>) -> Result<(), Failure> {
         self.session.call(|| self.channel.basic_publish("", reply))?;
         match self.confirms.receiver().recv_timeout(CONFIRM_LIMIT) {
             // A reply that is refused is not tried again: its queue's node is gone, or it is full.
-            Ok(Confirm::Ack(_) | Confirm::Nack(_)) => Ok(()),
+            Ok(_) => Ok(()),
             // A broker that is slow says nothing about the reply.
             Err(RecvTimeoutError::Timeout) => {
-                let reason = self.session.abort();
-                Err(Failure::new(FailureKind::TimedOut, reason.message))
+                Err(Failure::new(FailureKind::TimedOut, self.session.abort().message))
             }
             // The channel is gone. A method that is called on it brings out the cause.
             Err(RecvTimeoutError::Disconnected) => {
-                let cause = self.session.call(|| self.channel.enable_publisher_confirms());
-                Err(cause.err().unwrap_or_else(|| self.session.classify(Error::EventLoopDropped)))
+                self.session.call(|| self.channel.enable_publisher_confirms())?;
+                Err(self.session.classify(Error::EventLoopDropped))
             }
         }
     }

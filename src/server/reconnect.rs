@@ -6,9 +6,6 @@ use crate::terminal::text;
 use log::{info, warn};
 use std::time::Duration;
 
-/// How long to wait before connecting again: at first, and after one failure after another.
-const DELAYS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-
 /// What one connection leaves to the next.
 #[derive(Debug)]
 pub struct ReconnectState {
@@ -20,9 +17,8 @@ pub struct ReconnectState {
 }
 
 impl ReconnectState {
-    /// That of a server which has not connected yet.
     pub fn new() -> ReconnectState {
-        let backoff = Backoff::new(DELAYS.0, DELAYS.1);
+        let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
         ReconnectState { last_logged: None, has_served: false, backoff }
     }
 
@@ -33,11 +29,8 @@ impl ReconnectState {
         self.last_logged.take().is_some()
     }
 
-    /// How long to wait before connecting again. Warns of a failure once, not at each attempt.
-    ///
-    /// # Errors
-    ///
-    /// The failure, if another connection would not change it.
+    /// How long to wait before connecting again, or the failure, if that would not change it. Warns of a
+    /// failure once, not at each attempt.
     pub fn delay_after(&mut self, failure: Failure) -> Result<Duration, Failure> {
         let is_final = match failure.kind {
             FailureKind::Internal => true,
@@ -51,11 +44,10 @@ impl ReconnectState {
             return Err(failure);
         }
         let delay = self.backoff.delay();
-        match self.last_logged.replace(failure.kind) {
-            Some(logged) if logged == failure.kind => {
-                info!("{failure}; again in {}", text::duration(delay));
-            }
-            _ => warn!("{failure}; trying again"),
+        if self.last_logged.replace(failure.kind) == Some(failure.kind) {
+            info!("{failure}; again in {}", text::duration(delay));
+        } else {
+            warn!("{failure}; trying again");
         }
         Ok(delay)
     }

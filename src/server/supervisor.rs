@@ -11,7 +11,7 @@ use log::{info, warn};
 use sd_notify::NotifyState;
 use std::io::{self, PipeWriter};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -70,11 +70,7 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// For workers on channels of `session`.
-    ///
-    /// # Errors
-    ///
-    /// [`FailureKind::Internal`] if the system has no more pipes.
+    /// For workers on channels of `session`. It fails if the system has no more pipes.
     pub fn new(session: Session, service: Arc<Service>) -> Result<Supervisor, Failure> {
         let (connection, alive) = io::pipe().map_err(|error| {
             Failure::new(FailureKind::Internal, format!("cannot open a pipe: {error}"))
@@ -94,20 +90,19 @@ impl Supervisor {
             connection,
             stop,
             events: sender,
+            announced: OnceLock::new(),
             computing: Arc::new(()),
         });
         let workers = Workers::default();
         Ok(Supervisor { session, context, workers, events, stop_workers, alive })
     }
 
-    /// Starts the workers and watches over them, until a signal asks to stop. Then the connection is
-    /// closed: what is unacknowledged, the prefetched requests among it, goes back to the queue.
-    ///
-    /// # Errors
-    ///
-    /// Why the connection was lost.
+    /// Starts the workers and watches over them, until a signal asks to stop or the connection is lost.
+    /// In the end it is closed: what is unacknowledged, prefetched too, goes back to the queue.
     pub fn run(mut self, stop: &Receiver<Stop>, state: &mut ReconnectState) -> Result<(), Failure> {
         let served = self.watch(stop, state);
+        // No worker may go on waiting for it.
+        let _ = self.context.announced.set(());
         if served.is_ok() {
             info!("asked to stop: finish the calls in hand");
             notify_service_manager(NotifyState::Stopping);
@@ -124,9 +119,6 @@ impl Supervisor {
     fn watch(&mut self, stop: &Receiver<Stop>, state: &mut ReconnectState) -> Result<(), Failure> {
         let context = Arc::clone(&self.context);
         let slots = &context.service.slots;
-        // Held from the start of the workers until the server says that it awaits requests, so that this
-        // comes before any of them. Earlier, a worker of a lost connection could wait for it in vain.
-        let (mut transcript, mut is_announced) = (None, false);
         loop {
             let too_late = self.workers.ready_by.map_or_else(never, at);
             select_biased! {
@@ -136,23 +128,16 @@ impl Supervisor {
                 }
                 recv(self.events) -> event => self.take(event)?,
                 send(slots.0, ()) -> _ => {
-                    let slot = Slot(slots.1.clone());
-                    if !is_announced {
-                        transcript.get_or_insert_with(|| context.service.transcript.hold());
-                    }
-                    self.start_worker(slot)?;
+                    self.start_worker(Slot(slots.1.clone()))?;
                 }
                 recv(too_late) -> _ => return Err(self.session.abort()),
             }
-            if self.workers.are_ready()
-                && slots.0.is_full()
-                && let Some(mut transcript) = transcript.take()
-            {
-                is_announced = true;
+            if self.workers.are_ready() && slots.0.is_full() && context.announced.get().is_none() {
                 if state.serves() {
                     warn!("connected to {} again", self.session.name());
                 }
-                transcript.line(format_args!(" [x] Awaiting RPC requests"));
+                context.service.transcript.line(format_args!(" [x] Awaiting RPC requests"));
+                let _ = context.announced.set(());
                 notify_service_manager(NotifyState::Ready);
             }
         }

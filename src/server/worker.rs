@@ -13,14 +13,14 @@ use crate::protocol::{Reply, Request};
 use crate::server::isolated::{self, IsolatedPublisher};
 use crate::terminal::output::Transcript;
 use crate::terminal::text::{short, short_queue};
-use amiquip::{Channel, Consumer, ConsumerMessage, ConsumerOptions, Delivery, Error};
+use amiquip::{Channel, Consumer, ConsumerOptions, Delivery, Error};
 use crossbeam_channel::{Receiver, Sender, never, select_biased};
 use log::{info, warn};
 use std::io::PipeReader;
 use std::mem::take;
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
@@ -55,12 +55,6 @@ impl From<Error> for WorkerError {
     }
 }
 
-impl From<ConsumerError> for WorkerError {
-    fn from(error: ConsumerError) -> WorkerError {
-        WorkerError::Consumer(error)
-    }
-}
-
 /// What all workers share, on all connections.
 pub struct Service {
     pub(super) args: cli::Server,
@@ -89,18 +83,18 @@ pub struct Context {
     pub(super) stop: Receiver<()>,
     /// Where workers tell their supervisor how they are.
     pub(super) events: Sender<Event>,
+    /// Set when the server has said that it awaits requests: that comes before any of them.
+    pub(super) announced: OnceLock<()>,
     /// Each worker that computes has a clone.
     pub(super) computing: Arc<()>,
 }
 
-/// One worker. With prefetch 1 it has one request at a time.
+/// One worker. With prefetch 1 it has one request at a time. Its errors say why its channel is gone.
 pub struct Worker<'a> {
     context: &'a Context,
     service: &'a Service,
     channel: &'a Channel,
     consumer: Option<Consumer<'a>>,
-    /// What comes from the consumer.
-    messages: Receiver<ConsumerMessage>,
     confirms: Confirms,
     /// The number of the last reply to the request in hand, if it is to be confirmed.
     replied: Option<u64>,
@@ -117,7 +111,6 @@ impl<'a> Worker<'a> {
             service: &context.service,
             channel,
             consumer: None,
-            messages: never(),
             confirms: Confirms::disabled(),
             replied: None,
             unconfirmed: Vec::new(),
@@ -126,10 +119,6 @@ impl<'a> Worker<'a> {
     }
 
     /// Begins to consume: qos, basic.consume.
-    ///
-    /// # Errors
-    ///
-    /// Why the channel is gone.
     pub fn consume(&mut self) -> Result<(), WorkerError> {
         let (queue, prefetch) = (&self.service.args.common.queue, self.service.args.prefetch);
         self.confirms = Confirms::new(self.channel, self.service.confirms)?;
@@ -138,21 +127,17 @@ impl<'a> Worker<'a> {
         info!("qos: prefetch {prefetch}");
         let consumer = self.channel.basic_consume(queue.as_str(), ConsumerOptions::default())?;
         info!("consume from {queue}");
-        self.messages = consumer.receiver().clone();
         self.consumer = Some(consumer);
         // Nobody receives it if the connection was lost.
         let _ = self.context.events.send(Event::Ready);
-        // The supervisor holds the transcript until it has said that the server awaits requests.
-        drop(self.service.transcript.hold());
+        self.context.announced.wait();
         Ok(())
     }
 
     /// Waits for the next delivery. None: the worker is to stop.
-    ///
-    /// # Errors
-    ///
-    /// Why nothing comes any more.
     pub fn next_delivery(&mut self) -> Result<Option<Delivery>, WorkerError> {
+        let consumer = self.consumer.as_ref();
+        let messages = consumer.map_or_else(never, |consumer| consumer.receiver().clone());
         loop {
             select_biased! {
                 recv(self.context.stop) -> _ => return Ok(None),
@@ -161,9 +146,9 @@ impl<'a> Worker<'a> {
                     let confirm = confirm.map_err(|_| Error::EventLoopDropped)?;
                     self.confirmed(confirm.into())?;
                 }
-                recv(self.messages) -> message => {
+                recv(messages) -> message => {
                     self.context.inbox.taken();
-                    let mut delivery = consumer::delivery(message)?;
+                    let mut delivery = consumer::delivery(message).map_err(WorkerError::Consumer)?;
                     if delivery.properties.app_id().is_none() {
                         let name = self.service.procedures.default_name().to_owned();
                         delivery.properties = take(&mut delivery.properties).with_app_id(name);
@@ -183,12 +168,8 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Computes: calls the procedure that `request` names. The transcript has a line for it, and so has
-    /// the log if it fails. What it answers is a result or an error.
-    ///
-    /// # Errors
-    ///
-    /// The connection was lost meanwhile: the request comes again.
+    /// Calls the procedure that `request` names, and tells so in the transcript and in the log. It fails
+    /// if the connection is lost meanwhile: the request comes again.
     pub fn call(&self, request: &Request<'_>) -> Result<procedure::Outcome, WorkerError> {
         self.service.transcript.line(format_args!(" [.] {request}"));
         let started = Instant::now();
@@ -237,12 +218,8 @@ impl<'a> Worker<'a> {
         self.service.max_body.load(Ordering::SeqCst)
     }
 
-    /// Publishes the reply to the request in hand. If that was delivered before, and it shows now that
-    /// its reply ends a connection, then this reply is dropped.
-    ///
-    /// # Errors
-    ///
-    /// Why the channel is gone.
+    /// Publishes the reply to the request in hand, or drops it if that was delivered before, and it shows
+    /// now that this reply ends a connection.
     pub fn publish(
         &mut self,
         request: &Request<'_>,
@@ -323,10 +300,6 @@ impl<'a> Worker<'a> {
 
     /// Acks the request in hand: after the reply and on the same channel, so that the broker takes them
     /// in this order; with confirms, once the broker has the reply.
-    ///
-    /// # Errors
-    ///
-    /// Why the channel is gone.
     pub fn ack(&mut self, delivery: Delivery) -> Result<(), WorkerError> {
         match self.replied.take() {
             Some(number) => self.unconfirmed.push((number, delivery)),
@@ -359,10 +332,6 @@ impl<'a> Worker<'a> {
     }
 
     /// Stops in good order: the broker delivers what is left to another consumer.
-    ///
-    /// # Errors
-    ///
-    /// Why the channel is gone.
     pub fn cancel(&mut self) -> Result<(), WorkerError> {
         let deadline = Instant::now() + STOP_LIMIT;
         while !self.unconfirmed.is_empty() {
