@@ -1,13 +1,7 @@
 //! Fibonacci numbers, exact for every n. Pure: no I/O, no state.
 //!
 //! F(0) = 0, F(1) = 1, F(n) = F(n-1) + F(n-2) (OEIS A000045), by three algorithms that answer
-//! alike and cost very differently:
-//!
-//! | algorithm | additions or multiplications | for |
-//! |---|---|---|
-//! | fast doubling | O(log n) multiplications | every use |
-//! | iterative | n additions | comparison |
-//! | recursive | F(n) additions | the tutorial's, slow on purpose: it makes a server busy |
+//! alike and cost very differently: some log n multiplications, n additions, F(n) additions.
 
 use clap::ValueEnum;
 use num_bigint::BigUint;
@@ -27,11 +21,7 @@ pub enum Algorithm {
     Recursive,
 }
 
-/// F(n), exactly.
-///
-/// # Panics
-///
-/// If the algorithm is [`Algorithm::Recursive`] and n is over [`RECURSIVE_LIMIT`].
+/// F(n), exactly. Panics if it is to be computed recursively and n is over [`RECURSIVE_LIMIT`].
 pub fn fib(n: u64, algorithm: Algorithm) -> BigUint {
     match algorithm {
         Algorithm::FastDoubling => fast_doubling(n),

@@ -29,12 +29,8 @@ impl Stop {
 
 /// A channel that gets the first SIGINT or SIGTERM that comes. A second one, not sent together with
 /// it, ends the process at once by that signal, so that a shell sees 130 or 143; `at_end` is done before.
-/// The first does so too when the process goes on for longer than `limit`, whatever it waits for; None:
-/// for ever.
-///
-/// # Errors
-///
-/// [`FailureKind::Internal`], if the system takes no handler.
+/// The first does so too when the process goes on for longer than `limit`, whatever it waits for.
+/// [`FailureKind::Internal`] if the system takes no handler.
 pub fn stop_requests(
     limit: Option<Duration>,
     at_end: impl Fn() + Send + 'static,
