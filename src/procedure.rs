@@ -10,7 +10,6 @@ use log::warn;
 use rustix::io::Errno;
 use signal_hook::low_level::signal_name;
 use std::collections::BTreeMap;
-use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitStatus;
@@ -66,11 +65,8 @@ pub struct Offer {
 impl Offer {
     /// What `NAME` or `NAME=COMMAND` offers, or what is wrong with it.
     pub fn parse(text: &str) -> Result<Offer, String> {
-        let (name, command) = match text.split_once('=') {
-            Some((name, command)) => (name, Some(command)),
-            None => (text, None),
-        };
-        let name = amqp::name(name)?;
+        let (name, command) = text.split_once('=').unzip();
+        let name = amqp::name(name.unwrap_or(text))?;
         let Some(command) = command else {
             if BUILT_IN_NAMES.contains(&name.as_str()) {
                 return Ok(Offer { name, words: None });
@@ -95,9 +91,11 @@ impl Offer {
 pub struct Procedures {
     /// By their names. None: a built-in one.
     offered: BTreeMap<String, Option<Command>>,
-    default: String,
+    /// The one that a request means which names none.
+    pub default: String,
     settings: Settings,
-    groups: Groups,
+    /// The programs that run.
+    pub programs: Groups,
 }
 
 impl Procedures {
@@ -112,17 +110,7 @@ impl Procedures {
             offered.insert(name.clone(), command);
         }
         let default = offers[0].name.clone();
-        Ok(Procedures { offered, default, settings, groups: Groups::default() })
-    }
-
-    /// Kills the programs that run, at once. None can be started after this.
-    pub fn kill_programs(&self) {
-        self.groups.kill_all();
-    }
-
-    /// The procedure that a request means which names none.
-    pub fn default_name(&self) -> &str {
-        &self.default
+        Ok(Procedures { offered, default, settings, programs: Groups::default() })
     }
 
     /// Calls the procedure `name` with the bytes of a request's body, which are `call`'s input. The rest
@@ -162,7 +150,7 @@ impl Procedures {
     }
 
     fn run(&self, name: &str, command: &Command, call: &Call<'_>) -> Option<Outcome> {
-        let error = match command.run(call, &self.groups) {
+        let error = match command.run(call, &self.programs) {
             Ok(End::Exited { status, output, .. }) if status.success() => return Some(Ok(output)),
             Ok(End::Exited { status, last_line, .. }) => failed(name, status, last_line),
             Ok(End::OutOfRange) => {
@@ -174,23 +162,21 @@ impl Procedures {
                 Error::new(ErrorKind::TimedOut, format!("{name} did not end in time"))
             }
             Ok(End::ConnectionLost) => return None,
-            Err(error) => not_started(name, &error),
+            Err(error) => {
+                let message = format!("{name} cannot be started: {error}");
+                warn!("{message}");
+                let kind = match Errno::from_io_error(&error) {
+                    // No process, descriptor or memory is left, or the file is being written.
+                    Some(
+                        Errno::AGAIN | Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::TXTBSY,
+                    ) => ErrorKind::Unavailable,
+                    _ => ErrorKind::Internal,
+                };
+                Error::new(kind, message)
+            }
         };
         Some(Err(error))
     }
-}
-
-/// The error of a program that cannot be started.
-fn not_started(name: &str, error: &io::Error) -> Error {
-    warn!("{name} cannot be started: {error}");
-    let kind = match Errno::from_io_error(error) {
-        // No process, descriptor or memory is left, or the file is being written.
-        Some(Errno::AGAIN | Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::TXTBSY) => {
-            ErrorKind::Unavailable
-        }
-        _ => ErrorKind::Internal,
-    };
-    Error::new(kind, format!("{name} cannot be started: {error}"))
 }
 
 /// The error of a program that did not exit with 0. The numbers are those of sysexits.h.
@@ -370,7 +356,7 @@ mod tests {
         assert_eq!(call(&offers, "list", b"").unwrap(), b"fib\nfun\nlist\nping\nup");
         assert_eq!(call(&offers, "fun", b"7").unwrap(), b"700");
         assert_eq!(call(&offers, "a", b"").unwrap_err().kind, ErrorKind::UnknownProcedure);
-        let default = |offers| Procedures::new(offers, SETTINGS).unwrap().default_name().to_owned();
+        let default = |offers| Procedures::new(offers, SETTINGS).unwrap().default;
         assert_eq!((default(&offers), default(&[])), ("up".into(), "fib".into()));
     }
 

@@ -7,8 +7,7 @@ mod supervisor;
 pub mod worker;
 
 use crate::amqp::connection::Session;
-use crate::amqp::queue;
-use crate::amqp::uri;
+use crate::amqp::{queue, uri};
 use crate::cli;
 use crate::error::{Failure, FailureKind, ProgramError};
 use crate::procedure::Procedures;
@@ -22,15 +21,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use supervisor::Supervisor;
+use supervisor::supervise;
 use worker::{Serve, Service};
 
-/// Serves by `serve` as `args` say, on as many connections as it takes, until a signal asks to stop.
-///
-/// # Errors
-///
-/// What another connection would not change: a malformed URI, a program that is not there, refused
-/// credentials at the first start.
+/// Serves by `serve` as `args` say, on as many connections as it takes, until a signal asks to stop. It
+/// fails where another connection would change nothing: a malformed URI, a program that is not there,
+/// refused credentials at the first start.
 pub fn run(args: cli::Server, serve: Serve) -> Result<ExitCode, ProgramError> {
     let brokers = uri::parse_list(&args.common.url)?;
     let service = Arc::new(Service {
@@ -44,10 +40,10 @@ pub fn run(args: cli::Server, serve: Serve) -> Result<ExitCode, ProgramError> {
         args,
     });
     let to_kill = Arc::clone(&service);
-    let stop = signals::stop_requests(None, move || to_kill.procedures.kill_programs())?;
+    let stop = signals::stop_requests(None, move || to_kill.procedures.programs.kill_all())?;
     let served = serve_until(&stop, &service);
     // Programs whose connection was lost had some time left to end by themselves.
-    service.procedures.kill_programs();
+    service.procedures.programs.kill_all();
     served?;
     Ok(ExitCode::SUCCESS)
 }
@@ -56,7 +52,7 @@ fn serve_until(stop: &Receiver<Stop>, service: &Arc<Service>) -> Result<(), Fail
     let mut state = ReconnectState::new();
     loop {
         let served = connect(service, stop).and_then(|session| match session {
-            Some(session) => Supervisor::new(session, Arc::clone(service))?.run(stop, &mut state),
+            Some(session) => supervise(session, Arc::clone(service), stop, &mut state),
             None => Ok(()),
         });
         let Err(failure) = served else { return Ok(()) };

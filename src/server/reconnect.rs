@@ -9,9 +9,7 @@ use std::time::Duration;
 /// What one connection leaves to the next.
 #[derive(Debug)]
 pub struct ReconnectState {
-    /// Why the last one was lost.
     last_logged: Option<FailureKind>,
-    /// Whether there ever was one on which the server could serve.
     has_served: bool,
     backoff: Backoff,
 }

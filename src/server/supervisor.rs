@@ -6,10 +6,10 @@ use crate::error::{Failure, FailureKind};
 use crate::process::signals::Stop;
 use crate::server::reconnect::ReconnectState;
 use crate::server::worker::{Context, Event, STOP_LIMIT, Service, Worker, WorkerError};
-use crossbeam_channel::{Receiver, RecvError, Sender, at, never, select_biased, unbounded};
+use crossbeam_channel::{Receiver, RecvError, at, never, select_biased, unbounded};
 use log::{info, warn};
 use sd_notify::NotifyState;
-use std::io::{self, PipeWriter};
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -17,9 +17,6 @@ use std::time::{Duration, Instant};
 
 /// How long the broker may take until all workers consume.
 const READY_LIMIT: Duration = Duration::from_secs(10);
-
-/// How often it looks whether there is anything left to wait for.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A worker's message in [`Service::slots`].
 struct Slot(Receiver<()>);
@@ -58,67 +55,59 @@ impl Workers {
     }
 }
 
-/// Watches over one connection and its workers.
-pub struct Supervisor {
+/// Starts workers on `session` and watches over them, until a signal asks to stop or the connection is
+/// lost. In the end it is closed: what is unacknowledged, prefetched too, goes back to the queue.
+pub fn supervise(
+    session: Session,
+    service: Arc<Service>,
+    stop: &Receiver<Stop>,
+    state: &mut ReconnectState,
+) -> Result<(), Failure> {
+    let (connection, alive) = io::pipe().map_err(|error| {
+        Failure::new(FailureKind::Internal, format!("cannot open a pipe: {error}"))
+    })?;
+    let requests = u64::from(service.args.workers) * u64::from(service.args.prefetch);
+    // A prefetch of 0 is any number. The broker may push so many to the workers, and a confirm for each.
+    if requests > 0 {
+        session.inbox().expect_at_most(2 * requests);
+    }
+    let context = Arc::new(Context {
+        service,
+        endpoint: session.endpoint().clone(),
+        inbox: Arc::clone(session.inbox()),
+        connection,
+        stop: unbounded(),
+        events: unbounded(),
+        announced: OnceLock::new(),
+        computing: Arc::new(()),
+    });
+    let mut supervisor = Supervisor { session, context, workers: Workers::default() };
+    let served = supervisor.watch(stop, state);
+    // No worker may go on waiting for it.
+    let _ = supervisor.context.announced.set(());
+    if served.is_ok() {
+        info!("asked to stop: finish the calls in hand");
+        notify_service_manager(NotifyState::Stopping);
+        if let Err(failure) = supervisor.drain() {
+            // What is not acked goes to another server, connection or no connection.
+            warn!("while stopping: {failure}");
+        }
+    }
+    drop(alive);
+    supervisor.session.close();
+    served
+}
+
+struct Supervisor {
     session: Session,
     context: Arc<Context>,
     workers: Workers,
-    events: Receiver<Event>,
-    stop_workers: Sender<()>,
-    /// Dropped when the connection is lost, so that the workers read the end of this pipe.
-    alive: PipeWriter,
 }
 
 impl Supervisor {
-    /// For workers on channels of `session`. It fails if the system has no more pipes.
-    pub fn new(session: Session, service: Arc<Service>) -> Result<Supervisor, Failure> {
-        let (connection, alive) = io::pipe().map_err(|error| {
-            Failure::new(FailureKind::Internal, format!("cannot open a pipe: {error}"))
-        })?;
-        let requests = u64::from(service.args.workers) * u64::from(service.args.prefetch);
-        // A prefetch of 0 is any number.
-        if requests > 0 {
-            // Those that the broker may push to the workers, and a confirm for each.
-            session.inbox().expect_at_most(2 * requests);
-        }
-        let (stop_workers, stop) = unbounded();
-        let (sender, events) = unbounded();
-        let context = Arc::new(Context {
-            service,
-            endpoint: session.endpoint().clone(),
-            inbox: Arc::clone(session.inbox()),
-            connection,
-            stop,
-            events: sender,
-            announced: OnceLock::new(),
-            computing: Arc::new(()),
-        });
-        let workers = Workers::default();
-        Ok(Supervisor { session, context, workers, events, stop_workers, alive })
-    }
-
-    /// Starts the workers and watches over them, until a signal asks to stop or the connection is lost.
-    /// In the end it is closed: what is unacknowledged, prefetched too, goes back to the queue.
-    pub fn run(mut self, stop: &Receiver<Stop>, state: &mut ReconnectState) -> Result<(), Failure> {
-        let served = self.watch(stop, state);
-        // No worker may go on waiting for it.
-        let _ = self.context.announced.set(());
-        if served.is_ok() {
-            info!("asked to stop: finish the calls in hand");
-            notify_service_manager(NotifyState::Stopping);
-            if let Err(failure) = self.drain() {
-                // What is not acked goes to another server, connection or no connection.
-                warn!("while stopping: {failure}");
-            }
-        }
-        drop(self.alive);
-        self.session.close();
-        served
-    }
-
     fn watch(&mut self, stop: &Receiver<Stop>, state: &mut ReconnectState) -> Result<(), Failure> {
         let context = Arc::clone(&self.context);
-        let slots = &context.service.slots;
+        let (slots, ended) = &context.service.slots;
         loop {
             let too_late = self.workers.ready_by.map_or_else(never, at);
             select_biased! {
@@ -126,13 +115,11 @@ impl Supervisor {
                 recv(self.session.blocked_notifications()) -> notification => {
                     self.session.set_blocked(notification)?;
                 }
-                recv(self.events) -> event => self.take(event)?,
-                send(slots.0, ()) -> _ => {
-                    self.start_worker(Slot(slots.1.clone()))?;
-                }
+                recv(context.events.1) -> event => self.take(event)?,
+                send(slots, ()) -> _ => self.start_worker(Slot(ended.clone()))?,
                 recv(too_late) -> _ => return Err(self.session.abort()),
             }
-            if self.workers.are_ready() && slots.0.is_full() && context.announced.get().is_none() {
+            if self.workers.are_ready() && slots.is_full() && context.announced.get().is_none() {
                 if state.serves() {
                     warn!("connected to {} again", self.session.name());
                 }
@@ -151,7 +138,7 @@ impl Supervisor {
             let ended = catch_panic(|| (context.service.serve)(&mut worker));
             // Before the worker is dropped: its consumer waits for an answer of the broker then, or until
             // the supervisor closes the connection. Nobody receives it if the connection was lost.
-            let _ = context.events.send(Event::Ended(ended));
+            let _ = context.events.0.send(Event::Ended(ended));
         };
         thread::Builder::new().name("worker".into()).spawn(work).map_err(|error| {
             Failure::new(FailureKind::Internal, format!("cannot start a worker: {error}"))
@@ -178,7 +165,7 @@ impl Supervisor {
     /// the broker to take and answer the last of what they send.
     fn drain(&mut self) -> Result<(), Failure> {
         for _ in 0..self.workers.running {
-            let _ = self.stop_workers.send(());
+            let _ = self.context.stop.0.send(());
         }
         let mut computed = Instant::now();
         while self.workers.running > 0 {
@@ -191,11 +178,11 @@ impl Supervisor {
                 return Err(self.session.abort());
             }
             select_biased! {
-                recv(self.events) -> event => self.take(event)?,
+                recv(self.context.events.1) -> event => self.take(event)?,
                 recv(self.session.blocked_notifications()) -> notification => {
                     self.session.set_blocked(notification)?;
                 }
-                default(LOOK_INTERVAL) => {}
+                default(Duration::from_millis(100)) => {}
             }
         }
         Ok(())

@@ -77,12 +77,12 @@ pub struct Context {
     pub(super) service: Arc<Service>,
     pub(super) endpoint: Endpoint,
     pub(super) inbox: Arc<Inbox>,
-    /// A pipe whose end is reached when the connection is lost; a program that runs is killed then.
+    /// A pipe that is closed at its other end when the connection is lost; programs are killed then.
     pub(super) connection: PipeReader,
     /// Has a message for each worker that is to stop.
-    pub(super) stop: Receiver<()>,
+    pub(super) stop: (Sender<()>, Receiver<()>),
     /// Where workers tell their supervisor how they are.
-    pub(super) events: Sender<Event>,
+    pub(super) events: (Sender<Event>, Receiver<Event>),
     /// Set when the server has said that it awaits requests: that comes before any of them.
     pub(super) announced: OnceLock<()>,
     /// Each worker that computes has a clone.
@@ -129,7 +129,7 @@ impl<'a> Worker<'a> {
         info!("consume from {queue}");
         self.consumer = Some(consumer);
         // Nobody receives it if the connection was lost.
-        let _ = self.context.events.send(Event::Ready);
+        let _ = self.context.events.0.send(Event::Ready);
         self.context.announced.wait();
         Ok(())
     }
@@ -140,17 +140,15 @@ impl<'a> Worker<'a> {
         let messages = consumer.map_or_else(never, |consumer| consumer.receiver().clone());
         loop {
             select_biased! {
-                recv(self.context.stop) -> _ => return Ok(None),
+                recv(self.context.stop.1) -> _ => return Ok(None),
                 recv(self.confirms.receiver()) -> confirm => {
-                    self.context.inbox.taken();
-                    let confirm = confirm.map_err(|_| Error::EventLoopDropped)?;
-                    self.confirmed(confirm.into())?;
+                    self.confirmed(confirm.map_err(|_| Error::EventLoopDropped)?.into())?;
                 }
                 recv(messages) -> message => {
                     self.context.inbox.taken();
                     let mut delivery = consumer::delivery(message).map_err(WorkerError::Consumer)?;
                     if delivery.properties.app_id().is_none() {
-                        let name = self.service.procedures.default_name().to_owned();
+                        let name = self.service.procedures.default.clone();
                         delivery.properties = take(&mut delivery.properties).with_app_id(name);
                     }
                     info!(
@@ -233,9 +231,22 @@ impl<'a> Worker<'a> {
         if self.is_active(Drill::WrongCorrelationId, format_args!("{request} gets another's id")) {
             reply.correlation_id = Some(Uuid::new_v4().to_string());
         }
-        self.publish_to(request, reply_to, &reply)?;
-        if self.is_active(Drill::DuplicateReply, format_args!("{request} gets a second reply")) {
-            self.publish_to(request, reply_to, &reply)?;
+        let what = format_args!("{request} gets a second reply");
+        let copies = if self.is_active(Drill::DuplicateReply, what) { 2 } else { 1 };
+        for _ in 0..copies {
+            info!(
+                "publish to {}: {}, correlation_id {}",
+                short_queue(reply_to),
+                reply.kind(),
+                short(reply.correlation_id.as_deref())
+            );
+            if request.is_redelivered && self.publish_isolated(request, reply_to, &reply)? {
+                continue;
+            }
+            if self.service.confirms {
+                self.replied = Some(self.confirms.count_published());
+            }
+            self.channel.basic_publish("", reply.to_publish(reply_to))?;
         }
         if self.service.args.drill == Some(Drill::CrashBeforeAck) {
             // The answer to any synchronous method says that the broker has the reply by then.
@@ -244,27 +255,6 @@ impl<'a> Worker<'a> {
             drill::crash();
         }
         Ok(())
-    }
-
-    fn publish_to(
-        &mut self,
-        request: &Request<'_>,
-        reply_to: &str,
-        reply: &Reply,
-    ) -> Result<(), WorkerError> {
-        info!(
-            "publish to {}: {}, correlation_id {}",
-            short_queue(reply_to),
-            reply.kind(),
-            short(reply.correlation_id.as_deref())
-        );
-        if request.is_redelivered && self.publish_isolated(request, reply_to, reply)? {
-            return Ok(());
-        }
-        if self.service.confirms {
-            self.replied = Some(self.confirms.count_published());
-        }
-        Ok(self.channel.basic_publish("", reply.to_publish(reply_to))?)
     }
 
     /// Publishes a reply on a connection of its own. False if there is none to be had.
@@ -289,7 +279,7 @@ impl<'a> Worker<'a> {
                 return Err(WorkerError::Failed(failure));
             }
             Err(failure) => {
-                // This is answered only if the broker is still there: then it was the reply that ended the other connection.
+                // This is answered only if the broker is there: then it was the reply's fault.
                 self.channel.qos(0, self.service.args.prefetch, false)?;
                 let queue = short_queue(reply_to);
                 warn!("{request} dropped: its reply to {queue} ends each connection ({failure})");
@@ -317,6 +307,7 @@ impl<'a> Worker<'a> {
     /// queue died. Such a request goes back to the queue once; the second time it is acked, since its
     /// client lost its connection with that node.
     fn confirmed(&mut self, confirmed: Confirmed) -> Result<(), WorkerError> {
+        self.context.inbox.taken();
         let is_settled = |(number, _): &mut (u64, Delivery)| confirmed.acknowledges(*number);
         let settled: Vec<_> = self.unconfirmed.extract_if(.., is_settled).collect();
         for (_, request) in settled {
@@ -334,15 +325,11 @@ impl<'a> Worker<'a> {
     /// Stops in good order: the broker delivers what is left to another consumer.
     pub fn cancel(&mut self) -> Result<(), WorkerError> {
         let deadline = Instant::now() + STOP_LIMIT;
-        while !self.unconfirmed.is_empty() {
-            match self.confirms.receiver().recv_deadline(deadline) {
-                Ok(confirm) => {
-                    self.context.inbox.taken();
-                    self.confirmed(confirm.into())?;
-                }
-                // What is not acked is answered a second time, by another server.
-                Err(_) => break,
-            }
+        // What is not acked in time is answered a second time, by another server.
+        while !self.unconfirmed.is_empty()
+            && let Ok(confirm) = self.confirms.receiver().recv_deadline(deadline)
+        {
+            self.confirmed(confirm.into())?;
         }
         if let Some(consumer) = &self.consumer {
             info!("cancel the consumer of {}", self.service.args.common.queue);
