@@ -8,16 +8,17 @@ use crate::error::{Failure, FailureKind};
 use crate::terminal::text;
 use log::warn;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::{Errno, ioctl_fionbio, retry_on_intr};
+use rustix::io::{ioctl_fionbio, retry_on_intr};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use std::collections::HashSet;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::ErrorKind::{Interrupted, WouldBlock};
+use std::io::{self, Read, Write};
 use std::mem;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{self, Child, ExitStatus, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -45,10 +46,6 @@ impl Groups {
         }
         mem::forget(groups);
     }
-
-    fn read(&self) -> RwLockReadGuard<'_, Mutex<HashSet<Pid>>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 fn lock(groups: &Mutex<HashSet<Pid>>) -> MutexGuard<'_, HashSet<Pid>> {
@@ -72,15 +69,9 @@ pub struct Call<'a> {
 /// How a program came to its end.
 #[derive(Debug)]
 pub enum End {
-    /// By itself, or by a signal that was not the server's.
-    Exited {
-        /// How.
-        status: ExitStatus,
-        /// What it wrote to standard output.
-        output: Vec<u8>,
-        /// The last line that it wrote to standard error, if there was one that is not blank.
-        last_line: Option<String>,
-    },
+    /// By itself, or by a signal that was not the server's. With what it wrote to standard output, and
+    /// its last line on standard error, if there was one that is not blank.
+    Exited(ExitStatus, Vec<u8>, Option<String>),
     /// It was killed since it wrote more than it may.
     OutOfRange,
     /// It was killed since its time was up, or there was none left to start it.
@@ -132,7 +123,7 @@ impl Command {
                 None => command.env_remove(name),
             };
         }
-        let started = groups.read();
+        let started = groups.0.read().unwrap_or_else(PoisonError::into_inner);
         let child = command.spawn()?;
         let group = Pid::from_child(&child);
         lock(&started).insert(group);
@@ -142,9 +133,12 @@ impl Command {
         let mut running = Running { child, group, groups, call, input, output, lines, end: None };
         let killed = running.attend()?;
         let status = running.reap()?;
-        running.lines.finish();
+        // The last line need not end with a newline.
+        if !running.lines.line.is_empty() {
+            running.lines.tell();
+        }
         let (output, last_line) = (mem::take(&mut running.output), running.lines.last.take());
-        Ok(killed.unwrap_or(End::Exited { status, output, last_line }))
+        Ok(killed.unwrap_or(End::Exited(status, output, last_line)))
     }
 }
 
@@ -214,7 +208,7 @@ impl Running<'_> {
 
     /// Kills what is left of its group, and reaps it. After that, the group's number is free for others.
     fn reap(&mut self) -> io::Result<ExitStatus> {
-        if lock(&self.groups.read()).remove(&self.group) {
+        if lock(&self.groups.0.read().unwrap_or_else(PoisonError::into_inner)).remove(&self.group) {
             self.signal(Signal::KILL);
         }
         self.child.wait()
@@ -285,16 +279,14 @@ impl Drop for Running<'_> {
 /// A descriptor that poll(2) reports when the process has ended. It is not reaped by that.
 fn end_of(process: Pid) -> io::Result<OwnedFd> {
     #[cfg(target_os = "linux")]
-    match rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty()) {
-        // A kernel before 5.3, or a sandbox that does not know of it.
-        Err(Errno::NOSYS | Errno::PERM) => {}
-        opened => return Ok(opened?),
+    if let Ok(end) = rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty()) {
+        return Ok(end);
     }
     end_by_thread(process)
 }
 
-/// [`end_of`] for systems that have no descriptors for processes: a thread waits, and then closes its
-/// end of a pipe.
+/// [`end_of`] where there are no descriptors for processes (a kernel before 5.3, a sandbox): a thread
+/// waits, and then closes its end of a pipe.
 fn end_by_thread(process: Pid) -> io::Result<OwnedFd> {
     let (reader, writer) = io::pipe()?;
     let wait = move || {
@@ -309,11 +301,8 @@ fn end_by_thread(process: Pid) -> io::Result<OwnedFd> {
 /// None: it would have had to wait.
 fn without_waiting<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
-        Ok(result) => Ok(Some(result)),
-        Err(error) => match error.kind() {
-            ErrorKind::WouldBlock | ErrorKind::Interrupted => Ok(None),
-            _ => Err(error),
-        },
+        Err(error) if matches!(error.kind(), WouldBlock | Interrupted) => Ok(None),
+        result => result.map(Some),
     }
 }
 
@@ -343,13 +332,6 @@ impl Lines<'_> {
             self.last = Some(line.into_owned());
         }
         self.line.clear();
-    }
-
-    /// The last line need not end with a newline.
-    fn finish(&mut self) {
-        if !self.line.is_empty() {
-            self.tell();
-        }
     }
 }
 
@@ -388,7 +370,7 @@ mod tests {
         }
         lines.push(&[b'x'; 100_000]);
         assert_eq!(lines.line.len(), LINE_LIMIT);
-        lines.finish();
+        lines.tell();
         assert!(lines.last.unwrap().starts_with("endxxx"));
     }
 }

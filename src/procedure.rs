@@ -151,8 +151,8 @@ impl Procedures {
 
     fn run(&self, name: &str, command: &Command, call: &Call<'_>) -> Option<Outcome> {
         let error = match command.run(call, &self.programs) {
-            Ok(End::Exited { status, output, .. }) if status.success() => return Some(Ok(output)),
-            Ok(End::Exited { status, last_line, .. }) => failed(name, status, last_line),
+            Ok(End::Exited(status, output, _)) if status.success() => return Some(Ok(output)),
+            Ok(End::Exited(status, _, last_line)) => failed(name, status, last_line),
             Ok(End::OutOfRange) => {
                 let message =
                     format!("the result has over {} bytes, which the broker takes", call.most);
