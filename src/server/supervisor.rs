@@ -161,21 +161,18 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Waits until all workers have ended: without limit while they compute, and for a bounded time for
-    /// the broker to take and answer the last of what they send.
+    /// Waits until all workers have ended, within limits.
     fn drain(&mut self) -> Result<(), Failure> {
         for _ in 0..self.workers.running {
             let _ = self.context.stop.0.send(());
         }
-        let mut computed = Instant::now();
+        let mut deadline = None;
         while self.workers.running > 0 {
-            if Arc::strong_count(&self.context.computing) > 1 {
-                computed = Instant::now();
-            } else if self.session.is_blocked() {
-                // The broker reads nothing from the connection then, neither replies nor acks.
-                return Ok(());
-            } else if computed.elapsed() >= STOP_LIMIT {
-                return Err(self.session.abort());
+            let (now, is_blocked) = (Instant::now(), self.session.is_blocked());
+            let is_computing = Arc::strong_count(&self.context.computing) > 1;
+            deadline = drain_deadline(deadline, now, is_computing, is_blocked);
+            if deadline.is_some_and(|deadline| deadline <= now) {
+                return if is_blocked { Ok(()) } else { Err(self.session.abort()) };
             }
             select_biased! {
                 recv(self.context.events.1) -> event => self.take(event)?,
@@ -186,6 +183,21 @@ impl Supervisor {
             }
         }
         Ok(())
+    }
+}
+
+/// Until when a server that stops waits for its workers. While they compute there is no limit; then the
+/// broker has some time to take and answer what they send, unless it blocks, and so reads nothing.
+fn drain_deadline(
+    deadline: Option<Instant>,
+    now: Instant,
+    is_computing: bool,
+    is_blocked: bool,
+) -> Option<Instant> {
+    match (is_computing, is_blocked) {
+        (true, _) => None,
+        (false, true) => Some(now),
+        (false, false) => deadline.or(Some(now + STOP_LIMIT)),
     }
 }
 
@@ -241,5 +253,17 @@ mod tests {
         workers.start(now + READY_LIMIT);
         assert_eq!(workers.ready_by, Some(now + 2 * READY_LIMIT));
         assert_eq!(workers.running, 3);
+    }
+
+    #[test]
+    fn a_server_that_stops_waits_for_what_is_computed_and_not_for_ever_for_a_broker() {
+        let now = Instant::now();
+        assert_eq!(drain_deadline(None, now, true, false), None);
+        assert_eq!(drain_deadline(None, now, true, true), None);
+        let deadline = drain_deadline(None, now, false, false);
+        assert_eq!(deadline, Some(now + STOP_LIMIT));
+        assert_eq!(drain_deadline(deadline, now + STOP_LIMIT / 2, false, false), deadline);
+        assert_eq!(drain_deadline(deadline, now + STOP_LIMIT / 2, true, false), None);
+        assert_eq!(drain_deadline(deadline, now, false, true), Some(now));
     }
 }
