@@ -9,7 +9,7 @@ use std::fmt;
 use std::io::{self, Write};
 use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// [`FailureKind::Internal`] if standard output was closed when the program began: what is written would
@@ -59,8 +59,7 @@ const ROOM_LIMIT: Duration = Duration::from_millis(500);
 /// others do not wait at all, and are left out.
 pub struct Transcript(Mutex<State>);
 
-/// What is known of standard output. Whoever has it keeps the lines of the others waiting.
-pub struct State {
+struct State {
     is_written: bool,
     is_full: bool,
     was_full: bool,
@@ -72,33 +71,22 @@ impl Transcript {
         Transcript(Mutex::new(State { is_written: wanted, is_full: false, was_full: false }))
     }
 
-    /// Keeps all lines waiting but those of the one that holds it.
-    pub fn hold(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Writes a line, as [`line()`] does. At most 4 KiB of it: a pipe takes so much in one piece or
     /// not at all (POSIX, PIPE_BUF).
     pub fn line(&self, line: fmt::Arguments<'_>) {
-        self.hold().line(line);
-    }
-}
-
-impl State {
-    /// Writes a line, as [`Transcript::line`] does.
-    pub fn line(&mut self, line: fmt::Arguments<'_>) {
-        if !self.is_written {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !state.is_written {
             return;
         }
-        self.is_full = !has_room_within(if self.is_full { Duration::ZERO } else { ROOM_LIMIT });
-        if self.is_full {
-            if !mem::replace(&mut self.was_full, true) {
+        state.is_full = !has_room_within(if state.is_full { Duration::ZERO } else { ROOM_LIMIT });
+        if state.is_full {
+            if !mem::replace(&mut state.was_full, true) {
                 warn!(
                     "nobody reads standard output, which is full; the transcript has gaps from now on"
                 );
             }
         } else if let Err(error) = self::line(line) {
-            self.is_written = false;
+            state.is_written = false;
             warn!("{error}; the server goes on without its transcript");
         }
     }
