@@ -86,6 +86,8 @@ impl Call {
 pub struct Calls<'a> {
     args: &'a cli::Client,
     calls: VecDeque<Call>,
+    /// How many were started.
+    made: u64,
     has_input_ended: bool,
     /// Why no more calls could be made, if it was not for want of arguments.
     pub input_failure: Option<Failure>,
@@ -108,6 +110,7 @@ impl Calls<'_> {
         Calls {
             args,
             calls: VecDeque::new(),
+            made: 0,
             has_input_ended: false,
             input_failure: None,
             is_held: false,
@@ -121,6 +124,11 @@ impl Calls<'_> {
     /// Adds a call, to be published at once. One that is too large for the broker is finished already.
     pub fn start(&mut self, argument: Argument) -> &mut Call {
         self.next = None;
+        self.made += 1;
+        // Known before the input tells it: or a lost connection would be opened again for no more calls.
+        if self.args.calls() == Some(self.made) {
+            self.end_input(None);
+        }
         let mut call = Call::new(argument, Instant::now(), self.args.timeout);
         let limit = self.max_body;
         if call.argument.bytes.len() > limit {
@@ -337,7 +345,8 @@ mod tests {
 
     /// Those that a command line with these options asks for, two in flight.
     fn calls(options: &[&str]) -> Calls<'static> {
-        let args = [&["rpc_client", "--in-flight=2", "--timeout=30s"], options, &["fib"]].concat();
+        let args =
+            [&["rpc_client", "--in-flight=2", "--timeout=30s"], options, &["fib", "-"]].concat();
         Calls::new(Box::leak(Box::new(cli::Client::parse_from(args))))
     }
 
@@ -415,6 +424,19 @@ mod tests {
         assert!(!calls.are_over());
         calls.end_input(None);
         assert!(calls.are_over() && !calls.want_input(false));
+    }
+
+    #[test]
+    fn the_last_of_a_known_number_of_calls_ends_the_input() {
+        let args = cli::Client::parse_from(["rpc_client", "fib", "1", "2"]);
+        let mut calls = Calls::new(&args);
+        calls.start(argument("1"));
+        assert!(calls.want_input(false));
+        calls.start(argument("2"));
+        assert!(!calls.want_input(false));
+        calls.fail(&failure(FailureKind::ConnectionLost), |_| true);
+        assert_eq!(calls.take_finished().count(), 2);
+        assert!(calls.are_over());
     }
 
     #[test]
