@@ -131,16 +131,10 @@ impl Procedures {
         self.offered.keys().map(String::as_str).collect::<Vec<&str>>().join(separator)
     }
 
-    /// Calls a built-in procedure. All but `list` take text.
-    fn compute(&self, name: &str, argument: &[u8]) -> Result<String, Error> {
-        if name == LIST {
-            return Ok(self.names("\n"));
-        }
-        let Ok(argument) = std::str::from_utf8(argument) else {
-            let message = format!("the argument of {name} is not UTF-8 text");
-            return Err(Error::new(ErrorKind::InvalidArgument, message));
-        };
+    /// Calls a built-in procedure. Those that take no argument ignore what they get.
+    fn compute(&self, name: &str, argument: &[u8]) -> Outcome {
         match name {
+            LIST => Ok(self.names("\n").into()),
             "fib" => fibonacci(argument.trim_ascii(), &self.settings),
             "fun" => hundredfold(argument.trim_ascii()),
             "a" | "b" => Ok(name.into()),
@@ -199,53 +193,59 @@ fn failed(name: &str, status: ExitStatus, last_line: Option<String>) -> Error {
 
 /// Runs a procedure so that its panic is the caller's error, not the server's end. There is no state
 /// that a panic could leave half changed, hence `AssertUnwindSafe`.
-fn guarded(name: &str, procedure: impl FnOnce() -> Result<String, Error>) -> Outcome {
-    let called = catch_unwind(AssertUnwindSafe(procedure)).unwrap_or_else(|_| {
+fn guarded(name: &str, procedure: impl FnOnce() -> Outcome) -> Outcome {
+    catch_unwind(AssertUnwindSafe(procedure)).unwrap_or_else(|_| {
         let message = format!("{name} failed on the server; its log has the reason");
         Err(Error::new(ErrorKind::Internal, message))
-    });
-    called.map(String::into_bytes)
+    })
 }
 
 /// `fib n`: the n-th Fibonacci number.
-fn fibonacci(argument: &str, settings: &Settings) -> Result<String, Error> {
+fn fibonacci(argument: &[u8], settings: &Settings) -> Outcome {
     let (negative, digits) = integer("fib", argument)?;
-    match digits.parse() {
-        Ok(n) if !negative && n <= settings.max_n => {
-            Ok(fib::fib(n, settings.algorithm).to_string())
+    match str::from_utf8(digits).map(str::parse) {
+        Ok(Ok(n)) if !negative && n <= settings.max_n => {
+            Ok(fib::fib(n, settings.algorithm).to_string().into())
         }
         // A number of more digits than u64 holds is too large as well.
         _ => {
-            let argument = excerpt(argument.as_bytes());
-            let message = format!("fib takes n from 0 to {}, not {argument}", settings.max_n);
+            let (most, argument) = (settings.max_n, excerpt(argument));
+            let message = format!("fib takes n from 0 to {most}, not {argument}");
             Err(Error::new(ErrorKind::OutOfRange, message))
         }
     }
 }
 
 /// `fun n`: a hundred times n, whatever its size: two more zeros.
-fn hundredfold(argument: &str) -> Result<String, Error> {
+fn hundredfold(argument: &[u8]) -> Outcome {
     let (negative, digits) = integer("fun", argument)?;
     Ok(match digits {
-        "0" => "0".into(),
-        _ => [if negative { "-" } else { "" }, digits, "00"].concat(),
+        b"0" => digits.into(),
+        _ => [if negative { &b"-"[..] } else { b"" }, digits, b"00"].concat(),
     })
 }
 
 /// Whether a decimal integer of any size is negative, and its digits without leading zeros.
-fn integer<'a>(procedure: &str, argument: &'a str) -> Result<(bool, &'a str), Error> {
-    let negative = argument.starts_with('-');
-    let digits = argument.strip_prefix(['-', '+']).unwrap_or(argument);
+fn integer<'a>(procedure: &str, argument: &'a [u8]) -> Result<(bool, &'a [u8]), Error> {
+    let (negative, digits) = match argument {
+        [sign @ (b'-' | b'+'), digits @ ..] => (*sign == b'-', digits),
+        digits => (false, digits),
+    };
     // To the end, whatever comes: so the compiler looks at many bytes at once.
-    let are_digits = digits.bytes().fold(true, |are, byte| are & byte.is_ascii_digit());
+    let are_digits = digits.iter().fold(true, |are, byte| are & byte.is_ascii_digit());
     if digits.is_empty() || !are_digits {
-        let argument = excerpt(argument.as_bytes());
-        let message = format!("{procedure} takes an integer in decimal digits, not \"{argument}\"");
+        let message = match str::from_utf8(argument) {
+            Ok(_) => {
+                let argument = excerpt(argument);
+                format!("{procedure} takes an integer in decimal digits, not \"{argument}\"")
+            }
+            Err(_) => format!("the argument of {procedure} is not UTF-8 text"),
+        };
         return Err(Error::new(ErrorKind::InvalidArgument, message));
     }
-    match digits.trim_start_matches('0') {
-        "" => Ok((false, "0")),
-        significant => Ok((negative, significant)),
+    match digits.iter().position(|digit| *digit != b'0') {
+        None => Ok((false, b"0")),
+        Some(zeros) => Ok((negative, &digits[zeros..])),
     }
 }
 
