@@ -98,6 +98,9 @@ const SMALL_READ: usize = 400;
 /// As much as the library asks for at a time. What is larger is a body, which goes past the buffer, or rare.
 const BUFFER_SIZE: usize = 4096;
 
+/// How often to look for the rest of a body frame, before it is waited for.
+const LOOKS: usize = 100;
+
 /// A connected socket, with or without TLS.
 trait Stream: Read + Write + Send {
     fn socket(&self) -> &mio::net::TcpStream;
@@ -203,6 +206,17 @@ impl Transport {
         self.end += read;
         Ok(read)
     }
+
+    /// Reads what is already on its way: to look for it again takes less time than to sleep until it comes.
+    fn receive_more(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        for _ in 0..LOOKS {
+            match receive(&mut *self.stream, &mut self.has_one, buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::yield_now(),
+                result => return result,
+            }
+        }
+        Err(io::ErrorKind::WouldBlock.into())
+    }
 }
 
 /// Reads from the socket, once.
@@ -243,7 +257,7 @@ impl Read for Transport {
             if missing > 0 && self.checked == self.end {
                 // The rest of a body frame goes past our buffer, which saves a copy of a large body.
                 let most = buffer.len().min(missing);
-                let read = receive(&mut *self.stream, &mut self.has_one, &mut buffer[..most])?;
+                let read = self.receive_more(&mut buffer[..most])?;
                 match self.sanitizer.check(&mut buffer[..read]) {
                     Ok(_) => return Ok(read),
                     Err(reason) => self.inbox.violated(reason),
