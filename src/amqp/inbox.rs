@@ -47,6 +47,11 @@ impl Inbox {
         let _ = self.waiting.fetch_update(SeqCst, SeqCst, |waiting| waiting.checked_sub(1));
     }
 
+    /// Whether one message waits.
+    pub fn has_one(&self) -> bool {
+        self.waiting.load(SeqCst) == 1
+    }
+
     /// A message has come that takes `size` bytes of memory. Fails if that cannot be borne.
     pub fn arrived(&self, size: u64) -> Result<(), &'static str> {
         if self.waiting.fetch_add(1, SeqCst) <= self.expected.load(SeqCst) {

@@ -174,6 +174,11 @@ impl Sanitizer {
         self.phase
     }
 
+    /// Whether more of a body is to come, in this frame or in another one.
+    pub fn expects_body(&self) -> bool {
+        self.contents.iter().any(|content| content.left.is_some())
+    }
+
     /// How many bytes are still to come of a body frame that has begun.
     pub fn missing(&self) -> usize {
         self.body_frame

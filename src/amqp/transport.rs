@@ -88,15 +88,14 @@ pub struct Transport {
     pauses: bool,
     /// Wakes the library's loop after such a read.
     alarm: (Registration, SetReadiness),
-    /// Whether the last read from the socket brought about one message.
-    has_one: bool,
 }
 
-/// A read of at most so many bytes is one small message, not a stretch of many.
-const SMALL_READ: usize = 400;
+/// Room for a stretch of small messages.
+const BUFFER_SIZE: usize = 64 << 10;
 
-/// As much as the library asks for at a time. What is larger is a body, which goes past the buffer, or rare.
-const BUFFER_SIZE: usize = 4096;
+/// How much of it is used while a large body comes, which goes past it for the most part. The library asks
+/// for as much at a time.
+const PIECE: usize = 4096;
 
 /// How often to look for the rest of a body frame, before it is waited for.
 const LOOKS: usize = 100;
@@ -149,7 +148,6 @@ pub fn establish(
         end: 0,
         pauses: false,
         alarm: Registration::new2(),
-        has_one: false,
     })
 }
 
@@ -202,34 +200,29 @@ impl Transport {
         } else if self.end == 0 && self.buffer.len() > BUFFER_SIZE {
             self.buffer = vec![0; BUFFER_SIZE];
         }
-        let read = receive(&mut *self.stream, &mut self.has_one, &mut self.buffer[self.end..])?;
-        self.end += read;
-        Ok(read)
+        let free = self.buffer.len() - self.end;
+        let most = if self.sanitizer.expects_body() { free.min(PIECE) } else { free };
+        let read = self.stream.read(&mut self.buffer[self.end..self.end + most]);
+        match &read {
+            Ok(read) => self.end += read,
+            // The library's I/O thread goes to sleep now, and has just woken the thread that answers
+            // the message. If that runs first, its answer is there before the sleep begins.
+            Err(_) if self.inbox.has_one() => thread::yield_now(),
+            Err(_) => {}
+        }
+        read
     }
 
     /// Reads what is already on its way: to look for it again takes less time than to sleep until it comes.
-    fn receive_more(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+    fn read_body(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         for _ in 0..LOOKS {
-            match receive(&mut *self.stream, &mut self.has_one, buffer) {
+            match self.stream.read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::yield_now(),
                 result => return result,
             }
         }
         Err(io::ErrorKind::WouldBlock.into())
     }
-}
-
-/// Reads from the socket, once.
-fn receive(stream: &mut dyn Stream, has_one: &mut bool, buffer: &mut [u8]) -> io::Result<usize> {
-    let result = stream.read(buffer);
-    match result {
-        Ok(read) => *has_one = read <= SMALL_READ,
-        // The library's I/O thread goes to sleep now, and has just woken the thread that answers
-        // the message. If that runs first, its answer is there before the sleep begins.
-        Err(_) if std::mem::take(has_one) => thread::yield_now(),
-        Err(_) => {}
-    }
-    result
 }
 
 /// The library reads until there is nothing more, and then waits for the socket to tell of new bytes
@@ -257,7 +250,7 @@ impl Read for Transport {
             if missing > 0 && self.checked == self.end {
                 // The rest of a body frame goes past our buffer, which saves a copy of a large body.
                 let most = buffer.len().min(missing);
-                let read = self.receive_more(&mut buffer[..most])?;
+                let read = self.read_body(&mut buffer[..most])?;
                 match self.sanitizer.check(&mut buffer[..read]) {
                     Ok(_) => return Ok(read),
                     Err(reason) => self.inbox.violated(reason),
