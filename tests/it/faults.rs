@@ -47,6 +47,10 @@ fn a_blocked_server_stops_when_asked() {
     let ended = server.wait();
     assert_eq!(ended.code(), 0, "{ended:?}");
     assert!(ended.elapsed < ANSWER_LIMIT, "{ended:?}");
+    // Not a word of giving up: it does not wait for what a blocked broker would not read.
+    let blocks =
+        format!("rpc_server: {} blocks publishing (low on memory); waiting\n", shown(&node.url));
+    assert_eq!(ended.stderr, blocks);
 }
 
 /// A worker waits for the broker to take its reply once all buffers on the way are full.
