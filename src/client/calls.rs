@@ -86,9 +86,8 @@ impl Call {
 pub struct Calls<'a> {
     args: &'a cli::Client,
     calls: VecDeque<Call>,
-    /// How many were started.
-    made: u64,
-    has_input_ended: bool,
+    /// How many calls are still to be made. None: that depends on what the input has.
+    to_make: Option<u64>,
     /// Why no more calls could be made, if it was not for want of arguments.
     pub input_failure: Option<Failure>,
     /// Whether nobody would answer: nothing is published until a look at the queue says otherwise.
@@ -110,8 +109,7 @@ impl Calls<'_> {
         Calls {
             args,
             calls: VecDeque::new(),
-            made: 0,
-            has_input_ended: false,
+            to_make: args.calls(),
             input_failure: None,
             is_held: false,
             max_body: MAX_BODY,
@@ -124,11 +122,8 @@ impl Calls<'_> {
     /// Adds a call, to be published at once. One that is too large for the broker is finished already.
     pub fn start(&mut self, argument: Argument) -> &mut Call {
         self.next = None;
-        self.made += 1;
         // Known before the input tells it: or a lost connection would be opened again for no more calls.
-        if self.args.calls() == Some(self.made) {
-            self.end_input(None);
-        }
+        self.to_make = self.to_make.map(|calls| calls.saturating_sub(1));
         let mut call = Call::new(argument, Instant::now(), self.args.timeout);
         let limit = self.max_body;
         if call.argument.bytes.len() > limit {
@@ -189,21 +184,21 @@ impl Calls<'_> {
 
     /// Whether every call was made, finished and taken out.
     pub fn are_over(&self) -> bool {
-        self.calls.is_empty() && self.has_input_ended
+        self.calls.is_empty() && self.to_make == Some(0)
     }
 
     /// Whether another argument can be taken. A blocked broker would only collect requests whose time
     /// runs out; one at a time still goes, for its time to run out.
     pub fn want_input(&self, is_blocked: bool) -> bool {
         let has_room = self.calls.len() < self.args.in_flight.into();
-        let is_open = !self.has_input_ended && !self.is_held;
+        let is_open = self.to_make != Some(0) && !self.is_held;
         is_open && has_room && (self.calls.is_empty() || !is_blocked)
     }
 
     /// No more calls are made: there are no more arguments, or there is a `failure`. Those that were made
     /// go on.
     pub fn end_input(&mut self, failure: Option<Failure>) {
-        self.has_input_ended = true;
+        self.to_make = Some(0);
         self.input_failure = failure;
     }
 
@@ -266,7 +261,7 @@ impl Calls<'_> {
     /// Makes no more calls, if there are more to make.
     fn stop_input(&mut self, failure: Failure) {
         self.is_held = false;
-        if !self.has_input_ended {
+        if self.to_make != Some(0) {
             self.end_input(Some(failure));
         }
     }

@@ -7,7 +7,7 @@ use std::fmt::Write;
 use std::fs::File;
 use std::io::{self, IsTerminal, Seek};
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A batch that is over sooner shows no progress.
 const SHOWN_AFTER: Duration = Duration::from_secs(1);
@@ -47,14 +47,14 @@ impl Progress {
         Some(Progress { bar: bar.with_style(style), bytes })
     }
 
-    /// Another call is finished, so long after the first was begun.
-    pub fn advance(&mut self, call: &Call, elapsed: Duration) {
+    /// Another call is finished. The first one was begun then.
+    pub fn advance(&mut self, call: &Call, began: Option<Instant>) {
         self.bar.inc(1);
         if let (Some((all, done)), Some(_)) = (&mut self.bytes, call.argument.line) {
             *done += call.argument.bytes.len() as u64 + 1;
             self.bar.set_length(estimate(self.bar.position(), *all, *done));
         }
-        if elapsed > SHOWN_AFTER && self.bar.is_hidden() {
+        if self.bar.is_hidden() && began.is_some_and(|began| began.elapsed() > SHOWN_AFTER) {
             self.bar.set_draw_target(ProgressDrawTarget::stderr());
             self.bar.enable_steady_tick(SHOWN_AFTER);
         }

@@ -24,6 +24,8 @@ pub struct Report<'a> {
     is_terminal: bool,
     args: &'a cli::Client,
     format: Format,
+    /// Whether there may be several calls in flight, so that each result says whose it is.
+    names_calls: bool,
     /// When the first call was begun.
     started: Option<Instant>,
     failed: u64,
@@ -50,6 +52,7 @@ impl<'a> Report<'a> {
             is_terminal,
             args,
             format,
+            names_calls: args.in_flight > 1 && args.calls() != Some(1),
             started: None,
             failed: 0,
             first_failure: None,
@@ -83,9 +86,8 @@ impl<'a> Report<'a> {
     ) -> Result<(), ProgramError> {
         for (call, outcome) in finished {
             self.add_up(&call, outcome.as_ref().err());
-            let elapsed = self.elapsed();
             if let Some(progress) = &mut self.progress {
-                progress.advance(&call, elapsed);
+                progress.advance(&call, self.started);
             }
             match (self.format, &outcome) {
                 (Format::Json, _) => output::written(self.write_json(&call, outcome.as_deref()))?,
@@ -190,8 +192,7 @@ impl<'a> Report<'a> {
 
     fn write_result(&mut self, call: &Call, result: &[u8]) -> io::Result<()> {
         if self.format == Format::Transcript {
-            // Where there may be several calls in flight, each result says whose it is.
-            match self.args.in_flight > 1 && self.args.calls() != Some(1) {
+            match self.names_calls {
                 true => write!(self.out, " [.] {}: ", text::one_line(&self.name(call)))?,
                 false => self.out.write_all(b" [.] Got ")?,
             }

@@ -136,9 +136,9 @@ impl<'a> Worker<'a> {
 
     /// Waits for the next delivery. None: the worker is to stop.
     pub fn next_delivery(&mut self) -> Result<Option<Delivery>, WorkerError> {
-        let consumer = self.consumer.as_ref();
-        let messages = consumer.map_or_else(never, |consumer| consumer.receiver().clone());
+        let nothing = never();
         loop {
+            let messages = self.consumer.as_ref().map_or(&nothing, Consumer::receiver);
             select_biased! {
                 recv(self.context.stop.1) -> _ => return Ok(None),
                 recv(self.confirms.receiver()) -> confirm => {
