@@ -4,7 +4,7 @@ use crate::amqp::name;
 use crate::amqp::queue::QueueType;
 use crate::drill::Drill;
 use crate::fib::{Algorithm, RECURSIVE_LIMIT};
-use crate::procedure::{BUILT_IN_NAMES, OPTIONAL, Offer, Settings};
+use crate::procedure::{Offer, Settings, built_in_names, optional_names};
 use crate::protocol::MAX_EXPIRATION;
 use clap::builder::{PossibleValue, TypedValueParser};
 use clap::{Arg, ArgAction, Args, Command, Parser, ValueEnum, ValueHint};
@@ -119,7 +119,7 @@ pub struct Server {
     pub workers: u16,
 
     /// Offer a program (NAME=COMMAND), or of the built-in procedures only those named; may be repeated
-    #[arg(long = "procedure", value_name = "NAME[=COMMAND]", value_parser = Suggest(Offer::parse, &OPTIONAL))]
+    #[arg(long = "procedure", value_name = "NAME[=COMMAND]", value_parser = Suggest(Offer::parse, optional_names))]
     #[arg(value_hint = ValueHint::Other, hide_possible_values = true)]
     pub procedures: Vec<Offer>,
 
@@ -138,7 +138,7 @@ pub struct Server {
     pub max_n: Option<u64>,
 
     /// Misbehave on purpose, for teaching and tests
-    #[arg(long, value_name = "FAULT", value_parser = Suggest(drill, &Drill::FORMS))]
+    #[arg(long, value_name = "FAULT", value_parser = Suggest(drill, || Drill::FORMS.into()))]
     #[arg(value_hint = ValueHint::Other)]
     pub drill: Option<Drill>,
 }
@@ -187,7 +187,7 @@ pub enum SendOn {
 #[command(args_override_self = true)]
 pub struct Client {
     /// Name of the procedure; `list` names them
-    #[arg(value_parser = Suggest(name, &BUILT_IN_NAMES), hide_possible_values = true)]
+    #[arg(value_parser = Suggest(name, built_in_names), hide_possible_values = true)]
     pub procedure: String,
 
     /// One call for each argument; `-`: one for each line of standard input (see --send-on); none:
@@ -316,7 +316,7 @@ pub fn positive_duration(text: &str) -> Result<Duration, String> {
 
 /// A parser of an option's value, with the values that completions suggest.
 #[derive(Clone, Copy)]
-struct Suggest<T: 'static>(fn(&str) -> Result<T, String>, &'static [&'static str]);
+struct Suggest<T: 'static>(fn(&str) -> Result<T, String>, fn() -> Vec<&'static str>);
 
 impl<T: Clone + Send + Sync + 'static> TypedValueParser for Suggest<T> {
     type Value = T;
@@ -331,7 +331,7 @@ impl<T: Clone + Send + Sync + 'static> TypedValueParser for Suggest<T> {
     }
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
-        Some(Box::new(self.1.iter().copied().map(PossibleValue::new)))
+        Some(Box::new(self.1().into_iter().map(PossibleValue::new)))
     }
 }
 

@@ -143,27 +143,33 @@ impl ErrorKind {
     }
 }
 
-/// Why a program, or one call, did not succeed.
+/// Why a program, or one call, did not succeed. Of a procedure alone, it is one of [`ErrorKind`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
+pub struct Failure<K = FailureKind> {
     /// The rung that broke; gives the exit code.
-    pub kind: FailureKind,
+    pub kind: K,
     /// One sentence or two: what failed, on which target, and the remedy. Never a password.
     pub message: String,
-    /// What a program exited with on the server, if it was that which failed.
+    /// What a program exited with on the server, 0 to 255, if it was that which failed.
     pub exit_code: Option<u8>,
 }
 
-impl Failure {
+impl<K> Failure<K> {
     /// A failure of `kind`, told by `message`.
-    pub fn new(kind: FailureKind, message: impl Into<String>) -> Failure {
+    pub fn new(kind: K, message: impl Into<String>) -> Failure<K> {
         Failure { kind, message: message.into(), exit_code: None }
     }
 }
 
-impl std::error::Error for Failure {}
+impl From<Failure<ErrorKind>> for Failure {
+    fn from(Failure { kind, message, exit_code }: Failure<ErrorKind>) -> Failure {
+        Failure { kind: FailureKind::Procedure(kind), message, exit_code }
+    }
+}
 
-impl fmt::Display for Failure {
+impl<K: fmt::Debug> std::error::Error for Failure<K> {}
+
+impl<K> fmt::Display for Failure<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }

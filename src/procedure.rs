@@ -14,26 +14,11 @@ use std::os::unix::process::ExitStatusExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitStatus;
 
-/// A procedure's error.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Error {
-    /// What kind of error it is.
-    pub kind: ErrorKind,
-    /// A sentence for the person who made the call.
-    pub message: String,
-    /// What a program exited with, 0 to 255, if the procedure is one and it exited.
-    pub exit_code: Option<u8>,
-}
+/// A procedure's error, with a sentence for the person who made the call.
+pub type Error = Failure<ErrorKind>;
 
 /// What a procedure answers: a result, which may be any bytes, or an error.
 pub type Outcome = Result<Vec<u8>, Error>;
-
-impl Error {
-    /// An error of `kind`, told by `message`.
-    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Error {
-        Error { kind, message: message.into(), exit_code: None }
-    }
-}
 
 /// What the server's options say about procedures.
 #[derive(Debug, Clone, Copy)]
@@ -44,14 +29,31 @@ pub struct Settings {
     pub max_n: u64,
 }
 
-const PING: &str = "ping";
-const LIST: &str = "list";
+/// What a built-in procedure answers to an argument. One that takes none ignores it.
+type BuiltIn = fn(&Procedures, &[u8]) -> Outcome;
 
 /// Every built-in procedure.
-pub const BUILT_IN_NAMES: [&str; 6] = ["fib", "fun", "a", "b", PING, LIST];
+const BUILT_IN: [(&str, BuiltIn); 6] = [
+    ("fib", |server, argument| fibonacci(argument.trim_ascii(), &server.settings)),
+    ("fun", |_, argument| hundredfold(argument.trim_ascii())),
+    ("a", |_, _| Ok("a".into())),
+    ("b", |_, _| Ok("b".into())),
+    ("ping", |_, _| Ok("pong".into())),
+    ("list", |server, _| Ok(server.names("\n").into())),
+];
 
-/// Those of which a server can offer some and not others.
-pub const OPTIONAL: [&str; 4] = ["fib", "fun", "a", "b"];
+/// Those that every server offers.
+const ALWAYS: [&str; 2] = ["ping", "list"];
+
+/// The names of the built-in procedures.
+pub fn built_in_names() -> Vec<&'static str> {
+    BUILT_IN.map(|(name, _)| name).into()
+}
+
+/// The names of those of which a server can offer some and not others.
+pub fn optional_names() -> Vec<&'static str> {
+    built_in_names().into_iter().filter(|name| !ALWAYS.contains(name)).collect()
+}
 
 /// A procedure that an option names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,15 +70,15 @@ impl Offer {
         let (name, command) = text.split_once('=').unzip();
         let name = amqp::name(name.unwrap_or(text))?;
         let Some(command) = command else {
-            if BUILT_IN_NAMES.contains(&name.as_str()) {
+            if built_in_names().contains(&name.as_str()) {
                 return Ok(Offer { name, words: None });
             }
             return Err(format!(
                 "the built-in procedures are {}; a program is offered by NAME=COMMAND",
-                OPTIONAL.join(", ")
+                optional_names().join(", ")
             ));
         };
-        if name == PING || name == LIST {
+        if ALWAYS.contains(&name.as_str()) {
             return Err(format!("{name} is always the built-in procedure: take another name"));
         }
         let words = shell_words::split(command).map_err(|_| "a quote is open")?;
@@ -102,9 +104,10 @@ impl Procedures {
     /// Those that are `offers`, or, if there are none, the built-in ones; `ping` and `list` in any case.
     /// Its errors are those of [`Command::find`].
     pub fn new(offers: &[Offer], settings: Settings) -> Result<Procedures, Failure> {
-        let all = OPTIONAL.map(|name| Offer { name: name.into(), words: None });
+        let built_in = |name: &str| Offer { name: name.into(), words: None };
+        let all: Vec<Offer> = optional_names().into_iter().map(built_in).collect();
         let offers = if offers.is_empty() { &all } else { offers };
-        let mut offered = BTreeMap::from([PING, LIST].map(|name| (name.into(), None)));
+        let mut offered = BTreeMap::from(ALWAYS.map(|name| (name.into(), None)));
         for Offer { name, words } in offers {
             let command = words.as_ref().map(|words| Command::find(name, words)).transpose()?;
             offered.insert(name.clone(), command);
@@ -116,10 +119,11 @@ impl Procedures {
     /// Calls the procedure `name` with the bytes of a request's body, which are `call`'s input. The rest
     /// of `call` is for programs. None: the connection was lost meanwhile, so that the request comes again.
     pub fn call(&self, name: &str, call: &Call<'_>) -> Option<Outcome> {
-        match self.offered.get(name) {
-            Some(Some(command)) => self.run(name, command, call),
-            Some(None) => Some(guarded(name, || self.compute(name, call.input))),
-            None => {
+        let built_in = BUILT_IN.iter().find(|(built_in, _)| *built_in == name);
+        match (self.offered.get(name), built_in) {
+            (Some(Some(command)), _) => self.run(name, command, call),
+            (Some(None), Some((_, answer))) => Some(guarded(name, || answer(self, call.input))),
+            _ => {
                 let (name, names) = (excerpt(name.as_bytes()), self.names(", "));
                 let message = format!("there is no procedure \"{name}\"; there are {names}");
                 Some(Err(Error::new(ErrorKind::UnknownProcedure, message)))
@@ -129,18 +133,6 @@ impl Procedures {
 
     fn names(&self, separator: &str) -> String {
         self.offered.keys().map(String::as_str).collect::<Vec<&str>>().join(separator)
-    }
-
-    /// Calls a built-in procedure. Those that take no argument ignore what they get.
-    fn compute(&self, name: &str, argument: &[u8]) -> Outcome {
-        match name {
-            LIST => Ok(self.names("\n").into()),
-            "fib" => fibonacci(argument.trim_ascii(), &self.settings),
-            "fun" => hundredfold(argument.trim_ascii()),
-            "a" | "b" => Ok(name.into()),
-            PING => Ok("pong".into()),
-            _ => unreachable!("{name} is not built in"),
-        }
     }
 
     fn run(&self, name: &str, command: &Command, call: &Call<'_>) -> Option<Outcome> {

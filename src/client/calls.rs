@@ -71,11 +71,7 @@ impl Call {
         let id = &self.correlation_id;
         self.finish(reply.and_then(|reply| {
             info!("reply: {}, correlation_id {}", reply.kind(), short(Some(id)));
-            reply.outcome.map_err(|error| Failure {
-                kind: FailureKind::Procedure(error.kind),
-                message: error.message,
-                exit_code: error.exit_code,
-            })
+            reply.outcome.map_err(Failure::from)
         }));
     }
 }

@@ -1,36 +1,13 @@
 //! Diagnostics on standard error, each on one line with the program's name in front.
 
 use crate::terminal::output;
-use env_filter::{Builder, Filter};
-use log::{LevelFilter, Log, Metadata, Record, warn};
+use env_filter::ParseError;
+use env_logger::Builder;
+use log::{LevelFilter, warn};
 
 /// The module of the client library whose log of the login shows the password. Whatever RUST_LOG
 /// says, that is not for anybody's eyes.
 const SECRET: &str = "amiquip::io_loop::handshake_state";
-
-struct Logger {
-    program: &'static str,
-    filter: Filter,
-}
-
-impl Log for Logger {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.filter.enabled(metadata)
-    }
-
-    fn log(&self, record: &Record<'_>) {
-        let (program, target) = (self.program, record.target());
-        if !self.filter.matches(record) || target.starts_with(SECRET) {
-            return;
-        }
-        match target.starts_with("fib_rpc") || target.starts_with(program) {
-            true => output::error_line(program, *record.args()),
-            false => output::error_line(program, format_args!("[{target}] {}", record.args())),
-        }
-    }
-
-    fn flush(&self) {}
-}
 
 /// Starts logging for `program`: warnings, unless `quiet`; with `verbose` of 1 each AMQP step, of
 /// 2 details, of 3 the client library's log too. The environment variable `RUST_LOG` overrides
@@ -43,22 +20,31 @@ pub fn init(program: &'static str, quiet: bool, verbose: u8) {
         (_, 2) => (LevelFilter::Debug, LevelFilter::Off),
         (_, _) => (LevelFilter::Trace, LevelFilter::Trace),
     };
-    let mut levels = Builder::new();
-    levels
-        .filter_level(LevelFilter::Off)
-        .filter_module("amiquip", theirs)
-        .filter_module("fib_rpc", ours)
-        .filter_module(program, ours);
-    let rules = std::env::var("RUST_LOG").ok().filter(|rules| !rules.is_empty());
-    let given = rules.map(|rules| Builder::new().try_parse(&rules).map(Builder::build));
-    let (filter, error) = match given {
-        Some(Ok(filter)) => (filter, None),
-        unusable => (levels.build(), unusable.and_then(Result::err)),
-    };
-    log::set_max_level(filter.filter());
+    let mut builder = Builder::new();
+    let rules = std::env::var("RUST_LOG").unwrap_or_default();
+    let checked = check(&rules);
+    if rules.is_empty() || checked.is_err() {
+        builder
+            .filter_level(LevelFilter::Off)
+            .filter_module("amiquip", theirs)
+            .filter_module("fib_rpc", ours)
+            .filter_module(program, ours);
+    } else {
+        builder.parse_filters(&rules);
+    }
+    builder.format(move |_, record| {
+        match record.target() {
+            target if target.starts_with(SECRET) => {}
+            target if target.starts_with("fib_rpc") || target.starts_with(program) => {
+                output::error_line(program, *record.args());
+            }
+            target => output::error_line(program, format_args!("[{target}] {}", record.args())),
+        }
+        Ok(())
+    });
     // It fails if there is a logger already, which then goes on.
-    let _ = log::set_logger(Box::leak(Box::new(Logger { program, filter })));
-    if let Some(error) = error {
+    let _ = builder.try_init();
+    if let Err(error) = checked {
         warn!("RUST_LOG is ignored: {error}");
     }
     std::panic::set_hook(Box::new(|panic| {
@@ -69,4 +55,9 @@ pub fn init(program: &'static str, quiet: bool, verbose: u8) {
             _ => log::error!("internal error: {panic}"),
         }
     }));
+}
+
+/// What is wrong with `rules`. env_logger would tell it as it stands there, control characters and all.
+fn check(rules: &str) -> Result<(), ParseError> {
+    env_filter::Builder::new().try_parse(rules).map(drop)
 }
