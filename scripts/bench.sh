@@ -13,8 +13,8 @@
 #   cpu          recursive fib with 1 and 2 workers, ours only
 #   fib          fib by algorithm, ours only
 #   settings     what prefetch, workers, calls in flight, the queue's type and confirms do, ours only
-# sequential and pipelined also measure the broker alone: publish and consume on one connection; and C's client with an
-# expiration in each request, as ours has one.
+# sequential and pipelined also measure the broker alone: publish and consume on one connection; and C's pair with an
+# expiration in each request, and with all properties of ours: that, ids as long as a UUID, mandatory, and the reply's type.
 # --quick makes few rounds, for a look. The raw numbers go to target/bench/results.csv; those of all rows and all peers,
 # if not quick, to benches/results.csv, from which benches/plot.py makes a picture.
 # Exit code: 0; 64 wrong usage; 69 if something is missing; 70 if the build or a measurement fails.
@@ -106,7 +106,7 @@ client_command() {
             command+=("$procedure" ${argument:+"$argument"})
             ;;
         c | go) command=("$built/$peer/rpc_client") ;;
-        c_expiring) command=("$built/c/rpc_client") ;;
+        c_expiring | c_alike) command=("$built/c/rpc_client") ;;
         lapin) command=("$built/lapin/release/rpc_client") ;;
         pika) command=("$built/pika/bin/python" benches/peers/pika/rpc_client.py) ;;
         broker) command=("$built/c/broker" "$AMQP_URL" "$calls" "$in_flight") ;;
@@ -115,7 +115,10 @@ client_command() {
         ours | broker) ;;
         *) command+=("$AMQP_URL" "$queue" "$procedure" "$argument" "$calls" "$in_flight") ;;
     esac
-    if [ "$peer" = c_expiring ]; then command+=(30000); fi
+    case $peer in
+        c_expiring) command+=(30000) ;;
+        c_alike) command+=(30000 36) ;;
+    esac
 }
 
 # What "about" says of them in the raw numbers.
@@ -170,7 +173,7 @@ stop_servers() {
 # cpu (µs a call) and memory (KiB).
 measure() {
     local row=$1 peer=$2 calls=$5 wall_s cpu_s seconds _
-    client_command "$peer" "$prefix-$row-${peer%_expiring}" "$3" "$4" "$calls" "$6"
+    client_command "$peer" "$prefix-$row-${peer%%_*}" "$3" "$4" "$calls" "$6"
     : >"$folder/measured"
     # In the background, so that a signal to this script does not wait for it.
     "$built/measure" "$folder/measured" "${command[@]}" <"$folder/input" >"$folder/out" 2>"$folder/err" &
@@ -231,7 +234,7 @@ against_peers() {
         start_server "$peer" "$prefix-$row-$peer"
         eval "server_$peer=\$pid"
     done
-    case $row:"$peers " in sequential:*' c '* | pipelined:*' c '*) order="$order broker c_expiring" ;; esac
+    case $row:"$peers " in sequential:*' c '* | pipelined:*' c '*) order="$order broker c_expiring c_alike" ;; esac
     for ((round = 1; round <= rounds; round++)); do
         for peer in $order; do
             eval "pid=\${server_$peer-}"

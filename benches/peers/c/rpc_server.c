@@ -47,6 +47,11 @@ int main(int count, char **arguments) {
         ._flags = AMQP_BASIC_CONTENT_TYPE_FLAG | AMQP_BASIC_CORRELATION_ID_FLAG,
         .content_type = amqp_cstring_bytes("text/plain"),
         .correlation_id = request->correlation_id};
+    // As this project's server, to a client that sends what this project's does: ids of a UUID's length.
+    if (request->correlation_id.len == 36) {
+      properties._flags |= AMQP_BASIC_TYPE_FLAG;
+      properties.type = amqp_cstring_bytes("result");
+    }
     amqp_bytes_t procedure =
         request->_flags & AMQP_BASIC_APP_ID_FLAG ? request->app_id : amqp_empty_bytes;
     amqp_bytes_t reply = answer(procedure, envelope.message.body);
