@@ -15,7 +15,7 @@
 //! | [`fib`] | Fibonacci numbers |
 //! | [`amqp`] | URIs, connections, queues, and the guards around them |
 //! | [`terminal`] | standard output, diagnostics on stderr, text made harmless |
-//! | [`process`] | signals |
+//! | [`signals`] | the first one asks to stop, the second ends |
 //! | [`error`] | what went wrong → exit code; imports nothing of ours |
 //!
 //! Imports point downwards in this table only.
@@ -30,8 +30,8 @@ pub mod drill;
 pub mod error;
 pub mod fib;
 pub mod procedure;
-pub mod process;
 pub mod program;
 pub mod protocol;
 pub mod server;
+pub mod signals;
 pub mod terminal;

@@ -10,36 +10,24 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 const MAX_EXCESS: u64 = 16 << 20;
 
 /// What the thread that reads a connection and those that take messages from it both know.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Inbox {
     /// How many came and were not taken.
     waiting: AtomicU64,
-    /// How many may wait, however large they are.
-    expected: AtomicU64,
+    /// How many may wait, however large they are. Until it is known: any number.
+    expected: OnceLock<u64>,
     /// The size of what came since no more than that waited, in bytes.
     excess: AtomicU64,
     violation: OnceLock<String>,
 }
 
-impl Default for Inbox {
-    /// Expects any number.
-    fn default() -> Inbox {
-        Inbox {
-            waiting: AtomicU64::new(0),
-            expected: AtomicU64::new(u64::MAX),
-            excess: AtomicU64::new(0),
-            violation: OnceLock::new(),
-        }
-    }
-}
-
 impl Inbox {
-    /// From now on no more than `most` messages are expected to wait at any time: deliveries, returned
+    /// From now on, for good, no more than `most` messages are expected to wait at any time: deliveries, returned
     /// messages, publisher confirms and notices of a blocked connection, all together. More may come
     /// for a moment, since the broker does not know when one is taken; but when more wait, and they
     /// came with more than 16 MiB, the connection ends.
     pub fn expect_at_most(&self, most: u64) {
-        self.expected.store(most, SeqCst);
+        let _ = self.expected.set(most);
     }
 
     /// To be called for each message that was taken from one of the connection's receivers.
@@ -54,7 +42,7 @@ impl Inbox {
 
     /// A message has come that takes `size` bytes of memory. Fails if that cannot be borne.
     pub fn arrived(&self, size: u64) -> Result<(), &'static str> {
-        if self.waiting.fetch_add(1, SeqCst) <= self.expected.load(SeqCst) {
+        if self.expects(self.waiting.fetch_add(1, SeqCst)) {
             self.excess.store(0, SeqCst);
         }
         self.grown(size)
@@ -63,10 +51,14 @@ impl Inbox {
     /// The message that arrived last takes another `size` bytes. Fails if that cannot be borne.
     pub fn grown(&self, size: u64) -> Result<(), &'static str> {
         let excess = self.excess.fetch_add(size, SeqCst) + size;
-        if excess <= MAX_EXCESS || self.waiting.load(SeqCst) <= self.expected.load(SeqCst) {
+        if excess <= MAX_EXCESS || self.expects(self.waiting.load(SeqCst)) {
             return Ok(());
         }
         Err("it sent more messages than were asked for, faster than they are taken")
+    }
+
+    fn expects(&self, waiting: u64) -> bool {
+        self.expected.get().is_none_or(|most| waiting <= *most)
     }
 
     /// Why reading ended, if it was because the peer broke the protocol's rules or flooded us.

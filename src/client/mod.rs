@@ -14,7 +14,7 @@ use crate::amqp::connection::Session;
 use crate::amqp::uri::{self, Endpoint};
 use crate::cli::{self, Format};
 use crate::error::{Failure, FailureKind, ProgramError};
-use crate::process::signals::{self, Stop};
+use crate::signals::{self, Stop};
 use anyhow::Context;
 use calls::Calls;
 use channel::{Interrupted, RpcChannel};

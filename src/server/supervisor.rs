@@ -3,9 +3,9 @@
 
 use crate::amqp::connection::Session;
 use crate::error::{Failure, FailureKind};
-use crate::process::signals::Stop;
 use crate::server::reconnect::ReconnectState;
 use crate::server::worker::{Context, Event, STOP_LIMIT, Service, Worker, WorkerError};
+use crate::signals::Stop;
 use crossbeam_channel::{Receiver, RecvError, at, never, select_biased, unbounded};
 use log::{info, warn};
 use sd_notify::NotifyState;

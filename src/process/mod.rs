@@ -1,3 +1,0 @@
-//! The process and its system: signals.
-
-pub mod signals;
