@@ -43,7 +43,7 @@ fn exchange(
             Event::Reply(delivery) => match calls.pending(delivery.properties.correlation_id()) {
                 Some(call) => call.finish_with(Reply::decode(&delivery.properties, delivery.body)),
                 // A duplicate, a late one, a stranger's.
-                None => calls.discard(&delivery),
+                None => calls.discard(delivery.properties.correlation_id()),
             },
             Event::Returned(request) => calls.return_request(&request, rpc.queue_missing()),
             Event::Resend => {

@@ -9,7 +9,7 @@ use crate::client::input::Argument;
 use crate::error::{Failure, FailureKind};
 use crate::protocol::{MAX_BODY, Reply};
 use crate::terminal::text::{count, short};
-use amiquip::{Delivery, Return};
+use amiquip::Return;
 use log::{info, warn};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -151,8 +151,8 @@ impl Calls<'_> {
     }
 
     /// Discards a reply that no call awaits.
-    pub fn discard(&mut self, reply: &Delivery) {
-        let id = short(reply.properties.correlation_id().as_deref());
+    pub fn discard(&mut self, correlation_id: &Option<String>) {
+        let id = short(correlation_id.as_deref());
         info!("discard a reply: correlation_id {id} is not awaited");
         self.discarded = self.discarded.saturating_add(1);
     }
@@ -470,7 +470,8 @@ mod tests {
     #[test]
     fn replies_that_nobody_awaits_are_told_with_a_time_out() {
         let mut calls = published(&[], &["a"]);
-        calls.discarded = 2;
+        calls.discard(&None);
+        calls.discard(&Some("late".into()));
         calls.time_out(after(TIMEOUT), diagnosis(FailureKind::TimedOut, false));
         let (_, outcome) = calls.take_finished().next().unwrap();
         let message = "it failed; 2 replies came that no call awaits";

@@ -276,6 +276,7 @@ fn a_failure_ends_a_batch_after_the_calls_before_it() {
     assert!(ended.stderr.ends_with("rpc_client: fib(2): no (internal)\n"), "{ended:?}");
     let given_up = "rpc_client: 2 calls after the first failure: given up\n";
     assert!(ended.stderr.contains(given_up), "{ended:?}");
+    assert_eq!(ended.stderr.matches("given up").count(), 1, "{ended:?}");
 }
 
 #[test]
