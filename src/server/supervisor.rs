@@ -66,10 +66,8 @@ pub fn supervise(
     let (connection, alive) = io::pipe().map_err(|error| {
         Failure::new(FailureKind::Internal, format!("cannot open a pipe: {error}"))
     })?;
-    let requests = u64::from(service.args.workers) * u64::from(service.args.prefetch);
-    // A prefetch of 0 is any number. The broker may push so many to the workers, and a confirm for each.
-    if requests > 0 {
-        session.inbox().expect_at_most(2 * requests);
+    if let Some(most) = most_expected(service.args.workers, service.args.prefetch) {
+        session.inbox().expect_at_most(most);
     }
     let context = Arc::new(Context {
         service,
@@ -96,6 +94,12 @@ pub fn supervise(
     drop(alive);
     supervisor.session.close();
     served
+}
+
+/// How many messages can wait for the workers: their requests, and a confirm for the reply to each.
+/// None, with a prefetch of 0: any number.
+fn most_expected(workers: u16, prefetch: u16) -> Option<u64> {
+    (prefetch > 0).then(|| 2 * u64::from(workers) * u64::from(prefetch))
 }
 
 struct Supervisor {
@@ -246,13 +250,21 @@ mod tests {
         workers.start(now + READY_LIMIT / 2);
         assert_eq!(workers.ready_by, Some(now + READY_LIMIT));
         workers.ready();
-        assert!(!workers.are_ready());
+        assert!(!workers.are_ready() && workers.ready_by.is_some());
         workers.ready();
         assert!(workers.are_ready() && workers.ready_by.is_none());
         // One that starts later has as long.
         workers.start(now + READY_LIMIT);
         assert_eq!(workers.ready_by, Some(now + 2 * READY_LIMIT));
         assert_eq!(workers.running, 3);
+    }
+
+    #[test]
+    fn a_request_and_a_confirm_can_wait_for_each_place_that_the_prefetch_gives() {
+        assert_eq!(most_expected(1, 1), Some(2));
+        assert_eq!(most_expected(3, 10), Some(60));
+        assert_eq!(most_expected(256, u16::MAX), Some(33_553_920));
+        assert_eq!(most_expected(3, 0), None);
     }
 
     #[test]
