@@ -78,6 +78,8 @@ pub enum End {
     TimedOut,
     /// It was killed since the connection was lost.
     ConnectionLost,
+    /// It was killed since it could not be fed, read or waited for.
+    Unobserved(io::Error),
 }
 
 /// A program, with its arguments.
@@ -104,7 +106,7 @@ impl Command {
     }
 
     /// Runs it to its end, and logs each line that it writes to standard error. The error says why it
-    /// cannot be started.
+    /// was not started.
     pub fn run(&self, call: &Call<'_>, groups: &Groups) -> io::Result<End> {
         let time_limit = call.deadline.map(|at| at.saturating_duration_since(Instant::now()));
         if time_limit == Some(Duration::ZERO) {
@@ -131,8 +133,11 @@ impl Command {
         let lines = Lines { name: &self.name, line: Vec::new(), last: None };
         let (input, output) = (call.input, Vec::new());
         let mut running = Running { child, group, groups, call, input, output, lines, end: None };
-        let killed = running.attend()?;
-        let status = running.reap()?;
+        let ended = running.attend().and_then(|killed| Ok((killed, running.reap()?)));
+        let (killed, status) = match ended {
+            Ok(ended) => ended,
+            Err(error) => return Ok(End::Unobserved(error)),
+        };
         // The last line need not end with a newline.
         if !running.lines.line.is_empty() {
             running.lines.tell();

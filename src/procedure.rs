@@ -148,6 +148,11 @@ impl Procedures {
                 Error::new(ErrorKind::TimedOut, format!("{name} did not end in time"))
             }
             Ok(End::ConnectionLost) => return None,
+            Ok(End::Unobserved(error)) => {
+                let message = format!("{name} was killed: the server could not follow it: {error}");
+                warn!("{message}");
+                Error::new(ErrorKind::Internal, message)
+            }
             Err(error) => {
                 let message = format!("{name} cannot be started: {error}");
                 warn!("{message}");
