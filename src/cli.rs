@@ -14,7 +14,7 @@ use std::ffi::OsStr;
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
-/// Largest `--max-n`: the reply of a larger one would be over [`crate::protocol::MAX_BODY`].
+/// Largest `--max-n`: the reply of a larger one would be over [`crate::amqp::MAX_BODY`].
 const MAX_MAX_N: u64 = 80_000_000;
 
 /// What help and man pages say of each option that takes one.

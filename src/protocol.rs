@@ -19,10 +19,6 @@ use std::time::Duration;
 /// Longest expiration that RabbitMQ takes, in milliseconds: 2³² − 1, some 49 days.
 pub const MAX_EXPIRATION: Duration = Duration::from_millis(u32::MAX as u64);
 
-/// Largest body that a broker takes with its own defaults, in bytes: `max_message_size` is
-/// 16 MiB since RabbitMQ 4.0. A larger one costs the channel.
-pub const MAX_BODY: usize = 16 << 20;
-
 const DEFAULT_PROCEDURE: &str = "fib";
 const TYPE_RESULT: &str = "result";
 const TYPE_ERROR: &str = "error";

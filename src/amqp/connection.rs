@@ -101,10 +101,7 @@ impl Session {
         let deadline = Instant::now() + limit;
         let socket = transport::dial(endpoint, deadline)?;
         let watchdog = socket.try_clone().and_then(Watchdog::new).map_err(|error| {
-            Failure::new(
-                FailureKind::Internal,
-                format!("no thread to watch the connection: {error}"),
-            )
+            Failure::new(FailureKind::Internal, format!("cannot watch the connection: {error}"))
         })?;
         let left = deadline.saturating_duration_since(Instant::now());
         let (began, mut in_login) = (Instant::now(), false);

@@ -1,6 +1,7 @@
 //! What the client library's errors mean: each becomes a [`Failure`] that names the broker and the
 //! remedy. The texts in them are the broker's; they are shown as they came.
 
+use crate::amqp::MAX_BODY;
 use crate::amqp::uri::{Credentials, Endpoint};
 use crate::error::{Failure, FailureKind};
 use crate::terminal::text;
@@ -54,10 +55,11 @@ pub fn of_channel(endpoint: &str, error: &Error) -> Option<Failure> {
 }
 
 /// "PRECONDITION_FAILED - message size 2090 is larger than configured max size 1000": RabbitMQ tells
-/// its limit in this sentence and nowhere else.
+/// its limit in this sentence and nowhere else. One that is larger than ours changes nothing.
 fn too_large(message: &str) -> Option<FailureKind> {
     let (_, limit) = message.split_once("larger than configured max size ")?;
-    Some(FailureKind::TooLarge { limit: limit.parse().ok()? })
+    let limit = limit.parse::<usize>().ok()?.min(MAX_BODY);
+    Some(FailureKind::TooLarge { limit })
 }
 
 /// The failure that the `cause` of a lost connection is.

@@ -20,6 +20,10 @@ pub mod watchdog;
 /// one costs the connection.
 pub const MAX_NAME: usize = 255;
 
+/// Largest body that a broker takes with its own defaults, in bytes: `max_message_size` is
+/// 16 MiB since RabbitMQ 4.0. A larger one costs the channel.
+pub const MAX_BODY: usize = 16 << 20;
+
 /// The name, if AMQP can carry it, or what is wrong with it.
 pub fn name(text: &str) -> Result<String, String> {
     match text.len() {

@@ -1,8 +1,8 @@
 //! The client's arguments: those of the command line, and what standard input has.
 
+use crate::amqp::MAX_BODY;
 use crate::cli::{self, SendOn};
 use crate::error::{Failure, FailureKind};
-use crate::protocol::MAX_BODY;
 use crossbeam_channel::{Receiver, bounded};
 use std::io::{self, BufRead, Read};
 use std::sync::Arc;

@@ -7,11 +7,10 @@ mod supervisor;
 pub mod worker;
 
 use crate::amqp::connection::Session;
-use crate::amqp::{queue, uri};
+use crate::amqp::{MAX_BODY, queue, uri};
 use crate::cli;
 use crate::error::{Failure, FailureKind, ProgramError};
 use crate::procedure::Procedures;
-use crate::protocol::MAX_BODY;
 use crate::signals::{self, Stop};
 use crate::terminal::output::Transcript;
 use crossbeam_channel::{Receiver, bounded, select_biased};

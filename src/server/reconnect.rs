@@ -31,9 +31,9 @@ impl ReconnectState {
     /// failure once, not at each attempt.
     pub fn delay_after(&mut self, failure: Failure) -> Result<Duration, Failure> {
         let is_final = match failure.kind {
-            FailureKind::Internal => true,
-            // A server that has served may be let in again.
-            FailureKind::AccessRefused
+            // A server that has served may be let in again, or have enough descriptors and threads again.
+            FailureKind::Internal
+            | FailureKind::AccessRefused
             | FailureKind::Configuration
             | FailureKind::QueueUnusable => !self.has_served,
             _ => false,
@@ -60,18 +60,17 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_that_was_right_once_is_tried_again() {
-        for kind in
-            [FailureKind::AccessRefused, FailureKind::Configuration, FailureKind::QueueUnusable]
-        {
+    fn what_was_right_once_is_tried_again() {
+        for kind in [
+            FailureKind::Internal,
+            FailureKind::AccessRefused,
+            FailureKind::Configuration,
+            FailureKind::QueueUnusable,
+        ] {
             let mut state = ReconnectState::new();
             assert_eq!(state.delay_after(failure(kind)), Err(failure(kind)));
             state.serves();
             assert!(state.delay_after(failure(kind)).is_ok());
-            assert_eq!(
-                state.delay_after(failure(FailureKind::Internal)),
-                Err(failure(FailureKind::Internal))
-            );
         }
     }
 
