@@ -56,8 +56,7 @@ pub fn announce(drill: Drill, what: fmt::Arguments<'_>) {
 
 /// Ends the process as `kill -9` does: nothing is finished, nothing given back, nobody told.
 pub fn crash() -> ! {
-    // Cannot fail: the signal exists, and a process may kill itself.
     let _ = low_level::raise(SIGKILL);
-    // Should the system take its time to kill.
+    // Should the system take its time, or spare the first process of a container (pid_namespaces(7)).
     std::process::abort()
 }

@@ -5,9 +5,8 @@ use crossbeam_channel::{Receiver, bounded};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level;
-use std::process::ExitCode;
-use std::thread;
 use std::time::Duration;
+use std::{process, thread};
 
 /// Signals so close together are one request: timeout(1) sends its signal to its child, and again to
 /// the group that the child is in.
@@ -20,10 +19,12 @@ pub struct Stop(i32);
 impl Stop {
     /// Ends the process by the signal, as if there had been no handler: a shell sees 130 or 143,
     /// and one that runs a loop ends the loop too, which an exit code would not make it do.
-    pub fn end_process(self) -> ExitCode {
-        let _ = low_level::emulate_default_handler(self.0);
-        // Not reached, for the two signals that there are.
-        ExitCode::from(128u8.saturating_add(self.0 as u8))
+    pub fn end_process(self) -> ! {
+        // The first process of a container is spared such signals (pid_namespaces(7)).
+        if process::id() != 1 {
+            let _ = low_level::emulate_default_handler(self.0);
+        }
+        process::exit(128 + self.0)
     }
 }
 
@@ -48,7 +49,7 @@ pub fn stop_requests(
         if let Some(limit) = limit {
             let end = move || {
                 thread::sleep(limit);
-                Stop(first).end_process()
+                Stop(first).end_process();
             };
             let _ = thread::Builder::new().name("limit".into()).spawn(end);
         }

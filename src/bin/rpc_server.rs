@@ -20,7 +20,9 @@ fn serve(worker: &mut Worker) -> Result<(), WorkerError> {
     while let Some(delivery) = worker.next_delivery()? {
         let request = Request::from_delivery(&delivery);
         let Some(reply_to) = request.reply_to else {
-            warn!("{request} came without a readable reply_to: nobody to answer; dropped");
+            warn!(
+                "{request} came without a readable reply_to or correlation_id: nobody to answer; dropped"
+            );
             worker.ack(delivery)?;
             continue;
         };

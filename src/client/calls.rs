@@ -1,13 +1,14 @@
 //! The state of the client's calls between input and output: which await a reply, which are finished,
 //! and whose turn it is to be written. Nothing here does I/O.
 
+use crate::amqp::MAX_BODY;
 use crate::amqp::confirms::Confirmed;
 use crate::cli;
 use crate::client::deadline::Deadline;
 use crate::client::diagnosis::Diagnosis;
 use crate::client::input::Argument;
 use crate::error::{Failure, FailureKind};
-use crate::protocol::{MAX_BODY, Reply};
+use crate::protocol::Reply;
 use crate::terminal::text::{count, short};
 use amiquip::Return;
 use log::{info, warn};
@@ -198,6 +199,11 @@ impl Calls<'_> {
         self.input_failure = failure;
     }
 
+    /// There is no next call yet, and so none that has waited.
+    pub fn restart_next(&mut self) {
+        self.next = None;
+    }
+
     /// Makes no more calls for now, and waits for a queue with a server as long as for an answer.
     fn hold(&mut self) {
         self.is_held = true;
@@ -246,6 +252,9 @@ impl Calls<'_> {
         // Of a blocked broker, the next call would have to wait as long.
         } else if is_unserved || self.is_blocked_by(&failure) {
             self.stop_input(failure);
+        } else {
+            // Somebody serves: the next call has its whole time.
+            self.next = None;
         }
     }
 
@@ -476,6 +485,17 @@ mod tests {
         let (_, outcome) = calls.take_finished().next().unwrap();
         let message = "it failed; 2 replies came that no call awaits";
         assert_eq!(outcome, Err(Failure::new(FailureKind::TimedOut, message)));
+    }
+
+    /// Else its deadline would pass again and again.
+    #[test]
+    fn a_call_that_waits_for_a_server_has_its_whole_time_when_there_is_one() {
+        let mut calls = published(&["--wait"], &["a"]);
+        calls.time_out(after(TIMEOUT), diagnosis(FailureKind::TimedOut, true));
+        assert!(calls.is_held && finished(&mut calls).len() == 1);
+        calls.next = Some((Deadline::after(Duration::from_nanos(1)), Instant::now()));
+        calls.time_out(after(TIMEOUT), diagnosis(FailureKind::TimedOut, false));
+        assert!(calls.is_held && !calls.deadline().has_passed(Instant::now()));
     }
 
     #[test]

@@ -102,6 +102,8 @@ impl<'a> RpcChannel<'a> {
         let no_ack = ConsumerOptions { no_ack: true, ..Default::default() };
         let replies = session.call(|| reply_queue.consume(no_ack))?;
         info!("consume from {}: replies, without ack", short_queue(&reply_to));
+        // The attempt to connect is over, and its time limit with it.
+        session.set_call_timeout(Duration::MAX);
         Ok(RpcChannel {
             args,
             session,
@@ -220,6 +222,8 @@ impl<'a> RpcChannel<'a> {
         match queue::inspect_on_new_channel(self.session, &self.args.common.queue) {
             Ok(state) => Ok(state.consumers > 0),
             Err(failure) if failure.kind == FailureKind::QueueMissing => Ok(false),
+            // channel_max allows one channel only. A request will show it.
+            Err(failure) if failure.kind == FailureKind::Configuration => Ok(true),
             Err(failure) => Err(failure),
         }
     }

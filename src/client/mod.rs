@@ -21,12 +21,10 @@ use channel::{Interrupted, RpcChannel};
 use crossbeam_channel::{Receiver, TryRecvError, never};
 use input::Input;
 use log::info;
-use report::Report;
+use report::{PROGRAM, Report};
 use retry::RetryPolicy;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
-
-const PROGRAM: &str = "rpc_client";
 
 /// How long the process goes on after a signal: it may be waiting for a broker, or for whoever reads
 /// its output.
@@ -57,7 +55,7 @@ pub fn run(args: &cli::Client, exchange: Exchange) -> Result<ExitCode, ProgramEr
             Ok(()) => {}
             Err(Interrupted::Stopped(stop)) => {
                 client.report.end()?;
-                return Ok(stop.end_process());
+                stop.end_process();
             }
             Err(Interrupted::Output(error)) => return Err(error),
             Err(Interrupted::Disconnected(failure)) => {
@@ -129,7 +127,11 @@ impl Client<'_> {
         let Interrupted::Disconnected(failure) = interrupted else { return Err(interrupted) };
         let delay = match self.opened.take() {
             Some(opened) => {
-                // The calls that are not made again.
+                if self.input.is_empty() {
+                    // What an idle client waited for was its input.
+                    self.calls.restart_next();
+                }
+                // First, finish the calls that must not be published again.
                 let mut kind = failure.kind;
                 if let FailureKind::TooLarge { limit } = kind {
                     self.calls.limit_body(limit, &failure);

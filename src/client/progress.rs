@@ -2,6 +2,7 @@
 
 use crate::cli;
 use crate::client::calls::Call;
+use crate::terminal::output;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use std::fmt::Write;
 use std::fs::File;
@@ -14,7 +15,7 @@ const SHOWN_AFTER: Duration = Duration::from_secs(1);
 
 /// How many calls are done, how fast, and how long the others may take.
 pub struct Progress {
-    /// The line itself, which whatever else is written to the terminal has to suspend.
+    /// The line itself.
     pub bar: ProgressBar,
     /// How many bytes of a file on standard input the calls have, and how many the finished ones.
     bytes: Option<(u64, u64)>,
@@ -43,8 +44,9 @@ impl Progress {
             .unwrap_or_else(|_| ProgressStyle::default_spinner())
             .with_key("rate", rate);
         let bar = ProgressBar::with_draw_target(calls, ProgressDrawTarget::hidden());
+        let bar = output::PROGRESS.get_or_init(|| bar.with_style(style)).clone();
         let bytes = bytes.map(|all| (all.saturating_mul(args.repeat), 0));
-        Some(Progress { bar: bar.with_style(style), bytes })
+        Some(Progress { bar, bytes })
     }
 
     /// Another call is finished. The first one was begun then.

@@ -2,7 +2,6 @@
 //! it all took.
 
 use crate::cli::{self, Format};
-use crate::client::PROGRAM;
 use crate::client::calls::{Call, Outcome};
 use crate::client::progress::Progress;
 use crate::error::{Failure, FailureKind, ProgramError};
@@ -12,10 +11,12 @@ use base64::prelude::{BASE64_STANDARD, Engine};
 use hdrhistogram::Histogram;
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
-use std::fmt;
 use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
+
+/// The program's name, before its lines on standard error.
+pub(super) const PROGRAM: &str = "rpc_client";
 
 /// Tells of calls as they are done, and counts them. The errors of its functions are those of
 /// [`output::check`] and [`output::written`].
@@ -127,7 +128,7 @@ impl<'a> Report<'a> {
             true => "no more calls are made".into(),
             false => excerpt(self.args.procedure.as_bytes()),
         };
-        self.error_line(format_args!("{what}: {failure}"));
+        output::error_line(PROGRAM, format_args!("{what}: {failure}"));
         self.first_failure.get_or_insert(failure.kind);
     }
 
@@ -152,25 +153,20 @@ impl<'a> Report<'a> {
             let rate = if made > 0 { made as f64 / self.elapsed().as_secs_f64() } else { 0.0 };
             let ms = |microseconds: u64| microseconds as f64 / 1e3;
             let at = |quantile| ms(latencies.value_at_quantile(quantile));
-            self.error_line(format_args!(
-                "{}, {} failed, {rate:.1} calls/s, p50 {:.3} ms, p90 {:.3} ms, p99 {:.3} ms, max {:.3} ms",
-                text::count(made, "call", "calls"),
-                self.failed,
-                at(0.5),
-                at(0.9),
-                at(0.99),
-                ms(latencies.max()),
-            ));
+            output::error_line(
+                PROGRAM,
+                format_args!(
+                    "{}, {} failed, {rate:.1} calls/s, p50 {:.3} ms, p90 {:.3} ms, p99 {:.3} ms, max {:.3} ms",
+                    text::count(made, "call", "calls"),
+                    self.failed,
+                    at(0.5),
+                    at(0.9),
+                    at(0.99),
+                    ms(latencies.max()),
+                ),
+            );
         }
         Ok(self.first_failure.map_or(ExitCode::SUCCESS, |kind| ExitCode::from(kind.code())))
-    }
-
-    /// Tells something on stderr, past the progress line.
-    fn error_line(&self, line: fmt::Arguments<'_>) {
-        match &self.progress {
-            Some(progress) => progress.bar.suspend(|| output::error_line(PROGRAM, line)),
-            None => output::error_line(PROGRAM, line),
-        }
     }
 
     fn name(&self, call: &Call) -> String {
@@ -186,7 +182,7 @@ impl<'a> Report<'a> {
             FailureKind::Procedure(kind) => format!(" ({})", kind.name()),
             _ => String::new(),
         };
-        self.error_line(format_args!("{line}{}: {failure}{kind}", self.name(call)));
+        output::error_line(PROGRAM, format_args!("{line}{}: {failure}{kind}", self.name(call)));
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 
 use crate::error::{Failure, FailureKind, ProgramError};
 use crate::terminal::text;
+use indicatif::ProgressBar;
 use log::warn;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::retry_on_intr;
@@ -9,7 +10,7 @@ use std::fmt;
 use std::io::{self, Write};
 use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// [`FailureKind::Internal`] if standard output was closed when the program began: what is written would
@@ -42,12 +43,19 @@ pub fn written(result: io::Result<()>) -> Result<(), ProgramError> {
     })
 }
 
+/// The progress line, if there is one. It makes room for every other line on standard error.
+pub static PROGRESS: OnceLock<ProgressBar> = OnceLock::new();
+
 /// Tells something on standard error, the program's name in front, as [`text::message`] has it.
 pub fn error_line(program: &str, line: fmt::Arguments<'_>) {
+    let line = format!("{program}: {}\n", text::message(&line.to_string()));
     // In one piece, so that no line of another process gets in between. If standard error is
     // closed, there is nobody to tell.
-    let line = format!("{program}: {}\n", text::message(&line.to_string()));
-    let _ = io::stderr().write_all(line.as_bytes());
+    let write = || drop(io::stderr().write_all(line.as_bytes()));
+    match PROGRESS.get() {
+        Some(progress) => progress.suspend(write),
+        None => write(),
+    }
 }
 
 /// How long a line of a [`Transcript`] waits for a reader that does not read.
@@ -71,8 +79,8 @@ impl Transcript {
         Transcript(Mutex::new(State { is_written: wanted, is_full: false, was_full: false }))
     }
 
-    /// Writes a line, as [`line()`] does. At most 4 KiB of it: a pipe takes so much in one piece or
-    /// not at all (POSIX, PIPE_BUF).
+    /// Writes a line, as [`line()`] does. It has at most 4 KiB, which a pipe takes in one piece or not
+    /// at all (POSIX, PIPE_BUF).
     pub fn line(&self, line: fmt::Arguments<'_>) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !state.is_written {

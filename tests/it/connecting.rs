@@ -448,6 +448,25 @@ fn calls_outlive_their_connection() {
     assert!(ended.stderr.starts_with(&told), "{ended:?}");
 }
 
+/// While a client has nothing to ask, the time of its next call does not run.
+#[test]
+fn an_idle_client_outlives_its_connection() {
+    let node = Node::start();
+    let queue = Queue::at(&node.url);
+    let _server = server_at(&node.url, &queue, &[]);
+    let args = ["-v", "--queue", queue.name(), "--timeout", "15s", "fib", "-"];
+    let (client, mut stdin) = Process::spawn_with_stdin(&mut client_command(&node.url, &args));
+    client.await_stderr("rpc_client: consume from ");
+    thread::sleep(Duration::from_secs(16));
+    node.ctl(&["close_all_connections", "maintenance"]);
+    client.await_stderr("; trying again\n");
+    client.await_stderr_times("rpc_client: consume from ", 2);
+    stdin.write_all(b"30\n").unwrap();
+    drop(stdin);
+    let ended = client.wait();
+    assert_eq!((ended.code(), ended.stdout.as_str()), (0, "832040\n"), "{ended:?}");
+}
+
 /// One whose time is up by then is given up, and costs the others nothing.
 #[test]
 fn not_all_calls_outlive_their_connection() {

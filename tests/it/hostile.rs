@@ -42,7 +42,9 @@ fn survives_at(url: &str, queue: &Queue, harm: impl FnOnce(&str)) -> String {
 
 /// What a server says of a request that it cannot answer.
 fn dropped(request: &str) -> String {
-    format!("rpc_server: {request} came without a readable reply_to: nobody to answer; dropped\n")
+    format!(
+        "rpc_server: {request} came without a readable reply_to or correlation_id: nobody to answer; dropped\n"
+    )
 }
 
 #[test]

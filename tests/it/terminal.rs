@@ -224,6 +224,18 @@ fn a_long_batch_tells_its_progress() {
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
+/// The progress line makes room for others.
+#[test]
+fn lines_beside_the_progress() {
+    let queue = Queue::new();
+    let _server = server(&queue, &["--drill", "slow=60ms"]);
+    let args = ["-v", "--repeat", "25", "fib", "1"];
+    let screen = progress(&queue, &args, None, Some(Stdio::null()), "xterm");
+    assert!(screen.contains(" of 25 calls, "), "{screen:?}");
+    let in_the_middle = regex::Regex::new(r"[^\r\nK]rpc_client: ").unwrap();
+    assert!(!in_the_middle.is_match(&screen), "{screen:?}");
+}
+
 #[test]
 fn no_progress_is_drawn_where_it_disturbs() {
     let queue = Queue::new();
