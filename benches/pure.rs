@@ -40,7 +40,7 @@ fn messages(c: &mut Criterion) {
     c.bench_function("message to request", |b| {
         b.iter(|| Request::decode(black_box(&published), b"30"));
     });
-    let reply = Reply::to_request(&request, Ok(b"832040".to_vec()), 100);
+    let reply = Reply::for_request(&request, Ok(b"832040".to_vec()), 100);
     c.bench_function("reply to message", |b| b.iter(|| black_box(&reply).to_publish("queue")));
     let properties: AmqpProperties = reply.to_publish("queue").properties;
     c.bench_function("message to reply", |b| {

@@ -31,8 +31,8 @@ const LEFT_RUNNING_LIMIT: Duration = Duration::from_secs(1);
 /// How much of a line on standard error is kept, in bytes: enough for the longest message.
 const LINE_LIMIT: usize = 16 << 10;
 
-/// The process groups of the programs that run. Many can be started at a time, which takes the system
-/// longest: hence a second lock, which is taken for good when the server ends.
+/// The process groups of the programs that run. To start a program takes long, and many threads do it at
+/// once: each holds the outer lock for reading. `kill_all` takes it for writing, and never gives it back.
 #[derive(Default)]
 pub struct Groups(RwLock<Mutex<HashSet<Pid>>>);
 
@@ -63,7 +63,7 @@ pub struct Call<'a> {
     /// When it must have ended.
     pub deadline: Option<Instant>,
     /// Is closed at its other end when the request's connection is lost.
-    pub connection: BorrowedFd<'a>,
+    pub connection_lost: BorrowedFd<'a>,
 }
 
 /// How a program came to its end.
@@ -121,7 +121,8 @@ impl Command {
             match value {
                 // No environment variable can have a NUL in it.
                 Some(value) => command.env(name, value.replace('\0', "\u{1a}")),
-                // The server may have been started by such a call itself.
+                // AMQP_URL can have the broker's password. RPC_ variables are there if the server was
+                // itself started by such a call.
                 None => command.env_remove(name),
             };
         }
@@ -231,7 +232,8 @@ impl Running<'_> {
     /// results), or the connection is lost, if that matters (the second), or it is time for the alarm.
     fn wait(&self, alarm: Option<Instant>, loss_matters: bool) -> io::Result<(bool, bool)> {
         let end = self.end.as_ref().map(|end| PollFd::new(end, PollFlags::IN));
-        let connection = loss_matters.then(|| PollFd::new(&self.call.connection, PollFlags::IN));
+        let connection =
+            loss_matters.then(|| PollFd::new(&self.call.connection_lost, PollFlags::IN));
         let others = [end.is_some(), connection.is_some()];
         let mut fds: Vec<PollFd<'_>> =
             end.into_iter().chain(connection).chain(self.pipes()).collect();

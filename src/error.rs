@@ -2,11 +2,12 @@
 //! [`Failure`] that carries it to `main` together with a sentence for a person.
 //!
 //! The codes are those of `sysexits.h`, which RabbitMQ's own command-line tools use too
-//! (RabbitMQ, "CLI tools"). This is the only place that has exit numbers.
+//! (RabbitMQ, "CLI tools"). Which failure has which code is decided here and nowhere else.
 
 use std::fmt;
 
-/// A way to fail. Each is one rung of the diagnosis ladder, or a fault of the command line.
+/// A way to fail. Each is one answer to the question what is wrong: the command line, the broker, the queue, the
+/// server, the reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureKind {
     /// The command line is wrong.
@@ -146,7 +147,7 @@ impl ErrorKind {
 /// Why a program, or one call, did not succeed. Of a procedure alone, it is one of [`ErrorKind`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure<K = FailureKind> {
-    /// The rung that broke; gives the exit code.
+    /// What is wrong; gives the exit code.
     pub kind: K,
     /// One sentence or two: what failed, on which target, and the remedy. Never a password.
     pub message: String,

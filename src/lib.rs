@@ -1,6 +1,6 @@
 //! Remote procedure calls over RabbitMQ, by two blocking programs: RabbitMQ's tutorial six in
-//! synchronous Rust. The loops that the tutorial is about are in `src/bin/`; what is pure, done
-//! before the first channel opens, or guards against faults, is here.
+//! synchronous Rust. The loops that the tutorial is about are in `src/bin/`; the steps that they call, and
+//! what guards them against faults, are here.
 //!
 //! | module | what it has |
 //! |---|---|

@@ -261,7 +261,7 @@ mod tests {
             environment: &[],
             most: 1_000,
             deadline: None,
-            connection: stdin.as_fd(),
+            connection_lost: stdin.as_fd(),
         };
         procedures.call(name, &call).unwrap()
     }

@@ -2,8 +2,8 @@
 //! so that what one program writes can be checked against what the other reads.
 //!
 //! Request: `reply_to` and `correlation_id` as in RabbitMQ's tutorial six, the procedure's name
-//! in `app_id` (absent means `fib`, which is what the tutorial's clients send), the argument as
-//! the body. Reply: the request's `correlation_id`; `type` says `result` or `error` (absent
+//! in `app_id` (absent, as in what the tutorial's clients send: the server's first one, `fib` unless its options
+//! say otherwise), the argument as the body. Reply: the request's `correlation_id`; `type` says `result` or `error` (absent
 //! means `result`, which is what the tutorial's servers send). A result may be any bytes. On an
 //! error the header `error` has its kind, `exit_code` what a program exited with, if it did, and the
 //! body is a sentence.
@@ -113,7 +113,7 @@ pub struct Reply {
 impl Reply {
     /// The reply to `request` with the procedure's `outcome`; an error instead if the result has
     /// more than `most` bytes. Of an error's sentence, no more than that is told.
-    pub fn to_request(request: &Request<'_>, outcome: Outcome, most: usize) -> Reply {
+    pub fn for_request(request: &Request<'_>, outcome: Outcome, most: usize) -> Reply {
         let mut outcome = match outcome {
             Ok(result) if result.len() > most => {
                 let length = result.len();
@@ -291,9 +291,9 @@ mod tests {
     fn a_result_that_no_broker_takes_is_an_error() {
         let request =
             Request { procedure: "fun", correlation_id: Some("id"), ..Request::default() };
-        let fits = Reply::to_request(&request, Ok(b"00000".to_vec()), 5);
+        let fits = Reply::for_request(&request, Ok(b"00000".to_vec()), 5);
         assert_eq!(fits.outcome, Ok("00000".into()));
-        let reply = Reply::to_request(&request, Ok(b"000000".to_vec()), 5);
+        let reply = Reply::for_request(&request, Ok(b"000000".to_vec()), 5);
         assert_eq!(reply.correlation_id.as_deref(), Some("id"));
         let error = reply.outcome.unwrap_err();
         assert_eq!((error.kind, error.message.as_str()), (ErrorKind::OutOfRange, "the r"));

@@ -28,7 +28,7 @@ fn call(name: &str, argument: &[u8]) -> Outcome {
         environment: &[],
         most: 0,
         deadline: None,
-        connection: stdin.as_fd(),
+        connection_lost: stdin.as_fd(),
     };
     Procedures::new(&[], SETTINGS).unwrap().call(name, &call).unwrap()
 }

@@ -62,7 +62,7 @@ impl From<Confirm> for Confirmed {
 
 impl Confirmed {
     /// Whether it is about the message with this number.
-    pub fn acknowledges(&self, number: u64) -> bool {
+    pub fn is_about(&self, number: u64) -> bool {
         self.numbers.contains(&number)
     }
 }
@@ -76,7 +76,7 @@ mod tests {
         let payload = |multiple| ConfirmPayload { delivery_tag: 3, multiple };
         let about = |confirm: Confirm| {
             let confirmed = Confirmed::from(confirm);
-            let numbers: Vec<u64> = (1..=4).filter(|n| confirmed.acknowledges(*n)).collect();
+            let numbers: Vec<u64> = (1..=4).filter(|n| confirmed.is_about(*n)).collect();
             (numbers, confirmed.is_taken)
         };
         assert_eq!(about(Confirm::Ack(payload(false))), (vec![3], true));

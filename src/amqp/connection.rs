@@ -243,9 +243,10 @@ impl Session {
         self.classify(Error::EventLoopDropped)
     }
 
-    /// What an error of the client library means. Unless it is of one channel alone, or of none, this
-    /// closes the connection: the library reports a lost connection as a dropped event loop, and its
-    /// cause only to who closes it.
+    /// What an error of the client library means: a failure of [`errors::of_channel`], after which the
+    /// connection is still good, or else [`FailureKind::ConnectionLost`] or [`FailureKind::Blocked`]. Then this
+    /// closes the connection: the library reports a lost connection as a dropped event loop, and its cause
+    /// only to who closes it.
     pub fn classify(&mut self, error: Error) -> Failure {
         if let Some(failure) = errors::of_channel(&self.name, &error) {
             return failure;

@@ -171,6 +171,8 @@ mod tests {
         let sentence =
             "PRECONDITION_FAILED - message size 2090 is larger than configured max size 1000";
         assert_eq!(refused(sentence), FailureKind::TooLarge { limit: 1000 });
+        let large = sentence.replace("size 1000", "size 18446744073709551615");
+        assert_eq!(refused(&large), FailureKind::TooLarge { limit: MAX_BODY });
         assert_eq!(refused("PRECONDITION_FAILED - inequivalent arg"), FailureKind::Configuration);
         assert!(of_channel("amqp://h:1", &Error::MissedServerHeartbeats).is_none());
     }

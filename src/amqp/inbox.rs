@@ -16,7 +16,7 @@ pub struct Inbox {
     waiting: AtomicU64,
     /// How many may wait, however large they are. Until it is known: any number.
     expected: OnceLock<u64>,
-    /// The size of what came since no more than that waited, in bytes.
+    /// How many bytes came since no more than that waited.
     excess: AtomicU64,
     violation: OnceLock<String>,
 }

@@ -22,8 +22,8 @@ pub struct TlsStream {
     session: ClientConnection,
     /// What is registered with a poll.
     pub socket: mio::net::TcpStream,
-    /// How much is encrypted of the buffer that the last write was given, and of which nobody was
-    /// told yet, because it waits for the socket.
+    /// How many bytes of the last write's buffer are encrypted, and not yet reported as written since the
+    /// socket takes no more.
     taken: usize,
 }
 

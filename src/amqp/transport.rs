@@ -78,8 +78,8 @@ pub struct Transport {
     stream: Box<dyn Stream>,
     sanitizer: Sanitizer,
     inbox: Arc<Inbox>,
-    /// What came from the socket: up to `start` it was read from here, up to `checked` it can be, up
-    /// to `end` it is still to be checked.
+    /// What came from the socket. Before `start`: handed out; `start..checked`: can be read;
+    /// `checked..end`: not checked yet.
     buffer: Vec<u8>,
     start: usize,
     checked: usize,
@@ -178,8 +178,8 @@ impl Transport {
                 Ok(length) => self.checked += length,
                 Err(reason) => return self.inbox.violated(reason),
             }
-            // The library takes a frame that comes together with the one that ends the handshake, or
-            // the connection, for a part of that. It sees one method at a time then.
+            // amiquip misreads a frame that comes in the same read as the last one of the handshake, or as
+            // connection.close. So it gets one method for each read.
             self.pauses = is_method && matches!(phase, Phase::New | Phase::Handshake);
             if self.pauses || self.sanitizer.phase() == Phase::Closed {
                 return;

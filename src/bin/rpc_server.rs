@@ -28,7 +28,7 @@ fn serve(worker: &mut Worker) -> Result<(), WorkerError> {
         };
         let outcome = worker.call(&request)?;
         // With the request's correlation_id.
-        let reply = Reply::to_request(&request, outcome, worker.max_body());
+        let reply = Reply::for_request(&request, outcome, worker.max_body());
         worker.publish(&request, reply_to, reply)?;
         // After the reply: a crash in between means a second reply, never a lost one.
         worker.ack(delivery)?;

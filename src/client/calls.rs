@@ -1,5 +1,5 @@
 //! The state of the client's calls between input and output: which await a reply, which are finished,
-//! and whose turn it is to be written. Nothing here does I/O.
+//! and whose turn it is to be written. Nothing here does I/O but for the log.
 
 use crate::amqp::MAX_BODY;
 use crate::amqp::confirms::Confirmed;
@@ -29,7 +29,7 @@ pub struct Call {
     pub elapsed: Duration,
     /// When nobody waits for its reply any more.
     pub deadline: Deadline,
-    /// How often it was published: 1 unless a connection was lost, or the broker refused it.
+    /// How often it was published: 1 unless a connection was lost, or the broker refused or returned it.
     pub attempts: u32,
     /// That of the last attempt. An earlier attempt's reply is not awaited any more.
     pub correlation_id: String,
@@ -91,8 +91,7 @@ pub struct Calls<'a> {
     pub is_held: bool,
     /// The largest body that the broker takes, as far as is known.
     max_body: usize,
-    /// When nobody waits any more for the call that would be made next, and since when it waits, while
-    /// none can be made.
+    /// While no call can be made: the deadline of the next one, and when its wait began.
     next: Option<(Deadline, Instant)>,
     /// How many replies came that no call awaited.
     discarded: u32,
@@ -119,7 +118,8 @@ impl Calls<'_> {
     /// Adds a call, to be published at once. One that is too large for the broker is finished already.
     pub fn start(&mut self, argument: Argument) -> &mut Call {
         self.next = None;
-        // Known before the input tells it: or a lost connection would be opened again for no more calls.
+        // Counted now: if this waited for the input's end, a lost connection would be opened again with no
+        // call left.
         self.to_make = self.to_make.map(|calls| calls.saturating_sub(1));
         let mut call = Call::new(argument, Instant::now(), self.args.timeout);
         let limit = self.max_body;
@@ -220,8 +220,8 @@ impl Calls<'_> {
         })
     }
 
-    /// When nobody waits any more: for the calls that are made, or else for the next one, as if that had
-    /// been made when this was asked first.
+    /// The deadline of the newest pending call. Without one: that of the next call, whose wait begins when this
+    /// is first asked.
     pub fn last_deadline(&mut self) -> Deadline {
         let last = self.unanswered().next_back().map(|call| call.deadline);
         last.unwrap_or_else(|| self.next_deadline())
@@ -292,9 +292,8 @@ impl Calls<'_> {
     /// the others that it refused end with `refusal`, which is made up only then.
     pub fn confirm(&mut self, confirmed: Confirmed, refusal: impl Fn() -> Failure) -> bool {
         let no_retry = self.args.no_retry;
-        let is_about = |call: &&mut Call| {
-            call.unconfirmed.is_some_and(|number| confirmed.acknowledges(number))
-        };
+        let is_about =
+            |call: &&mut Call| call.unconfirmed.is_some_and(|number| confirmed.is_about(number));
         let mut again = false;
         for call in self.unanswered().filter(is_about) {
             call.unconfirmed = None;

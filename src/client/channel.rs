@@ -1,4 +1,4 @@
-//! The channel on which requests go out and replies come in, and the one place where the client waits.
+//! The channel on which requests go out and replies come in, and where the client waits while it is connected.
 
 use crate::amqp::confirms::Confirms;
 use crate::amqp::connection::Session;

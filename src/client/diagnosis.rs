@@ -1,5 +1,5 @@
-//! The rungs of the client's diagnosis ladder that only a look at the request queue can tell
-//! apart: is it there, does anybody consume from it, how many requests wait in it.
+//! What is wrong, as far as only a look at the request queue can tell: is it there, does anybody consume from
+//! it, how many requests wait in it.
 
 use crate::amqp::connection::Session;
 use crate::amqp::queue::{self, State};
@@ -96,7 +96,7 @@ pub fn timed_out(session: &mut Session, args: &cli::Client, confirms: bool) -> D
         Err(_) if is_unserved => {
             format!("the queue \"{queue}\" was deleted; start rpc_server again")
         }
-        // The channel on which calls are made is the only one.
+        // channel_max allows one channel only, so that the queue cannot be looked at.
         Err(failure) if failure.kind == FailureKind::Configuration => REMEDY_BUSY.into(),
         Err(failure) => failure.message,
     };

@@ -63,7 +63,7 @@ pub fn supervise(
     stop: &Receiver<Stop>,
     state: &mut ReconnectState,
 ) -> Result<(), Failure> {
-    let (connection, alive) = io::pipe().map_err(|error| {
+    let (connection_lost, alive) = io::pipe().map_err(|error| {
         Failure::new(FailureKind::Internal, format!("cannot open a pipe: {error}"))
     })?;
     if let Some(most) = most_expected(service.args.workers, service.args.prefetch) {
@@ -73,7 +73,7 @@ pub fn supervise(
         service,
         endpoint: session.endpoint().clone(),
         inbox: Arc::clone(session.inbox()),
-        connection,
+        connection_lost,
         stop: unbounded(),
         events: unbounded(),
         announced: OnceLock::new(),

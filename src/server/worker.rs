@@ -78,7 +78,7 @@ pub struct Context {
     pub(super) endpoint: Endpoint,
     pub(super) inbox: Arc<Inbox>,
     /// A pipe that is closed at its other end when the connection is lost; programs are killed then.
-    pub(super) connection: PipeReader,
+    pub(super) connection_lost: PipeReader,
     /// Has a message for each worker that is to stop.
     pub(super) stop: (Sender<()>, Receiver<()>),
     /// Where workers tell their supervisor how they are.
@@ -206,7 +206,7 @@ impl<'a> Worker<'a> {
             ],
             most: self.max_body(),
             deadline: limit.and_then(|limit| started.checked_add(limit)),
-            connection: self.context.connection.as_fd(),
+            connection_lost: self.context.connection_lost.as_fd(),
         };
         self.service.procedures.call(request.procedure, &call)
     }
@@ -308,7 +308,7 @@ impl<'a> Worker<'a> {
     /// client lost its connection with that node.
     fn confirmed(&mut self, confirmed: Confirmed) -> Result<(), WorkerError> {
         self.context.inbox.taken();
-        let is_settled = |(number, _): &mut (u64, Delivery)| confirmed.acknowledges(*number);
+        let is_settled = |(number, _): &mut (u64, Delivery)| confirmed.is_about(*number);
         let settled: Vec<_> = self.unconfirmed.extract_if(.., is_settled).collect();
         for (_, request) in settled {
             if confirmed.is_taken || request.redelivered {

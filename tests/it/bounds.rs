@@ -210,10 +210,20 @@ fn a_batch_that_waits_does_not_wait_for_ever() {
 /// A queue that its server declares again costs no call anything.
 #[test]
 fn a_queue_that_is_deleted_in_the_middle_of_a_batch_that_waits() {
+    goes_on_without_its_queue(&broker());
+}
+
+/// So that the client cannot look whether the queue is there again.
+#[test]
+fn a_queue_that_is_deleted_where_there_is_one_channel() {
+    goes_on_without_its_queue(&format!("{}?channel_max=1", broker()));
+}
+
+fn goes_on_without_its_queue(url: &str) {
     let queue = Queue::new();
     let _server = server(&queue, &[]);
     let args = ["--queue", queue.name(), "--wait", "fun", "-"];
-    let (client, mut stdin) = Process::spawn_with_stdin(&mut client_command(&broker(), &args));
+    let (client, mut stdin) = Process::spawn_with_stdin(&mut client_command(url, &args));
     stdin.write_all(b"1\n").unwrap();
     client.await_stdout("100\n");
     Amqp::new().channel.queue_delete(queue.name(), Default::default()).unwrap();

@@ -250,6 +250,7 @@ fn wait_waits_for_queue_and_server() {
     let _server = server(&queue, &[]);
     let ended = waiting.wait();
     assert_eq!((ended.code(), ended.stdout.as_str()), (0, "832040\n"), "{ended:?}");
+    assert_eq!(ended.stderr.matches("rpc_client: waiting: ").count(), 2, "{ended:?}");
 }
 
 // What the server rejects.
