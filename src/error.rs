@@ -162,6 +162,13 @@ impl<K> Failure<K> {
     }
 }
 
+impl Failure {
+    /// The [`FailureKind::Internal`] that an error of the system is. `what` failed, as in "cannot open a pipe".
+    pub fn internal<E: fmt::Display>(what: &str) -> impl Fn(E) -> Failure + Copy {
+        move |error| Failure::new(FailureKind::Internal, format!("{what}: {error}"))
+    }
+}
+
 impl From<Failure<ErrorKind>> for Failure {
     fn from(Failure { kind, message, exit_code }: Failure<ErrorKind>) -> Failure {
         Failure { kind: FailureKind::Procedure(kind), message, exit_code }

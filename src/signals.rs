@@ -1,6 +1,6 @@
 //! SIGINT and SIGTERM: the first asks, the second ends.
 
-use crate::error::{Failure, FailureKind};
+use crate::error::Failure;
 use crossbeam_channel::{Receiver, bounded};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -31,14 +31,12 @@ impl Stop {
 /// A channel that gets the first SIGINT or SIGTERM that comes. A second one, not sent together with
 /// it, ends the process at once by that signal, so that a shell sees 130 or 143; `at_end` is done before.
 /// The first does so too when the process goes on for longer than `limit`, whatever it waits for.
-/// [`FailureKind::Internal`] if the system takes no handler.
+/// [`crate::error::FailureKind::Internal`] if the system takes no handler.
 pub fn stop_requests(
     limit: Option<Duration>,
     at_end: impl Fn() + Send + 'static,
 ) -> Result<Receiver<Stop>, Failure> {
-    let failure = |error: std::io::Error| {
-        Failure::new(FailureKind::Internal, format!("cannot handle signals: {error}"))
-    };
+    let failure = Failure::internal("cannot handle signals");
     let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(failure)?;
     let (tell, stop) = bounded(1);
     let wait = move || {

@@ -100,9 +100,8 @@ impl Session {
     fn open_one(endpoint: &Endpoint, limit: Duration, program: &str) -> Result<Session, Failure> {
         let deadline = Instant::now() + limit;
         let socket = transport::dial(endpoint, deadline)?;
-        let watchdog = socket.try_clone().and_then(Watchdog::new).map_err(|error| {
-            Failure::new(FailureKind::Internal, format!("cannot watch the connection: {error}"))
-        })?;
+        let watchdog = socket.try_clone().and_then(Watchdog::new);
+        let watchdog = watchdog.map_err(Failure::internal("cannot watch the connection"))?;
         let left = deadline.saturating_duration_since(Instant::now());
         let (began, mut in_login) = (Instant::now(), false);
         let inbox = Arc::new(Inbox::default());

@@ -190,10 +190,7 @@ fn vhost(path: Option<&str>) -> Result<String, String> {
 
 /// What stands before the first `mark`, and, if there is one, what stands behind it.
 fn split_at_first(text: &str, mark: char) -> (&str, Option<&str>) {
-    match text.split_once(mark) {
-        Some((before, behind)) => (before, Some(behind)),
-        None => (text, None),
-    }
+    text.split_once(mark).map_or((text, None), |(before, behind)| (before, Some(behind)))
 }
 
 fn host_and_port(hostport: &str) -> Result<(String, Option<u16>), String> {

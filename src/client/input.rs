@@ -2,7 +2,7 @@
 
 use crate::amqp::MAX_BODY;
 use crate::cli::{self, SendOn};
-use crate::error::{Failure, FailureKind};
+use crate::error::Failure;
 use crossbeam_channel::{Receiver, bounded};
 use std::io::{self, BufRead, Read};
 use std::sync::Arc;
@@ -46,8 +46,8 @@ pub fn arguments(args: &cli::Client) -> io::Result<Input> {
         let argument = match bytes {
             Ok(bytes) => Argument { bytes: bytes.into(), line },
             Err(error) => {
-                let message = format!("cannot read standard input: {error}");
-                let _ = sender.send(Err(Failure::new(FailureKind::Internal, message)));
+                let failure = Failure::internal("cannot read standard input")(error);
+                let _ = sender.send(Err(failure));
                 return None;
             }
         };

@@ -82,9 +82,8 @@ fn connect(service: &Arc<Service>, stop: &Receiver<Stop>) -> Result<Option<Sessi
         // Nobody receives it if a signal came.
         let _ = sender.send(opened);
     };
-    thread::Builder::new().name("connect".into()).spawn(attempt).map_err(|error| {
-        Failure::new(FailureKind::Internal, format!("cannot start a thread to connect: {error}"))
-    })?;
+    let spawned = thread::Builder::new().name("connect".into()).spawn(attempt);
+    spawned.map_err(Failure::internal("cannot start a thread to connect"))?;
     select_biased! {
         recv(stop) -> _ => Ok(None),
         recv(opened) -> session => match session {

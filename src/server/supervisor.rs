@@ -63,9 +63,7 @@ pub fn supervise(
     stop: &Receiver<Stop>,
     state: &mut ReconnectState,
 ) -> Result<(), Failure> {
-    let (connection_lost, alive) = io::pipe().map_err(|error| {
-        Failure::new(FailureKind::Internal, format!("cannot open a pipe: {error}"))
-    })?;
+    let (connection_lost, alive) = io::pipe().map_err(Failure::internal("cannot open a pipe"))?;
     if let Some(most) = most_expected(service.args.workers, service.args.prefetch) {
         session.inbox().expect_at_most(most);
     }
@@ -144,9 +142,8 @@ impl Supervisor {
             // the supervisor closes the connection. Nobody receives it if the connection was lost.
             let _ = context.events.0.send(Event::Ended(ended));
         };
-        thread::Builder::new().name("worker".into()).spawn(work).map_err(|error| {
-            Failure::new(FailureKind::Internal, format!("cannot start a worker: {error}"))
-        })?;
+        let spawned = thread::Builder::new().name("worker".into()).spawn(work);
+        spawned.map_err(Failure::internal("cannot start a worker"))?;
         self.workers.start(Instant::now());
         Ok(())
     }

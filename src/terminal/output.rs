@@ -1,6 +1,6 @@
 //! Standard output, and messages on standard error.
 
-use crate::error::{Failure, FailureKind, ProgramError};
+use crate::error::{Failure, ProgramError};
 use crate::terminal::text;
 use indicatif::ProgressBar;
 use log::warn;
@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-/// [`FailureKind::Internal`] if standard output was closed when the program began: what is written would
+/// [`crate::error::FailureKind::Internal`] if standard output was closed when the program began: what is written would
 /// vanish.
 pub fn check() -> Result<(), ProgramError> {
     match WAS_CLOSED.load(Ordering::Relaxed) {
@@ -32,14 +32,11 @@ pub fn line(line: fmt::Arguments<'_>) -> Result<(), ProgramError> {
 }
 
 /// What an attempt to write to standard output came to: [`ProgramError::OutputClosed`] if nobody reads it
-/// any more, or [`FailureKind::Internal`] (say, a full disk).
+/// any more, or [`crate::error::FailureKind::Internal`] (say, a full disk).
 pub fn written(result: io::Result<()>) -> Result<(), ProgramError> {
     result.map_err(|error| match error.kind() {
         io::ErrorKind::BrokenPipe => ProgramError::OutputClosed,
-        _ => {
-            let message = format!("cannot write to standard output: {error}");
-            Failure::new(FailureKind::Internal, message).into()
-        }
+        _ => Failure::internal("cannot write to standard output")(error).into(),
     })
 }
 
