@@ -204,6 +204,11 @@ impl Calls<'_> {
         self.next = None;
     }
 
+    /// The input has no more arguments. What it failed with, if it did, is known.
+    pub fn input_is_over(&mut self) {
+        self.to_make = Some(0);
+    }
+
     /// Makes no more calls for now, and waits for a queue with a server as long as for an answer.
     fn hold(&mut self) {
         self.is_held = true;

@@ -5,7 +5,7 @@ use crate::cli::{self, SendOn};
 use crate::error::Failure;
 use crossbeam_channel::{Receiver, bounded};
 use std::io::{self, BufRead, Read};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread;
 
 /// How many arguments are read ahead.
@@ -32,8 +32,10 @@ pub type Input = Receiver<Result<Argument, Failure>>;
 /// of reading.
 ///
 /// Standard input is read on a thread of its own, so that an input which pauses keeps no reply waiting.
-/// The system may have no thread to give.
-pub fn arguments(args: &cli::Client) -> io::Result<Input> {
+/// The system may have no thread to give. The second result can be upgraded as long as there is more to come.
+pub fn arguments(args: &cli::Client) -> io::Result<(Input, Weak<()>)> {
+    let reading = Arc::new(());
+    let is_read = Arc::downgrade(&reading);
     let (repeat, send_on) = (args.repeat, args.send_on.unwrap_or(SendOn::Newline));
     let arguments = match &args.arguments[..] {
         [] => vec![String::new()],
@@ -54,6 +56,7 @@ pub fn arguments(args: &cli::Client) -> io::Result<Input> {
         (0..repeat).try_for_each(|_| sender.send(Ok(argument.clone())).ok())
     };
     let read = move || {
+        let _reading = reading;
         let mut line = 0;
         for argument in arguments {
             let sent = match send_on {
@@ -77,7 +80,7 @@ pub fn arguments(args: &cli::Client) -> io::Result<Input> {
     } else {
         thread::Builder::new().name("input".into()).spawn(read)?;
     }
-    Ok(input)
+    Ok((input, is_read))
 }
 
 /// All of `input`, up to [`LONGEST`].

@@ -24,6 +24,7 @@ use log::info;
 use report::{PROGRAM, Report};
 use retry::RetryPolicy;
 use std::process::ExitCode;
+use std::sync::Weak;
 use std::time::{Duration, Instant};
 
 /// How long the process goes on after a signal: it may be waiting for a broker, or for whoever reads
@@ -36,12 +37,16 @@ pub type Exchange = fn(&mut RpcChannel, &mut Calls, &mut Report) -> Result<(), I
 /// Makes the calls that `args` ask for by `exchange`, on as many connections as it takes. The exit code
 /// is that of the first call that failed; an error keeps the program from making or reporting calls.
 pub fn run(args: &cli::Client, exchange: Exchange) -> Result<ExitCode, ProgramError> {
+    let brokers = uri::parse_list(&args.common.url)?;
+    // Before anything of the input is read.
+    let report = Report::new(args);
+    let (input, is_read) = input::arguments(args).context("cannot read the arguments")?;
     let mut client = Client {
         args,
-        brokers: uri::parse_list(&args.common.url)?,
-        // Before anything of the input is read.
-        report: Report::new(args),
-        input: input::arguments(args).context("cannot read the arguments")?,
+        brokers,
+        report,
+        input,
+        is_read,
         stop: None,
         session: None,
         calls: Calls::new(args),
@@ -71,6 +76,8 @@ struct Client<'a> {
     args: &'a cli::Client,
     brokers: Vec<Endpoint>,
     input: Input,
+    /// Can be upgraded as long as more may come to `input`.
+    is_read: Weak<()>,
     /// Where signals come from, once they are handled.
     stop: Option<Receiver<Stop>>,
     /// A connection that is good, while there is no queue or no server.
@@ -145,6 +152,9 @@ impl Client<'_> {
             None => self.retry.after_unreachable(&failure, self.calls.last_deadline())?,
         };
         self.report_finished()?;
+        if self.is_read.strong_count() == 0 && self.input.is_empty() {
+            self.calls.input_is_over();
+        }
         if self.calls.are_over() {
             return Ok(());
         }
@@ -179,7 +189,7 @@ impl Client<'_> {
         if are_known && (is_json || self.args.stats) {
             for argument in self.input.clone() {
                 self.report.write_unmade(&self.calls.unmade(argument?), &failure)?;
-                if is_json && self.args.fail_fast {
+                if self.args.fail_fast {
                     return self.report.end();
                 }
             }

@@ -172,7 +172,9 @@ impl<'a> Worker<'a> {
         self.service.transcript.line(format_args!(" [.] {request}"));
         let started = Instant::now();
         let Some(outcome) = self.compute(request, started) else {
-            warn!("{request} is given up: the connection is lost, and the request comes again");
+            warn!(
+                "{request} is given up with its connection; it comes again, if its queue is there"
+            );
             return Err(Error::EventLoopDropped.into());
         };
         let milliseconds = started.elapsed().as_secs_f64() * 1e3;
@@ -266,7 +268,9 @@ impl<'a> Worker<'a> {
     ) -> Result<bool, WorkerError> {
         let limit = self.service.args.common.connect_timeout;
         let open = || IsolatedPublisher::open(&self.context.endpoint, limit);
-        let mut publisher = match self.isolated.take().map_or_else(open, Ok) {
+        let kept = self.isolated.take();
+        let is_new = kept.is_none();
+        let mut publisher = match kept.map_or_else(open, Ok) {
             Ok(publisher) => publisher,
             Err(failure) => {
                 info!("no second connection: {failure}");
@@ -278,6 +282,8 @@ impl<'a> Worker<'a> {
             Err(failure) if !isolated::is_at_fault(&failure) => {
                 return Err(WorkerError::Failed(failure));
             }
+            // It may have been lost since the last reply.
+            Err(_) if !is_new => return self.publish_isolated(request, reply_to, reply),
             Err(failure) => {
                 // This is answered only if the broker is there: then it was the reply's fault.
                 self.channel.qos(0, self.service.args.prefetch, false)?;

@@ -469,6 +469,23 @@ fn an_idle_client_outlives_its_connections() {
     assert_eq!(ended.stderr.matches("; trying again\n").count(), 1, "{ended:?}");
 }
 
+/// Nobody needs a broker for no calls.
+#[test]
+fn a_client_that_has_all_answers_needs_no_broker() {
+    let node = Node::start();
+    let queue = Queue::at(&node.url);
+    let _server = server_at(&node.url, &queue, &[]);
+    let args = ["--queue", queue.name(), "--timeout", "0", "fib", "-"];
+    let (client, mut stdin) = Process::spawn_with_stdin(&mut client_command(&node.url, &args));
+    stdin.write_all(b"30\n").unwrap();
+    client.await_stdout("832040\n");
+    kill(node.pid(), "KILL");
+    client.await_stderr("rpc_client: waiting: cannot reach ");
+    drop(stdin);
+    let ended = client.wait();
+    assert_eq!((ended.code(), ended.stdout.as_str()), (0, "832040\n"), "{ended:?}");
+}
+
 /// One whose time is up by then is given up, and costs the others nothing.
 #[test]
 fn not_all_calls_outlive_their_connection() {

@@ -139,6 +139,28 @@ fn a_deadly_reply_among_good_ones() {
     }
 }
 
+/// It was not the reply that ended it.
+#[test]
+fn a_connection_for_replies_that_is_closed_between_two_of_them() {
+    let node = Node::start();
+    let queue = Queue::at(&node.url);
+    let args = ["--prefetch", "10", "--drill", "crash-before-reply"];
+    let doomed = server_at(&node.url, &queue, &args);
+    let args = ["--queue", queue.name(), "--timeout", "10m", "fib", "20", "21"];
+    let client = Process::spawn(&mut client_command(&node.url, &args));
+    doomed.wait();
+    queue.await_state((2, 0));
+    let server = server_at(&node.url, &queue, &["--drill", "slow=10s"]);
+    client.await_stdout("6765\n");
+    let connections = node.ctl(&["-q", "list_connections", "connected_at", "pid"]);
+    let connections = connections.lines().filter_map(|line| line.split_once('\t'));
+    let (_, youngest) = connections.filter(|(at, _)| at.parse::<u64>().is_ok()).max().unwrap();
+    node.ctl(&["close_connection", youngest, "maintenance"]);
+    client.wait().expect(0, "6765\n10946\n", "");
+    server.signal("TERM");
+    assert!(!server.wait().stderr.contains("dropped"));
+}
+
 /// The tutorial's other way of receiving replies, of which the names have the same prefix; also
 /// when the request comes a second time, and with a deadly one before it.
 #[test]
