@@ -9,7 +9,9 @@ use crate::terminal::text;
 use log::warn;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{ioctl_fionbio, retry_on_intr};
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
+use rustix::process::{
+    Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid,
+};
 use std::collections::HashSet;
 use std::io::ErrorKind::{Interrupted, WouldBlock};
 use std::io::{self, Read, Write};
@@ -42,10 +44,17 @@ impl Groups {
         // Whoever is about to start a program has told its group before this goes on.
         let groups = self.0.write().unwrap_or_else(PoisonError::into_inner);
         for group in &*lock(&groups) {
-            let _ = kill_process_group(*group, Signal::KILL);
+            signal(*group, Signal::KILL);
         }
         mem::forget(groups);
     }
+}
+
+/// Signals a group, and its leader, which can have gone into another one. Both are there as long as the
+/// leader is not reaped.
+fn signal(group: Pid, signal: Signal) {
+    let _ = kill_process_group(group, signal);
+    let _ = kill_process(group, signal);
 }
 
 fn lock(groups: &Mutex<HashSet<Pid>>) -> MutexGuard<'_, HashSet<Pid>> {
@@ -183,7 +192,7 @@ impl Running<'_> {
             let is_over = alarm.is_some_and(|alarm| alarm <= now);
             if killed.is_some() {
                 if is_over {
-                    self.signal(Signal::KILL);
+                    signal(self.group, Signal::KILL);
                     alarm = None;
                 }
             } else {
@@ -194,9 +203,9 @@ impl Running<'_> {
                     () => None,
                 };
                 if killed.is_some() && self.end.is_some() {
-                    self.signal(Signal::TERM);
+                    signal(self.group, Signal::TERM);
                     // One that was stopped takes SIGTERM only when it goes on.
-                    self.signal(Signal::CONT);
+                    signal(self.group, Signal::CONT);
                     alarm = Some(now + KILL_DELAY);
                 }
             }
@@ -207,15 +216,10 @@ impl Running<'_> {
         }
     }
 
-    /// Signals its group, which is there as long as its leader is not reaped.
-    fn signal(&self, signal: Signal) {
-        let _ = kill_process_group(self.group, signal);
-    }
-
     /// Kills what is left of its group, and reaps it. After that, the group's number is free for others.
     fn reap(&mut self) -> io::Result<ExitStatus> {
         if lock(&self.groups.0.read().unwrap_or_else(PoisonError::into_inner)).remove(&self.group) {
-            self.signal(Signal::KILL);
+            signal(self.group, Signal::KILL);
         }
         self.child.wait()
     }

@@ -2,9 +2,11 @@
 
 use crate::error::Failure;
 use crossbeam_channel::{Receiver, bounded};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
+use signal_hook::flag;
 use signal_hook::iterator::Signals;
 use signal_hook::low_level;
+use std::sync::Arc;
 use std::time::Duration;
 use std::{process, thread};
 
@@ -26,6 +28,14 @@ impl Stop {
         }
         process::exit(128 + self.0)
     }
+}
+
+/// Makes sure that the system keeps the exit status of a child until it is asked for. It does not where whoever
+/// started this process ignores SIGCHLD, which is inherited (sigaction(2)).
+/// [`crate::error::FailureKind::Internal`] if the system takes no handler.
+pub fn handle_sigchld() -> Result<(), Failure> {
+    let registered = flag::register(SIGCHLD, Arc::default());
+    registered.map(drop).map_err(Failure::internal("cannot handle signals"))
 }
 
 /// A channel that gets the first SIGINT or SIGTERM that comes. A second one, not sent together with

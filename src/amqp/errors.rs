@@ -20,6 +20,9 @@ const PERMISSIONS: &str = "; rabbitmqctl set_permissions gives access";
 const DECLARED_OTHERWISE: &str =
     "; it exists already, declared in another way: delete it, or name another vhost in the URI";
 
+/// What helps when a call takes longer than the broker lets a delivery be unacknowledged.
+const TOO_LONG: &str = "; keep --time-limit below the broker's consumer_timeout, or raise that";
+
 /// The reply code not-allowed (AMQP 0-9-1, section 1.5).
 const NOT_ALLOWED: u16 = 530;
 
@@ -32,6 +35,8 @@ pub fn of_channel(endpoint: &str, error: &Error) -> Option<Failure> {
                 PERMISSIONS
             } else if message.contains("inequivalent arg") {
                 DECLARED_OTHERWISE
+            } else if message.contains("delivery acknowledgement") {
+                TOO_LONG
             } else {
                 ""
             };

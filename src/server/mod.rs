@@ -38,6 +38,7 @@ pub fn run(args: cli::Server, serve: Serve) -> Result<ExitCode, ProgramError> {
         brokers,
         args,
     });
+    signals::handle_sigchld()?;
     let to_kill = Arc::clone(&service);
     let stop = signals::stop_requests(None, move || to_kill.procedures.programs.kill_all())?;
     let served = serve_until(&stop, &service);

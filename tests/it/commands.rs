@@ -501,12 +501,37 @@ fn the_connection_is_lost() {
             assert_eq!((ended.code(), ended.stdout.as_str()), (0, "again\n"), "{ended:?}");
             assert!(has_ended(first), "{told}");
             server.await_stderr(
-                "rpc_server: p(again) is given up: the connection is lost, and the request comes \
-                 again\n",
+                "rpc_server: p(again) is given up with its connection; it comes again, if its queue is \
+                 there\n",
             );
             assert_eq!(children(server.pid()), 0);
         }
     }
+}
+
+/// The server's own, say.
+#[test]
+fn a_program_that_goes_into_another_process_group() {
+    let queue = Queue::new();
+    let folder = Folder::new();
+    let script = r#"exec perl -e "setpgrp(0, getpgrp(getppid())); sleep 3600""#;
+    let server = server(&queue, &[&folder.procedure(script), "--time-limit", "2s"]);
+    let stderr = "rpc_client: p(): p did not end in time (timed-out)\n";
+    queue.client(&["--timeout", "10m", "p"]).expect(75, "", stderr);
+    server.signal("TERM");
+    assert_eq!(server.wait().code(), 0);
+}
+
+/// Which is inherited.
+#[test]
+fn a_server_whose_starter_ignores_sigchld() {
+    let queue = Queue::new();
+    let mut command = Command::new("perl");
+    command.args(["-e", "$SIG{CHLD} = q(IGNORE); exec @ARGV", env!("CARGO_BIN_EXE_rpc_server")]);
+    command.args(["--queue", queue.name(), "--procedure", "p=cat"]).env("AMQP_URL", broker());
+    let server = Process::spawn(&mut command);
+    server.await_stdout(" [x] Awaiting RPC requests\n");
+    queue.client(&["p", "hello"]).expect(0, "hello\n", "");
 }
 
 /// Those that hang do not become more, however often the connection is lost.
