@@ -12,7 +12,7 @@ use crate::cli;
 use crate::error::{Failure, FailureKind, ProgramError};
 use crate::procedure::Procedures;
 use crate::signals::{self, Stop};
-use crate::terminal::output::Transcript;
+use crate::terminal::output::{self, Transcript};
 use crossbeam_channel::{Receiver, bounded, select_biased};
 use log::info;
 use reconnect::ReconnectState;
@@ -27,6 +27,7 @@ use worker::{Serve, Service};
 /// fails where another connection would change nothing: a malformed URI, a program that is not there,
 /// refused credentials at the first start.
 pub fn run(args: cli::Server, serve: Serve) -> Result<ExitCode, ProgramError> {
+    output::never_wait_for_stderr();
     let brokers = uri::parse_list(&args.common.url)?;
     let service = Arc::new(Service {
         serve,

@@ -9,6 +9,7 @@ use rustix::io::retry_on_intr;
 use std::fmt;
 use std::io::{self, Write};
 use std::mem;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -43,8 +44,32 @@ pub fn written(result: io::Result<()>) -> Result<(), ProgramError> {
 /// The progress line, if there is one. It makes room for every other line on standard error.
 pub static PROGRESS: OnceLock<ProgressBar> = OnceLock::new();
 
+/// How many lines a service has left out since the last one, if the program is one.
+static LEFT_OUT: OnceLock<Mutex<u64>> = OnceLock::new();
+
+/// From now on, lines on standard error are left out while nobody reads it, as those of a [`Transcript`]
+/// are. To be called by a service, which must not depend on that.
+pub fn never_wait_for_stderr() {
+    LEFT_OUT.get_or_init(Mutex::default);
+}
+
 /// Tells something on standard error, the program's name in front, as [`text::message`] has it.
 pub fn error_line(program: &str, line: fmt::Arguments<'_>) {
+    let Some(left_out) = LEFT_OUT.get() else { return write_error(program, line) };
+    let mut left_out = left_out.lock().unwrap_or_else(PoisonError::into_inner);
+    let limit = if *left_out > 0 { Duration::ZERO } else { ROOM_LIMIT };
+    if !has_room_within(&io::stderr(), limit) {
+        *left_out += 1;
+        return;
+    }
+    if let lines @ 1.. = mem::take(&mut *left_out) {
+        let lines = text::count(lines, "line was", "lines were");
+        write_error(program, format_args!("{lines} left out here, since nobody read them"));
+    }
+    write_error(program, line);
+}
+
+fn write_error(program: &str, line: fmt::Arguments<'_>) {
     let line = format!("{program}: {}\n", text::message(&line.to_string()));
     // In one piece, so that no line of another process gets in between. If standard error is
     // closed, there is nobody to tell.
@@ -55,7 +80,7 @@ pub fn error_line(program: &str, line: fmt::Arguments<'_>) {
     }
 }
 
-/// How long a line of a [`Transcript`] waits for a reader that does not read.
+/// How long a service's line waits for a reader that does not read.
 const ROOM_LIMIT: Duration = Duration::from_millis(500);
 
 /// A service's transcript on standard output, which the service does not depend on: when nobody reads
@@ -83,7 +108,8 @@ impl Transcript {
         if !state.is_written {
             return;
         }
-        state.is_full = !has_room_within(if state.is_full { Duration::ZERO } else { ROOM_LIMIT });
+        let limit = if state.is_full { Duration::ZERO } else { ROOM_LIMIT };
+        state.is_full = !has_room_within(&io::stdout(), limit);
         if state.is_full {
             if !mem::replace(&mut state.was_full, true) {
                 warn!(
@@ -97,12 +123,11 @@ impl Transcript {
     }
 }
 
-/// Whether standard output takes another line without a wait, or fails. A file always does.
-fn has_room_within(limit: Duration) -> bool {
-    let stdout = io::stdout();
-    let mut stdout = [PollFd::new(&stdout, PollFlags::OUT)];
+/// Whether a stream takes another line without a wait, or fails. A file always does.
+fn has_room_within(stream: &impl AsFd, limit: Duration) -> bool {
+    let mut stream = [PollFd::new(stream, PollFlags::OUT)];
     let limit = limit.try_into().ok();
-    retry_on_intr(|| poll(&mut stdout, limit.as_ref())) != Ok(0)
+    retry_on_intr(|| poll(&mut stream, limit.as_ref())) != Ok(0)
 }
 
 /// Whether standard output was closed when the process began. Rust's runtime opens `/dev/null` in its

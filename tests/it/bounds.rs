@@ -5,9 +5,11 @@
 use crate::harness::*;
 use crate::proxy::*;
 use amiquip::AmqpProperties;
-use std::io::Write;
+use std::cell::RefCell;
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::process::Stdio;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -398,6 +400,27 @@ fn a_server_whose_transcript_nobody_reads_any_more() {
         told[0].starts_with("rpc_server: ") && told[0].contains("standard output"),
         "{ended:?}"
     );
+}
+
+/// Nor with that of its log, when nobody reads it, and the pipe is full.
+#[test]
+fn a_server_whose_log_nobody_reads() {
+    let queue = Queue::new();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let mut command = server_command(&broker(), &["--queue", queue.name()]);
+    let server = RefCell::new(command.stdout(Stdio::null()).stderr(writer).spawn().unwrap());
+    drop(command);
+    let args = ["--queue", queue.name(), "--wait", "fib", "-"];
+    let ended = feed(&mut client_command(&broker(), &args), b"x\n".repeat(3000)).wait();
+    let refused = "fib takes an integer in decimal digits, not \"x\" (invalid-argument)\n";
+    let count = ended.stderr.matches(refused).count();
+    kill(server.borrow().id(), "TERM");
+    await_that("the end of the server", || server.borrow_mut().try_wait().unwrap().is_some());
+    assert!(server.into_inner().wait().unwrap().success());
+    assert_eq!((ended.code(), count), (65, 3000), "{}", ended.stderr);
+    let mut log = String::new();
+    reader.read_to_string(&mut log).unwrap();
+    assert!(log.lines().count() < 3000, "the pipe was never full");
 }
 
 /// A worker that gives up its consumer asks the broker for leave; here no answer comes, and there are
