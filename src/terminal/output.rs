@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-/// [`crate::error::FailureKind::Internal`] if standard output was closed when the program began: what is written would
-/// vanish.
+/// [`crate::error::FailureKind::Internal`] if standard output was closed when the program began: what
+/// is written would vanish.
 pub fn check() -> Result<(), ProgramError> {
     match WAS_CLOSED.load(Ordering::Relaxed) {
         true => written(Err(io::Error::other("it is closed"))),
@@ -57,8 +57,7 @@ pub fn never_wait_for_stderr() {
 pub fn error_line(program: &str, line: fmt::Arguments<'_>) {
     let Some(left_out) = LEFT_OUT.get() else { return write_error(program, line) };
     let mut left_out = left_out.lock().unwrap_or_else(PoisonError::into_inner);
-    let limit = if *left_out > 0 { Duration::ZERO } else { ROOM_LIMIT };
-    if !has_room_within(&io::stderr(), limit) {
+    if !has_room(&io::stderr(), *left_out > 0) {
         *left_out += 1;
         return;
     }
@@ -108,8 +107,7 @@ impl Transcript {
         if !state.is_written {
             return;
         }
-        let limit = if state.is_full { Duration::ZERO } else { ROOM_LIMIT };
-        state.is_full = !has_room_within(&io::stdout(), limit);
+        state.is_full = !has_room(&io::stdout(), state.is_full);
         if state.is_full {
             if !mem::replace(&mut state.was_full, true) {
                 warn!(
@@ -123,10 +121,11 @@ impl Transcript {
     }
 }
 
-/// Whether a stream takes another line without a wait, or fails. A file always does.
-fn has_room_within(stream: &impl AsFd, limit: Duration) -> bool {
+/// Whether a stream takes another line without blocking, or fails. A file always does. It is given half a
+/// second for that, unless it `was_full` at the line before.
+fn has_room(stream: &impl AsFd, was_full: bool) -> bool {
     let mut stream = [PollFd::new(stream, PollFlags::OUT)];
-    let limit = limit.try_into().ok();
+    let limit = if was_full { Duration::ZERO } else { ROOM_LIMIT }.try_into().ok();
     retry_on_intr(|| poll(&mut stream, limit.as_ref())) != Ok(0)
 }
 
