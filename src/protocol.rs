@@ -2,11 +2,11 @@
 //! so that what one program writes can be checked against what the other reads.
 //!
 //! Request: `reply_to` and `correlation_id` as in RabbitMQ's tutorial six, the procedure's name
-//! in `app_id` (absent, as in what the tutorial's clients send: the server's first one, `fib` unless its options
-//! say otherwise), the argument as the body. Reply: the request's `correlation_id`; `type` says `result` or `error` (absent
-//! means `result`, which is what the tutorial's servers send). A result may be any bytes. On an
-//! error the header `error` has its kind, `exit_code` what a program exited with, if it did, and the
-//! body is a sentence.
+//! in `app_id` (absent, as in what the tutorial's clients send: the server's first one, `fib` unless
+//! its options say otherwise), the argument as the body. Reply: the request's `correlation_id`;
+//! `type` says `result` or `error` (absent means `result`, which is what the tutorial's servers
+//! send). A result may be any bytes. On an error the header `error` has its kind, `exit_code` what a
+//! program exited with, if it did, and the body is a sentence.
 
 use crate::amqp::sanitizer::SUBSTITUTE;
 use crate::error::{ErrorKind, Failure, FailureKind};
