@@ -1,9 +1,10 @@
 //! Programs that answer requests. Each is started in a process group of its own, gets its input, is
 //! read, bounded in time and in what it writes, and reaped; nothing of its group runs on after it.
 //!
-//! The worker's thread waits with poll(2) for the program's three pipes, for its end and for the loss
-//! of the connection that the request came by, whichever comes first.
+//! The worker's thread waits with poll(2) for the program's three pipes, for its end and for the
+//! handle of the call, whichever comes first.
 
+use crate::cancellation::{CallHandle, Cancelled};
 use crate::error::{Failure, FailureKind};
 use crate::terminal::text;
 use log::warn;
@@ -14,9 +15,9 @@ use rustix::process::{
 };
 use std::collections::HashSet;
 use std::io::ErrorKind::{Interrupted, WouldBlock};
-use std::io::{self, Read, Write};
+use std::io::{self, PipeReader, Read, Write};
 use std::mem;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{self, Child, ExitStatus, Stdio};
@@ -71,8 +72,10 @@ pub struct Call<'a> {
     pub most: usize,
     /// When it must have ended.
     pub deadline: Option<Instant>,
-    /// Is closed at its other end when the request's connection is lost.
-    pub connection_lost: BorrowedFd<'a>,
+    /// By which somebody else can end the call.
+    pub handle: &'a CallHandle,
+    /// Is called once if the server is asked to stop while the program runs.
+    pub at_stop: &'a dyn Fn(),
 }
 
 /// How a program came to its end.
@@ -85,8 +88,8 @@ pub enum End {
     OutOfRange,
     /// It was killed since its time was up, or there was none left to start it.
     TimedOut,
-    /// It was killed since the connection was lost.
-    ConnectionLost,
+    /// It was killed since the call was cancelled.
+    Cancelled(Cancelled),
     /// It was killed since it could not be fed, read or waited for.
     Unobserved(io::Error),
 }
@@ -142,7 +145,8 @@ impl Command {
         drop(started);
         let lines = Lines { name: &self.name, line: Vec::new(), last: None };
         let (input, output) = (call.input, Vec::new());
-        let mut running = Running { child, group, groups, call, input, output, lines, end: None };
+        let (end, waker) = (None, None);
+        let mut running = Running { child, group, groups, call, input, output, lines, end, waker };
         let ended = running.attend().and_then(|killed| Ok((killed, running.reap()?)));
         let (killed, status) = match ended {
             Ok(ended) => ended,
@@ -170,6 +174,8 @@ struct Running<'a> {
     lines: Lines<'a>,
     /// See [`end_of`]. None once that was reported.
     end: Option<OwnedFd>,
+    /// See [`CallHandle::waker`]. None once the call was cancelled.
+    waker: Option<PipeReader>,
 }
 
 impl Running<'_> {
@@ -179,9 +185,21 @@ impl Running<'_> {
             ioctl_fionbio(pipe, true)?;
         }
         self.end = Some(end_of(self.group)?);
+        self.waker = Some(self.call.handle.waker()?);
         let (mut killed, mut alarm) = (None, self.call.deadline);
+        let mut is_stopping = false;
         loop {
-            let (has_ended, is_lost) = self.wait(alarm, killed.is_none())?;
+            let (has_ended, is_woken) = self.wait(alarm)?;
+            let cancelled = self.call.handle.cancelled();
+            if is_woken {
+                // The descriptor is reported for good.
+                self.waker =
+                    if cancelled.is_none() { Some(self.call.handle.waker()?) } else { None };
+            }
+            if !is_stopping && self.call.handle.is_stop_requested() {
+                is_stopping = true;
+                (self.call.at_stop)();
+            }
             self.transfer()?;
             let now = Instant::now();
             if has_ended {
@@ -196,11 +214,11 @@ impl Running<'_> {
                     alarm = None;
                 }
             } else {
-                killed = match () {
-                    () if self.output.len() > self.call.most => Some(End::OutOfRange),
-                    () if is_lost => Some(End::ConnectionLost),
-                    () if is_over && self.end.is_some() => Some(End::TimedOut),
-                    () => None,
+                killed = match cancelled {
+                    _ if self.output.len() > self.call.most => Some(End::OutOfRange),
+                    Some(reason) => Some(End::Cancelled(reason)),
+                    None if is_over && self.end.is_some() => Some(End::TimedOut),
+                    None => None,
                 };
                 if killed.is_some() && self.end.is_some() {
                     signal(self.group, Signal::TERM);
@@ -210,7 +228,7 @@ impl Running<'_> {
                 }
             }
             let is_closed = self.child.stdout.is_none() && self.child.stderr.is_none();
-            if self.end.is_none() && (is_over || is_lost || is_closed) {
+            if self.end.is_none() && (is_over || cancelled.is_some() || is_closed) {
                 return Ok(killed);
             }
         }
@@ -233,20 +251,18 @@ impl Running<'_> {
     }
 
     /// Waits until there is something to transfer, or the program has ended (the first of the two
-    /// results), or the connection is lost, if that matters (the second), or it is time for the alarm.
-    fn wait(&self, alarm: Option<Instant>, loss_matters: bool) -> io::Result<(bool, bool)> {
+    /// results), or its call's handle tells something (the second), or it is time for the alarm.
+    fn wait(&self, alarm: Option<Instant>) -> io::Result<(bool, bool)> {
         let end = self.end.as_ref().map(|end| PollFd::new(end, PollFlags::IN));
-        let connection =
-            loss_matters.then(|| PollFd::new(&self.call.connection_lost, PollFlags::IN));
-        let others = [end.is_some(), connection.is_some()];
-        let mut fds: Vec<PollFd<'_>> =
-            end.into_iter().chain(connection).chain(self.pipes()).collect();
+        let waker = self.waker.as_ref().map(|waker| PollFd::new(waker, PollFlags::IN));
+        let others = [end.is_some(), waker.is_some()];
+        let mut fds: Vec<PollFd<'_>> = end.into_iter().chain(waker).chain(self.pipes()).collect();
         let limit = alarm.map(|alarm| alarm.saturating_duration_since(Instant::now()));
         let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
         retry_on_intr(|| poll(&mut fds, limit.as_ref()))?;
         let mut reported = fds.iter().map(|fd| !fd.revents().is_empty());
-        let [end, connection] = others.map(|is_there| is_there && reported.next() == Some(true));
-        Ok((end, connection))
+        let [end, waker] = others.map(|is_there| is_there && reported.next() == Some(true));
+        Ok((end, waker))
     }
 
     /// Writes and reads as much as can be done without waiting.

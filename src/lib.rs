@@ -12,6 +12,7 @@
 //! | [`drill`] | what the server does wrong on purpose |
 //! | [`procedure`] | name → function or program, and what can go wrong in it |
 //! | [`command`] | programs: started, fed, read, bounded, reaped |
+//! | [`cancellation`] | ends a call that is being computed |
 //! | [`fib`] | Fibonacci numbers |
 //! | [`amqp`] | URIs, connections, queues, and the guards around them |
 //! | [`terminal`] | standard output, diagnostics on stderr, text made harmless |
@@ -23,6 +24,7 @@
 #![warn(missing_docs)]
 
 pub mod amqp;
+pub mod cancellation;
 pub mod cli;
 pub mod client;
 pub mod command;

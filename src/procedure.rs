@@ -2,6 +2,7 @@
 //! whatever a request says, and whatever becomes of a program, the answer is a result or an [`Error`].
 
 use crate::amqp;
+use crate::cancellation::Cancelled;
 use crate::command::{Call, Command, End, Groups};
 use crate::error::{ErrorKind, Failure};
 use crate::fib::{self, Algorithm};
@@ -117,16 +118,16 @@ impl Procedures {
     }
 
     /// Calls the procedure `name` with the bytes of a request's body, which are `call`'s input. The rest
-    /// of `call` is for programs. None: the connection was lost meanwhile, so that the request comes again.
-    pub fn call(&self, name: &str, call: &Call<'_>) -> Option<Outcome> {
+    /// of `call` is for programs. The error says that the call was cancelled meanwhile.
+    pub fn call(&self, name: &str, call: &Call<'_>) -> Result<Outcome, Cancelled> {
         let built_in = BUILT_IN.iter().find(|(built_in, _)| *built_in == name);
         match (self.offered.get(name), built_in) {
             (Some(Some(command)), _) => self.run(name, command, call),
-            (Some(None), Some((_, answer))) => Some(guarded(name, || answer(self, call.input))),
+            (Some(None), Some((_, answer))) => Ok(guarded(name, || answer(self, call.input))),
             _ => {
                 let (name, names) = (excerpt(name.as_bytes()), self.names(", "));
                 let message = format!("there is no procedure \"{name}\"; there are {names}");
-                Some(Err(Error::new(ErrorKind::UnknownProcedure, message)))
+                Ok(Err(Error::new(ErrorKind::UnknownProcedure, message)))
             }
         }
     }
@@ -135,9 +136,9 @@ impl Procedures {
         self.offered.keys().map(String::as_str).collect::<Vec<&str>>().join(separator)
     }
 
-    fn run(&self, name: &str, command: &Command, call: &Call<'_>) -> Option<Outcome> {
+    fn run(&self, name: &str, command: &Command, call: &Call<'_>) -> Result<Outcome, Cancelled> {
         let error = match command.run(call, &self.programs) {
-            Ok(End::Exited(status, output, _)) if status.success() => return Some(Ok(output)),
+            Ok(End::Exited(status, output, _)) if status.success() => return Ok(Ok(output)),
             Ok(End::Exited(status, _, last_line)) => failed(name, status, last_line),
             Ok(End::OutOfRange) => {
                 let message =
@@ -147,7 +148,7 @@ impl Procedures {
             Ok(End::TimedOut) => {
                 Error::new(ErrorKind::TimedOut, format!("{name} did not end in time"))
             }
-            Ok(End::ConnectionLost) => return None,
+            Ok(End::Cancelled(reason)) => return Err(reason),
             Ok(End::Unobserved(error)) => {
                 let message = format!("{name} was killed: the server could not follow it: {error}");
                 warn!("{message}");
@@ -166,7 +167,7 @@ impl Procedures {
                 Error::new(kind, message)
             }
         };
-        Some(Err(error))
+        Ok(Err(error))
     }
 }
 
@@ -249,19 +250,19 @@ fn integer<'a>(procedure: &str, argument: &'a [u8]) -> Result<(bool, &'a [u8]), 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsFd;
+    use crate::cancellation::CallHandle;
 
     const SETTINGS: Settings = Settings { algorithm: Algorithm::FastDoubling, max_n: 1_000 };
 
     fn call(offers: &[Offer], name: &str, argument: &[u8]) -> Outcome {
         let procedures = Procedures::new(offers, SETTINGS).unwrap();
-        let stdin = std::io::stdin();
         let call = Call {
             input: argument,
             environment: &[],
             most: 1_000,
             deadline: None,
-            connection_lost: stdin.as_fd(),
+            handle: &CallHandle::default(),
+            at_stop: &|| {},
         };
         procedures.call(name, &call).unwrap()
     }

@@ -7,6 +7,7 @@ use amq_protocol::types::AMQPValue;
 use fib_rpc::amqp::MAX_NAME;
 use fib_rpc::amqp::sanitizer::{self, Sanitizer, Type};
 use fib_rpc::amqp::uri;
+use fib_rpc::cancellation::CallHandle;
 use fib_rpc::command::Call;
 use fib_rpc::error::ErrorKind;
 use fib_rpc::fib::{self, Algorithm};
@@ -14,7 +15,6 @@ use fib_rpc::procedure::{Error, Outcome, Procedures, Settings};
 use fib_rpc::protocol::{Reply, Request};
 use fib_rpc::terminal::text;
 use proptest::prelude::*;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,13 +22,13 @@ const SETTINGS: Settings = Settings { algorithm: Algorithm::FastDoubling, max_n:
 
 /// What a built-in procedure answers. It looks at nothing but the input.
 fn call(name: &str, argument: &[u8]) -> Outcome {
-    let stdin = std::io::stdin();
     let call = Call {
         input: argument,
         environment: &[],
         most: 0,
         deadline: None,
-        connection_lost: stdin.as_fd(),
+        handle: &CallHandle::default(),
+        at_stop: &|| {},
     };
     Procedures::new(&[], SETTINGS).unwrap().call(name, &call).unwrap()
 }

@@ -2,6 +2,7 @@
 //! the server to stop.
 
 use crate::amqp::connection::Session;
+use crate::cancellation::{Cancelled, RunningCalls};
 use crate::error::{Failure, FailureKind};
 use crate::server::reconnect::ReconnectState;
 use crate::server::worker::{Context, Event, STOP_LIMIT, Service, Worker, WorkerError};
@@ -9,7 +10,6 @@ use crate::signals::Stop;
 use crossbeam_channel::{Receiver, RecvError, at, never, select_biased, unbounded};
 use log::{info, warn};
 use sd_notify::NotifyState;
-use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -63,7 +63,6 @@ pub fn supervise(
     stop: &Receiver<Stop>,
     state: &mut ReconnectState,
 ) -> Result<(), Failure> {
-    let (connection_lost, alive) = io::pipe().map_err(Failure::internal("cannot open a pipe"))?;
     if let Some(most) = most_expected(service.args.workers, service.args.prefetch) {
         session.inbox().expect_at_most(most);
     }
@@ -71,11 +70,10 @@ pub fn supervise(
         service,
         endpoint: session.endpoint().clone(),
         inbox: Arc::clone(session.inbox()),
-        connection_lost,
+        calls: RunningCalls::default(),
         stop: unbounded(),
         events: unbounded(),
         announced: OnceLock::new(),
-        computing: Arc::new(()),
     });
     let mut supervisor = Supervisor { session, context, workers: Workers::default() };
     let served = supervisor.watch(stop, state);
@@ -89,7 +87,7 @@ pub fn supervise(
             warn!("while stopping: {failure}");
         }
     }
-    drop(alive);
+    supervisor.context.calls.cancel_all(Cancelled::ConnectionLost);
     supervisor.session.close();
     served
 }
@@ -170,7 +168,7 @@ impl Supervisor {
         let mut deadline = None;
         while self.workers.running > 0 {
             let (now, is_blocked) = (Instant::now(), self.session.is_blocked());
-            let is_computing = Arc::strong_count(&self.context.computing) > 1;
+            let is_computing = !self.context.calls.is_empty();
             deadline = drain_deadline(deadline, now, is_computing, is_blocked);
             if deadline.is_some_and(|deadline| deadline <= now) {
                 return if is_blocked { Ok(()) } else { Err(self.session.abort()) };

@@ -4,6 +4,7 @@ use crate::amqp::confirms::{Confirmed, Confirms};
 use crate::amqp::consumer::{self, ConsumerError};
 use crate::amqp::inbox::Inbox;
 use crate::amqp::uri::Endpoint;
+use crate::cancellation::{Cancelled, RunningCalls};
 use crate::cli;
 use crate::command::Call;
 use crate::drill::{self, Drill};
@@ -16,9 +17,7 @@ use crate::terminal::text::{short, short_queue};
 use amiquip::{Channel, Consumer, ConsumerOptions, Delivery, Error};
 use crossbeam_channel::{Receiver, Sender, never, select_biased};
 use log::{info, warn};
-use std::io::PipeReader;
 use std::mem::take;
-use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -77,16 +76,14 @@ pub struct Context {
     pub(super) service: Arc<Service>,
     pub(super) endpoint: Endpoint,
     pub(super) inbox: Arc<Inbox>,
-    /// A pipe that is closed at its other end when the connection is lost; programs are killed then.
-    pub(super) connection_lost: PipeReader,
+    /// The calls that are computed.
+    pub(super) calls: RunningCalls,
     /// Has a message for each worker that is to stop.
     pub(super) stop: (Sender<()>, Receiver<()>),
     /// Where workers tell their supervisor how they are.
     pub(super) events: (Sender<Event>, Receiver<Event>),
     /// Set when the server has said that it awaits requests: that comes before any of them.
     pub(super) announced: OnceLock<()>,
-    /// Each worker that computes has a clone.
-    pub(super) computing: Arc<()>,
 }
 
 /// One worker. With prefetch 1 it has one request at a time. Its errors say why its channel is gone.
@@ -171,12 +168,14 @@ impl<'a> Worker<'a> {
     pub fn call(&self, request: &Request<'_>) -> Result<procedure::Outcome, WorkerError> {
         self.service.transcript.line(format_args!(" [.] {request}"));
         let started = Instant::now();
-        let Some(outcome) = self.compute(request, started) else {
-            warn!(
-                "{request} is given up with its connection; it comes again, if its queue is there"
-            );
-            return Err(Error::EventLoopDropped.into());
-        };
+        let outcome = self.compute(request, started).map_err(|cancelled| {
+            let lost = match cancelled {
+                Cancelled::ConnectionLost => "connection",
+                Cancelled::ChannelClosed => "channel",
+            };
+            warn!("{request} is given up with its {lost}; it comes again, if its queue is there");
+            Error::EventLoopDropped
+        })?;
         let milliseconds = started.elapsed().as_secs_f64() * 1e3;
         match &outcome {
             Ok(_) => info!("{request}: result, {milliseconds:.1} ms"),
@@ -185,15 +184,19 @@ impl<'a> Worker<'a> {
         Ok(outcome)
     }
 
-    fn compute(&self, request: &Request<'_>, started: Instant) -> Option<procedure::Outcome> {
-        let _computing = Arc::clone(&self.context.computing);
+    fn compute(
+        &self,
+        request: &Request<'_>,
+        started: Instant,
+    ) -> Result<procedure::Outcome, Cancelled> {
+        let running = self.context.calls.begin(self.channel.channel_id());
         if let Some(slow @ Drill::Slow(delay)) = self.service.args.drill {
             drill::announce(slow, format_args!("{request} waits"));
             thread::sleep(delay);
         }
         if self.is_active(Drill::Fail, format_args!("{request} fails")) {
             let message = "failed on purpose: --drill fail";
-            return Some(Err(procedure::Error::new(ErrorKind::Internal, message)));
+            return Ok(Err(procedure::Error::new(ErrorKind::Internal, message)));
         }
         // An expiration of 0 is no time limit: it says that the request must not wait in the queue.
         let limits = [request.expiration, Some(self.service.args.time_limit)];
@@ -208,7 +211,8 @@ impl<'a> Worker<'a> {
             ],
             most: self.max_body(),
             deadline: limit.and_then(|limit| started.checked_add(limit)),
-            connection_lost: self.context.connection_lost.as_fd(),
+            handle: &running,
+            at_stop: &|| {},
         };
         self.service.procedures.call(request.procedure, &call)
     }
