@@ -17,14 +17,17 @@ here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 help() {
     cat <<'END'
 usage: broker.sh run [--management] [--tls] -- COMMAND [ARGUMENT...]
-       broker.sh start [--management] [--tls] | stop | restart | reset | url | tls-url | tls-dir | pid | ctl ARGUMENT... | install
+       broker.sh guard -- COMMAND [ARGUMENT...]
+       broker.sh start [--management] [--tls] | stop | kill | restart | reset | url | tls-url | tls-dir | pid | ctl ARGUMENT... | install
 
 run      gives COMMAND a broker in AMQP_URL and exits with its exit code. The broker is, in this order:
          that of AMQP_URL if it is set; a private node if RabbitMQ is installed; what answers on
          localhost:5672; a private node, after RabbitMQ was installed with the system's package manager.
          A private node ends with COMMAND, and with it the nodes that COMMAND started by `start`.
+guard    gives COMMAND no broker, and exits with its exit code; the nodes that COMMAND started by `start` end with it
 start    starts a private node and prints its AMQP URL; the node outlives this script
 stop     ends that node and removes its data (and its folder, if nothing else is in it)
+kill     ends it without asking it, for nodes that nobody uses any more
 restart  starts it again, on the same ports and with the same data, after its process died
 reset    starts it again, on the same ports and with no data, whether it runs or not
 url      prints its AMQP URL
@@ -47,7 +50,7 @@ END
 }
 
 wrong_usage() {
-    fail 64 "$1; usage: broker.sh run [--management] [--tls] -- COMMAND..., or start, stop, restart, reset, url, tls-url, tls-dir, pid, ctl, install, --help"
+    fail 64 "$1; usage: broker.sh run [--management] [--tls] -- COMMAND..., or guard -- COMMAND..., start, stop, kill, restart, reset, url, tls-url, tls-dir, pid, ctl, install, --help"
 }
 
 # answers_amqp HOST PORT: sends the protocol header; a broker replies with the method frame
@@ -192,7 +195,8 @@ launch_node() {
         elif [ $SECONDS -gt $deadline ]; then
             why='it did not accept connections within 300 seconds'
         else
-            sleep 0.05
+            # A look costs ten processes, and the node needs the processors.
+            sleep 0.2
             continue
         fi
         return 1
@@ -323,7 +327,7 @@ start_node() {
     fail_start 'the RabbitMQ node did not start'
 }
 
-# end_beam SECONDS: how long it may take to stop in good order.
+# end_beam SECONDS: how long it may take to stop in good order; with 0, it is killed.
 end_beam() {
     local pids
     [ -n "$beam_pid" ] || return 0
@@ -346,7 +350,6 @@ stop_node() {
 # ---- words ----
 
 node_ready() {
-    grace=10
     url=amqp://127.0.0.1:$port
     if [ -n "$management_port" ]; then
         say "management page of $url: http://127.0.0.1:$management_port/ (user guest, password guest)"
@@ -369,9 +372,11 @@ clean_up() {
         if [ "$code" != 130 ] || ! gone 2 $pids; then end 5 $pids; fi
     fi
     if [ -n "$run_dir" ] && [ -f "$run_dir/started" ]; then
-        while IFS= read -r other; do BROKER_DIR=$other "$here/broker.sh" stop & done <"$run_dir/started"
+        while IFS= read -r other; do
+            if [ -e "$other" ]; then BROKER_DIR=$other "$here/broker.sh" kill & fi
+        done <"$run_dir/started"
     fi
-    stop_node "$grace"
+    stop_node 0
     if [ -n "$run_dir" ]; then
         wait
         # A folder that had other nodes' folders in it was not empty before.
@@ -384,8 +389,6 @@ clean_up() {
 }
 
 clean_up_at_exit() {
-    # A node that is still starting ignores SIGTERM for long.
-    grace=0
     run_dir=''
     trap clean_up EXIT
     trap 'exit 129' HUP
@@ -402,7 +405,6 @@ become() {
 }
 
 run() {
-    local code=0
     if [ "${1-}" = -- ]; then shift; fi
     case ${1-} in '' | -*) wrong_usage 'run: which command?' ;; esac
     type -P "$1" >/dev/null || fail 127 "command not found: $1"
@@ -420,16 +422,35 @@ run() {
     fi
     need_rabbitmq
     if [ -n "$tls" ]; then need_command openssl; fi
-    node=''
-    clean_up_at_exit
-    run_dir=$(temporary_folder broker)
+    make_run_dir
     BROKER_DIR=$run_dir
     locate_node
     make_node
     start_node
     node_ready
-    export AMQP_URL=$url BROKER_DIR BROKER_RUN_DIR=$run_dir
+    export AMQP_URL=$url BROKER_DIR
     if [ -n "$tls" ]; then export AMQPS_URL TLS_DIR=$node/tls && AMQPS_URL=$(tls_url); fi
+    run_command "$@"
+}
+
+guard() {
+    if [ "${1-}" = -- ]; then shift; fi
+    case ${1-} in '' | -*) wrong_usage 'guard: which command?' ;; esac
+    type -P "$1" >/dev/null || fail 127 "command not found: $1"
+    make_run_dir
+    run_command "$@"
+}
+
+# Makes the folder where the nodes that the command starts are written down.
+make_run_dir() {
+    node=''
+    clean_up_at_exit
+    run_dir=$(temporary_folder broker)
+    export BROKER_RUN_DIR=$run_dir
+}
+
+run_command() {
+    local code=0
     # In the background, because traps wait for a command in the foreground.
     become "$@" <&0 &
     wait $! || code=$?
@@ -487,6 +508,11 @@ stop() {
     stop_node 10
 }
 
+kill_node() {
+    locate_node
+    stop_node 0
+}
+
 url() {
     need_node
     echo "amqp://127.0.0.1:$port"
@@ -525,7 +551,8 @@ word=${1-} management='' tls=''
 if [ $# != 0 ]; then shift; fi
 case $word in
     -h | --help) help && exit ;;
-    run | start | stop | restart | reset | url | pid | install | ctl) ;;
+    run | guard | start | stop | restart | reset | url | pid | install | ctl) ;;
+    kill) word=kill_node ;;
     tls-url | tls-dir) word=${word/-/_} ;;
     *) wrong_usage "unknown word: '$word'" ;;
 esac
@@ -539,7 +566,7 @@ if [ "$word" != ctl ]; then
         esac
         shift
     done
-    if [ "$word" != run ] && [ $# != 0 ]; then wrong_usage "${word/_/-}: unknown word: '$1'"; fi
+    if [ "$word" != run ] && [ "$word" != guard ] && [ $# != 0 ]; then wrong_usage "${word/_/-}: unknown word: '$1'"; fi
 fi
 if [ "$word" = install ]; then word=need_rabbitmq; fi
 "$word" "$@"

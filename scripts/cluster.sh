@@ -11,12 +11,13 @@ here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 help() {
     cat <<'END'
 usage: cluster.sh run -- COMMAND [ARGUMENT...]
-       cluster.sh start | stop | url | pid N | ctl N ARGUMENT... | restart N...
+       cluster.sh start | stop | kill | url | pid N | ctl N ARGUMENT... | restart N...
 
 run      gives COMMAND a cluster of its own, which ends with it, and exits with its exit code; AMQP_URL has the URLs
          of all three nodes, separated by commas
 start    starts a cluster and prints these URLs; it outlives this script
 stop     ends it and removes its data
+kill     ends it without asking it
 url      prints its URLs
 pid      prints the process id of the Erlang VM of node N: 1, 2 or 3
 ctl      rabbitmqctl on node N
@@ -31,7 +32,7 @@ END
 }
 
 wrong_usage() {
-    fail 64 "$1; usage: cluster.sh run -- COMMAND..., or start, stop, url, pid N, ctl N ARGUMENT..., restart N..., --help"
+    fail 64 "$1; usage: cluster.sh run -- COMMAND..., or start, stop, kill, url, pid N, ctl N ARGUMENT..., restart N..., --help"
 }
 
 locate_cluster() {
@@ -98,7 +99,7 @@ clean_up() {
     # shellcheck disable=SC2086  # a list of numbers
     if [ -n "$pids" ]; then end 10 $pids; fi
     pids=''
-    if [ -n "$started_here" ]; then stop_nodes; fi
+    if [ -n "$started_here" ]; then stop_nodes kill; fi
     exit "$code"
 }
 
@@ -109,8 +110,9 @@ clean_up_at_exit() {
     trap 'exit 143' TERM
 }
 
+# stop_nodes WORD: stop or kill
 stop_nodes() {
-    at_once stop 1 2 3
+    at_once "$1" 1 2 3
     rmdir "$dir/starting" "$dir" 2>/dev/null || true
 }
 
@@ -156,7 +158,12 @@ start() {
 
 stop() {
     locate_cluster
-    stop_nodes
+    stop_nodes stop
+}
+
+kill_nodes() {
+    locate_cluster
+    stop_nodes kill
 }
 
 url() {
@@ -191,10 +198,11 @@ case $word:${1-} in
 esac
 case $word in
     run | with_first_node) ;;
-    start | stop | url) if [ $# != 0 ]; then wrong_usage "$word: unknown word: '$1'"; fi ;;
+    start | stop | kill | url) if [ $# != 0 ]; then wrong_usage "$word: unknown word: '$1'"; fi ;;
     pid) if [ $# = 1 ]; then check_nodes "$1"; else wrong_usage 'pid: which node?'; fi ;;
     ctl) check_nodes "${1-}" ;;
     restart) if [ $# != 0 ]; then check_nodes "$@"; else wrong_usage 'restart: which node?'; fi ;;
     *) wrong_usage "unknown word: '$word'" ;;
 esac
+if [ "$word" = kill ]; then word=kill_nodes; fi
 "$word" "$@"

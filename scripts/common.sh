@@ -206,13 +206,16 @@ gone() {
     done
 }
 
-# end SECONDS PID…: politely, then not. SIGCONT, because a process frozen by SIGSTOP takes no SIGTERM.
+# end SECONDS PID…: politely, then not; with 0 seconds not politely. SIGCONT, because a process frozen by SIGSTOP takes
+# no SIGTERM.
 end() {
     local seconds=$1
     shift
-    kill -TERM "$@" 2>/dev/null || true
-    kill -CONT "$@" 2>/dev/null || true
-    if ! gone "$seconds" "$@"; then
+    if [ "$seconds" != 0 ]; then
+        kill -TERM "$@" 2>/dev/null || true
+        kill -CONT "$@" 2>/dev/null || true
+    fi
+    if [ "$seconds" = 0 ] || ! gone "$seconds" "$@"; then
         kill -KILL "$@" 2>/dev/null || true
         gone 10 "$@" || say "could not end the processes $*"
     fi

@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
-# All tests, against a real RabbitMQ: gets what the build and the tests miss, builds, then runs them with a broker
-# in AMQP_URL (see broker.sh). Tests that need to break a broker start nodes of their own.
+# All tests, against a real RabbitMQ: gets what the build and the tests miss, builds, then runs them. They start nodes
+# of their own, which end with this script (see broker.sh guard); those that only need some broker take that of AMQP_URL,
+# if it is set. With words and no option, only what has tests of such names is built and run.
+#
+# More tests run at once than there are cores, because most of them wait; RUST_TEST_THREADS has another number.
 #
 # usage: test.sh [ARGUMENT...]      (arguments of cargo test)
 # Exit code: that of cargo test; 69 if something is missing.
@@ -8,6 +11,28 @@ set -euo pipefail
 here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 # shellcheck source=scripts/common.sh
 . "$here/common.sh"
+
+# targets_of WORD: the options for the targets of which a test's name may have this in it, that is a function's or a
+# module's; none for all targets, if that cannot be told.
+targets_of() {
+    local word=${1%::} file
+    word=${word##*::}
+    {
+        grep -rlE "fn [a-z0-9_]*$word" src tests || true
+        find src tests -name "*$word*.rs"
+        if { ls README.md docs/*.md && grep -h '^## ' README.md docs/*.md; } | grep -qF -- "$1"; then echo tests/docs.rs; fi
+    } | while IFS= read -r file; do
+        case $file in
+            src/*) echo --lib ;;
+            tests/it/*) echo --test=it ;;
+            tests/*) file=${file#tests/} && echo "--test=${file%.rs}" ;;
+        esac
+    done | sort -u
+}
+
+cores() {
+    getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2
+}
 
 case ${1-} in
     -h | --help)
@@ -22,9 +47,16 @@ need_command jq
 need_command cmark
 need_command sqlite3
 "$here/broker.sh" install
-# Before there is a broker, so that a compile error shows at once. Documentation tests cannot be built apart.
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$(($(cores) * 3))}
+targets=''
+case $# in
+    1) case $1 in *[!A-Za-z0-9_:]*) ;; *) targets=$(targets_of "$1") ;; esac ;;
+esac
+# Without a broker yet, so that a compile error shows at once. Documentation tests cannot be built apart.
+# shellcheck disable=SC2086  # a list of options
 case " $* " in
     *' --doc '*) ;;
-    *) cargo test --locked --no-run "$@" ;;
+    *) cargo test --locked --no-run $targets "$@" ;;
 esac
-exec "$here/broker.sh" run -- cargo test --locked "$@"
+# shellcheck disable=SC2086  # a list of options
+exec "$here/broker.sh" guard -- cargo test --locked $targets "$@"

@@ -15,7 +15,9 @@ impl Cluster {
     fn start() -> Cluster {
         let folder = std::env::temp_dir().join(format!("fib-rpc-cluster-{}", Uuid::new_v4()));
         let mut cluster = Cluster { folder, urls: Vec::new() };
+        let starting = Starting::await_turn();
         let urls = cluster.script(&["start"]);
+        drop(starting);
         cluster.urls = urls.split(',').map(str::to_owned).collect();
         assert_eq!(cluster.urls.len(), 3, "{urls}");
         cluster
@@ -56,7 +58,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        self.script(&["stop"]);
+        self.script(&["kill"]);
     }
 }
 

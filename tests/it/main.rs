@@ -1,6 +1,6 @@
 //! Tests of the two programs, as processes, against a real RabbitMQ node: the one that `AMQP_URL`
-//! names, and for tests that freeze a node or change its users, nodes of their own.
-//! `scripts/test.sh` starts the first and runs them all.
+//! names, or one that they start; and for tests that freeze a node or change its users, nodes of their
+//! own. `scripts/test.sh` runs them all.
 
 mod bounds;
 mod calls;

@@ -2,6 +2,7 @@
 //! `scripts/package.sh` refuses.
 
 use crate::harness::*;
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -39,15 +40,23 @@ impl Drop for Folder {
     }
 }
 
+const BROKER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/broker.sh");
+
 /// `broker.sh run -- sh -c COMMAND`, with a process group of its own, as from a terminal.
 fn run(tmp: &Path, command: &str) -> Command {
-    let mut run = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/broker.sh"));
-    for variable in ["AMQP_URL", "AMQPS_URL", "BROKER_DIR", "BROKER_RUN_DIR", "BROKER_CONF"] {
-        run.env_remove(variable);
-    }
-    run.args(["run", "--", "sh", "-c", command]).env("TMPDIR", tmp);
-    run.stdin(Stdio::null()).process_group(0);
+    let mut run = alone(tmp, BROKER);
+    run.args(["run", "--", "sh", "-c", command]);
     run
+}
+
+/// `program`, as if no broker and no `broker.sh run` was there.
+fn alone(tmp: &Path, program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    for variable in ["AMQP_URL", "AMQPS_URL", "BROKER_DIR", "BROKER_RUN_DIR", "BROKER_CONF"] {
+        command.env_remove(variable);
+    }
+    command.env("TMPDIR", tmp).stdin(Stdio::null()).process_group(0);
+    command
 }
 
 fn is_alive(pid: &str) -> bool {
@@ -117,6 +126,34 @@ fn a_start_that_fails_leaves_nothing() {
     let said = "broker.sh: the RabbitMQ node did not start: its process ended; from its log:\n";
     assert!(ended.stderr.starts_with(said), "{ended:?}");
     assert!(tmp.is_empty());
+}
+
+/// Also of one that the command started and left behind.
+#[test]
+fn a_guarded_command_leaves_no_node() {
+    let tmp = Folder::new();
+    let call = format!(
+        "export BROKER_DIR=$TMPDIR/left; {BROKER} start >/dev/null && {BROKER} pid; exit 42"
+    );
+    let mut guard = alone(&tmp.0, BROKER);
+    let ended = Process::spawn(guard.args(["guard", "--", "sh", "-c", &call])).wait();
+    assert_eq!((ended.code(), ended.stderr.as_str()), (42, ""), "{ended:?}");
+    assert!(tmp.is_empty());
+    // Whose parent has ended is reaped by the system, in its time.
+    await_that("the node is gone", || !is_alive(ended.stdout.trim()));
+}
+
+/// However they end: nothing of them can be done by then.
+#[test]
+fn tests_that_are_killed_leave_no_node() {
+    let tmp = Folder::new();
+    let mut tests = alone(&tmp.0, std::env::current_exe().unwrap());
+    let name = "scripts::a_node_listens_on_loopback_only";
+    let tests = Process::spawn(tests.args(["--exact", name]));
+    await_that("a node is started", || tmp.pid().is_some());
+    let pid = tmp.pid().unwrap();
+    tests.signal("KILL");
+    await_that("the node is gone", || !is_alive(&pid) && tmp.is_empty());
 }
 
 #[test]

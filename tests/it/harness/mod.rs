@@ -1,7 +1,10 @@
 //! What the tests share: processes that never outlive their test, queues of their own, a channel
 //! to play the other side with, and private nodes.
 
+mod node;
 pub mod raw;
+
+pub use node::*;
 
 use amiquip::{AmqpProperties, Channel, ConsumerMessage, ConsumerOptions, Delivery, Publish};
 use amiquip::{QueueDeclareOptions, QueueDeleteOptions};
@@ -9,9 +12,8 @@ use fib_rpc::amqp::connection::Session;
 use fib_rpc::amqp::uri;
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, LazyLock, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
@@ -25,12 +27,11 @@ pub const PATIENCE: Duration = Duration::from_secs(180);
 /// shorter (`ANSWER_LIMIT` in `src/amqp/connection.rs`). What ends sooner was ended by a shorter one.
 pub const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
-/// The broker that all tests share.
+/// Returns the URL of the broker that all tests share: that of `AMQP_URL`, or of a private node.
 pub fn broker() -> String {
-    std::env::var("AMQP_URL")
-        .ok()
-        .filter(|url| !url.is_empty())
-        .expect("the tests need a RabbitMQ node in AMQP_URL: scripts/test.sh starts one")
+    static SHARED: LazyLock<Node> = LazyLock::new(Node::start);
+    let given = std::env::var("AMQP_URL").ok().filter(|url| !url.is_empty());
+    given.unwrap_or_else(|| SHARED.url.clone())
 }
 
 /// How the programs name a broker in their messages.
@@ -483,90 +484,6 @@ pub fn reply(channel: &Channel, request: &Delivery, body: &[u8], properties: Amq
     };
     let reply_to = request.properties.reply_to().clone().unwrap();
     channel.basic_publish("", Publish::with_properties(body, reply_to, properties)).unwrap();
-}
-
-/// A private node, for tests that freeze it, alarm it or change its users.
-pub struct Node {
-    folder: PathBuf,
-    configuration: String,
-    pub url: String,
-}
-
-impl Node {
-    pub fn start() -> Node {
-        Node::configured("", &[])
-    }
-
-    /// One with this in its `rabbitmq.conf`, and `options` for `broker.sh start`.
-    pub fn configured(configuration: &str, options: &[&str]) -> Node {
-        let mut node = Node::new(configuration);
-        node.url = node.script(&[&["start"], options].concat());
-        node
-    }
-
-    fn new(configuration: &str) -> Node {
-        let folder = std::env::temp_dir().join(format!("fib-rpc-node-{}", Uuid::new_v4()));
-        let configuration = configuration.into();
-        Node { folder, configuration, url: String::new() }
-    }
-
-    /// `rabbitmqctl` on this node; what it prints.
-    #[track_caller]
-    pub fn ctl(&self, args: &[&str]) -> String {
-        self.script(&[&["ctl"], args].concat())
-    }
-
-    /// Waits until `rabbitmqctl` has a line that is `wanted`.
-    #[track_caller]
-    pub fn await_ctl(&self, args: &[&str], wanted: &str) {
-        let started = Instant::now();
-        loop {
-            let output = self.ctl(args);
-            if output.lines().any(|line| line == wanted) {
-                return;
-            }
-            assert!(started.elapsed() < PATIENCE, "{wanted:?} is not in {output:?}");
-        }
-    }
-
-    /// Starts it again after its process was killed.
-    #[track_caller]
-    pub fn restart(&self) {
-        self.script(&["restart"]);
-    }
-
-    /// The process id of its Erlang VM.
-    pub fn pid(&self) -> u32 {
-        self.script(&["pid"]).parse().unwrap()
-    }
-
-    /// What `broker.sh` prints for this node.
-    #[track_caller]
-    pub fn script(&self, args: &[&str]) -> String {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/broker.sh");
-        let output = Command::new(script)
-            .args(args)
-            .env("BROKER_DIR", &self.folder)
-            .env("BROKER_CONF", &self.configuration)
-            // Names are UTF-8 whatever the user's locale is.
-            .env("LC_ALL", "C")
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "broker.sh {args:?}: {stderr}");
-        String::from_utf8(output.stdout).unwrap().trim().into()
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/broker.sh");
-        let stopped = Command::new(script).arg("stop").env("BROKER_DIR", &self.folder).output();
-        if !stopped.is_ok_and(|output| output.status.success()) {
-            eprintln!("the node in {} was not stopped", self.folder.display());
-        }
-    }
 }
 
 /// Feeds a process's standard input from a thread.
