@@ -3,6 +3,7 @@
 //! A drill is a fault that other systems have by accident. The server's loop asks at the place
 //! where each would strike, and logs it when it does.
 
+use crate::terminal::output;
 use clap::ValueEnum;
 use log::warn;
 use signal_hook::consts::SIGKILL;
@@ -54,8 +55,10 @@ pub fn announce(drill: Drill, what: fmt::Arguments<'_>) {
     warn!("drill {drill}: {what}");
 }
 
-/// Ends the process as `kill -9` does: nothing is finished, nothing given back, nobody told.
+/// Ends the process as `kill -9` does: nothing is finished, nothing given back, nobody told, apart from what
+/// [`announce`] told.
 pub fn crash() -> ! {
+    output::finish();
     let _ = low_level::raise(SIGKILL);
     // Should the system take its time, or spare the first process of a container (pid_namespaces(7)).
     std::process::abort()

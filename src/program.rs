@@ -4,6 +4,7 @@
 use crate::amqp::uri;
 use crate::cli::{Common, Program};
 use crate::error::{FailureKind, ProgramError};
+use crate::signals;
 use crate::terminal::{logging, output, text};
 use clap::FromArgMatches;
 use clap::error::ErrorKind;
@@ -17,6 +18,9 @@ pub fn main<T: Program>(
     program: &'static str,
     run: fn(T) -> Result<ExitCode, ProgramError>,
 ) -> ExitCode {
+    if let Err(failure) = signals::handle_sigxfsz() {
+        return conclude(program, Err(failure.into()));
+    }
     let parsed = T::command().try_get_matches().and_then(|matches| {
         let url_is_visible = matches.value_source("url") == Some(ValueSource::CommandLine);
         let common = Common::from_arg_matches(&matches)?;
@@ -42,7 +46,9 @@ pub fn main<T: Program>(
     if url_is_visible && uri::has_password(&common.url) {
         warn!("others on this machine can see the password in --url; AMQP_URL hides it");
     }
-    conclude(program, run(arguments))
+    let code = conclude(program, run(arguments));
+    output::finish();
+    code
 }
 
 /// Tells what the parser of a command line has to say instead of arguments: help or version, which is

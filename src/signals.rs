@@ -2,7 +2,7 @@
 
 use crate::error::Failure;
 use crossbeam_channel::{Receiver, bounded};
-use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 use signal_hook::iterator::Signals;
 use signal_hook::low_level;
@@ -34,7 +34,20 @@ impl Stop {
 /// started this process ignores SIGCHLD, which is inherited (sigaction(2)).
 /// [`crate::error::FailureKind::Internal`] if the system takes no handler.
 pub fn handle_sigchld() -> Result<(), Failure> {
-    let registered = flag::register(SIGCHLD, Arc::default());
+    handle(SIGCHLD)
+}
+
+/// Makes an error (EFBIG) of a write to a file that has reached its limit, `ulimit -f`, as on a full disk. By default
+/// the signal that comes with it ends the process (setrlimit(2)). A handler, since a program that is started later would
+/// inherit that it is ignored.
+/// [`crate::error::FailureKind::Internal`] if the system takes no handler.
+pub fn handle_sigxfsz() -> Result<(), Failure> {
+    handle(SIGXFSZ)
+}
+
+/// Handles a signal by doing nothing.
+fn handle(signal: i32) -> Result<(), Failure> {
+    let registered = flag::register(signal, Arc::default());
     registered.map(drop).map_err(Failure::internal("cannot handle signals"))
 }
 

@@ -12,7 +12,7 @@ use crate::cli;
 use crate::error::{Failure, FailureKind, ProgramError};
 use crate::procedure::Procedures;
 use crate::signals::{self, Stop};
-use crate::terminal::output::{self, Transcript};
+use crate::terminal::output;
 use crossbeam_channel::{Receiver, bounded, select_biased};
 use log::info;
 use reconnect::ReconnectState;
@@ -27,21 +27,25 @@ use worker::{Serve, Service};
 /// fails where another connection would change nothing: a malformed URI, a program that is not there,
 /// refused credentials at the first start.
 pub fn run(args: cli::Server, serve: Serve) -> Result<ExitCode, ProgramError> {
-    output::never_wait_for_stderr();
+    let transcript = output::write_by_threads("rpc_server", !args.common.quiet)?;
     let brokers = uri::parse_list(&args.common.url)?;
     let service = Arc::new(Service {
         serve,
         procedures: Procedures::new(&args.procedures, args.settings())?,
         confirms: brokers.len() > 1,
         max_body: AtomicUsize::new(MAX_BODY),
-        transcript: Transcript::new(!args.common.quiet),
+        transcript,
         slots: bounded(args.workers.into()),
         brokers,
         args,
     });
     signals::handle_sigchld()?;
     let to_kill = Arc::clone(&service);
-    let stop = signals::stop_requests(None, move || to_kill.procedures.programs.kill_all())?;
+    let at_end = move || {
+        to_kill.procedures.programs.kill_all();
+        output::finish();
+    };
+    let stop = signals::stop_requests(None, at_end)?;
     let served = serve_until(&stop, &service);
     // Programs whose connection was lost had some time left to end by themselves.
     service.procedures.programs.kill_all();

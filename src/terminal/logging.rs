@@ -52,6 +52,11 @@ pub fn init(program: &'static str, quiet: bool, verbose: u8) {
         // to, its caller is told as an error.
         match std::thread::current().name() {
             Some("amiquip-io") => log::debug!("{panic}"),
+            // The process ends with its main thread.
+            Some("main") => {
+                log::error!("internal error: {panic}");
+                output::finish();
+            }
             _ => log::error!("internal error: {panic}"),
         }
     }));

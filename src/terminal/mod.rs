@@ -4,3 +4,4 @@
 pub mod logging;
 pub mod output;
 pub mod text;
+mod writer;

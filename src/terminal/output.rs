@@ -2,17 +2,15 @@
 
 use crate::error::{Failure, ProgramError};
 use crate::terminal::text;
+use crate::terminal::writer::{Stream, Writer};
 use indicatif::ProgressBar;
 use log::warn;
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::retry_on_intr;
+use rustix::fs::fstat;
 use std::fmt;
 use std::io::{self, Write};
-use std::mem;
-use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Once, OnceLock};
+use std::time::{Duration, Instant};
 
 /// [`crate::error::FailureKind::Internal`] if standard output was closed when the program began: what
 /// is written would vanish.
@@ -44,32 +42,116 @@ pub fn written(result: io::Result<()>) -> Result<(), ProgramError> {
 /// The progress line, if there is one. It makes room for every other line on standard error.
 pub static PROGRESS: OnceLock<ProgressBar> = OnceLock::new();
 
-/// How many lines a service has left out since the last one, if the program is one.
-static LEFT_OUT: OnceLock<Mutex<u64>> = OnceLock::new();
+/// The threads that write for a service. None: each line is written by who tells it.
+static WRITERS: OnceLock<Writers> = OnceLock::new();
 
-/// From now on, lines on standard error are left out while nobody reads it, as those of a [`Transcript`]
-/// are. To be called by a service, which must not depend on that.
-pub fn never_wait_for_stderr() {
-    LEFT_OUT.get_or_init(Mutex::default);
+struct Writers {
+    log: Arc<Writer>,
+    /// The same one if both go to the same place, so that their lines stay in order. Otherwise it is another, since one
+    /// of the two places can be full, or frozen, and the other not.
+    transcript: Option<Arc<Writer>>,
+}
+
+/// From now on, threads write what `program` tells on standard error, and its transcript, if it has one: a
+/// service must not depend on who reads them. While nobody does, lines are left out. Before the process
+/// ends, [`finish`] is to be called.
+///
+/// # Errors
+///
+/// [`crate::error::FailureKind::Internal`] if the system gives no thread.
+pub fn write_by_threads(
+    program: &'static str,
+    has_transcript: bool,
+) -> Result<Transcript, Failure> {
+    let log = Writer::start(program, failed)?;
+    let transcript = match has_transcript {
+        true if is_one_place() => Some(Arc::clone(&log)),
+        true => Some(Writer::start(program, failed)?),
+        false => None,
+    };
+    let writers = WRITERS.get_or_init(|| Writers { log, transcript });
+    let transcript = writers.transcript.clone().filter(|_| match check() {
+        Ok(()) => true,
+        Err(error) => {
+            give_up_transcript(&error);
+            false
+        }
+    });
+    Ok(Transcript(transcript))
+}
+
+/// Whether standard output and standard error are the same terminal, pipe or file.
+fn is_one_place() -> bool {
+    match (fstat(io::stdout()), fstat(io::stderr())) {
+        (Ok(output), Ok(error)) => (output.st_dev, output.st_ino) == (error.st_dev, error.st_ino),
+        _ => false,
+    }
+}
+
+/// Waits until all that was told is written: half a second for a reader that takes nothing, and two
+/// seconds in all. To be called before a process ends; where lines are written by who tells them, there
+/// is nothing to wait for.
+pub fn finish() {
+    let Some(Writers { log, transcript }) = WRITERS.get() else { return };
+    let deadline = Instant::now() + END_LIMIT;
+    if transcript.as_ref().is_some_and(|transcript| !transcript.finish(deadline)) {
+        tell_gaps();
+    }
+    log.finish(deadline);
+}
+
+/// How long the end of a process waits until all is written.
+const END_LIMIT: Duration = Duration::from_secs(2);
+
+/// A service's transcript on standard output, which the service does not depend on: when nobody reads
+/// it any more, or its disk is full, the service goes on without, and says so once.
+pub struct Transcript(Option<Arc<Writer>>);
+
+impl Transcript {
+    /// Tells a line, as [`line()`] does. Never waits.
+    pub fn line(&self, line: fmt::Arguments<'_>) {
+        let Some(writer) = &self.0 else { return };
+        let line = format!("{}\n", text::one_line(&line.to_string()));
+        if !IS_GIVEN_UP.load(Ordering::Relaxed) && !writer.push(Stream::Output, &line) {
+            tell_gaps();
+        }
+    }
+}
+
+/// Whether the transcript could not be written.
+static IS_GIVEN_UP: AtomicBool = AtomicBool::new(false);
+
+/// What a writer does about an error. If it is standard error's, there is nobody to tell.
+fn failed(stream: Stream, error: io::Error) {
+    if let (Stream::Output, Err(error)) = (stream, written(Err(error))) {
+        give_up_transcript(&error);
+    }
+}
+
+fn give_up_transcript(error: &ProgramError) {
+    if !IS_GIVEN_UP.swap(true, Ordering::Relaxed) {
+        warn!("{error}; the server goes on without its transcript");
+    }
+}
+
+fn tell_gaps() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        warn!("nobody reads standard output, which is full; the transcript has gaps from now on");
+    });
 }
 
 /// Tells something on standard error, the program's name in front, as [`text::message`] has it.
 pub fn error_line(program: &str, line: fmt::Arguments<'_>) {
-    let Some(left_out) = LEFT_OUT.get() else { return write_error(program, line) };
-    let mut left_out = left_out.lock().unwrap_or_else(PoisonError::into_inner);
-    if !has_room(&io::stderr(), *left_out > 0) {
-        *left_out += 1;
-        return;
+    let line = format!("{program}: {}\n", text::message(&line.to_string()));
+    match WRITERS.get() {
+        // If there is no room, the writer tells.
+        Some(writers) => drop(writers.log.push(Stream::Error, &line)),
+        None => write_error(&line),
     }
-    if let lines @ 1.. = mem::take(&mut *left_out) {
-        let lines = text::count(lines, "line was", "lines were");
-        write_error(program, format_args!("{lines} left out here, since nobody read them"));
-    }
-    write_error(program, line);
 }
 
-fn write_error(program: &str, line: fmt::Arguments<'_>) {
-    let line = format!("{program}: {}\n", text::message(&line.to_string()));
+fn write_error(line: &str) {
     // In one piece, so that no line of another process gets in between. If standard error is
     // closed, there is nobody to tell.
     let write = || drop(io::stderr().write_all(line.as_bytes()));
@@ -77,56 +159,6 @@ fn write_error(program: &str, line: fmt::Arguments<'_>) {
         Some(progress) => progress.suspend(write),
         None => write(),
     }
-}
-
-/// How long a service's line waits for a reader that does not read.
-const ROOM_LIMIT: Duration = Duration::from_millis(500);
-
-/// A service's transcript on standard output, which the service does not depend on: when nobody reads
-/// it any more, or its disk is full, the service goes on without, and says so once. No line waits
-/// longer than half a second for a reader that has stopped reading. While it does not read, the
-/// others do not wait at all, and are left out.
-pub struct Transcript(Mutex<State>);
-
-struct State {
-    is_written: bool,
-    is_full: bool,
-    was_full: bool,
-}
-
-impl Transcript {
-    /// A transcript, or, if it is not `wanted`, none: its lines are written nowhere.
-    pub fn new(wanted: bool) -> Transcript {
-        Transcript(Mutex::new(State { is_written: wanted, is_full: false, was_full: false }))
-    }
-
-    /// Writes a line, as [`line()`] does. It has at most 4 KiB, which a pipe takes in one piece or not
-    /// at all (POSIX, PIPE_BUF).
-    pub fn line(&self, line: fmt::Arguments<'_>) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !state.is_written {
-            return;
-        }
-        state.is_full = !has_room(&io::stdout(), state.is_full);
-        if state.is_full {
-            if !mem::replace(&mut state.was_full, true) {
-                warn!(
-                    "nobody reads standard output, which is full; the transcript has gaps from now on"
-                );
-            }
-        } else if let Err(error) = self::line(line) {
-            state.is_written = false;
-            warn!("{error}; the server goes on without its transcript");
-        }
-    }
-}
-
-/// Whether a stream takes another line without blocking, or fails. A file always does. It is given half a
-/// second for that, unless it `was_full` at the line before.
-fn has_room(stream: &impl AsFd, was_full: bool) -> bool {
-    let mut stream = [PollFd::new(stream, PollFlags::OUT)];
-    let limit = if was_full { Duration::ZERO } else { ROOM_LIMIT }.try_into().ok();
-    retry_on_intr(|| poll(&mut stream, limit.as_ref())) != Ok(0)
 }
 
 /// Whether standard output was closed when the process began. Rust's runtime opens `/dev/null` in its

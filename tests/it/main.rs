@@ -20,3 +20,4 @@ mod scripts;
 mod server;
 mod terminal;
 mod tls;
+mod unread;

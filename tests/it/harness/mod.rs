@@ -41,13 +41,13 @@ pub fn shown(url: &str) -> String {
 
 /// What a process wrote to one of its outputs so far.
 #[derive(Default)]
-struct Captured {
+pub struct Captured {
     bytes: Mutex<(Vec<u8>, bool)>,
     grown: Condvar,
 }
 
 impl Captured {
-    fn start(mut source: impl Read + Send + 'static) -> Arc<Captured> {
+    pub fn start(mut source: impl Read + Send + 'static) -> Arc<Captured> {
         let captured = Arc::new(Captured::default());
         let sink = Arc::clone(&captured);
         thread::spawn(move || {
@@ -66,19 +66,19 @@ impl Captured {
         captured
     }
 
-    fn text(&self) -> String {
+    pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.bytes.lock().unwrap().0).into_owned()
     }
 
     /// All of it, once it has ended.
-    fn whole(&self) -> String {
+    pub fn whole(&self) -> String {
         let bytes = self.bytes.lock().unwrap();
         drop(self.grown.wait_timeout_while(bytes, PATIENCE, |bytes| !bytes.1).unwrap());
         self.text()
     }
 
     /// Whether `wanted` holds of it in time.
-    fn await_that(&self, wanted: impl Fn(&str) -> bool) -> bool {
+    pub fn await_that(&self, wanted: impl Fn(&str) -> bool) -> bool {
         let bytes = self.bytes.lock().unwrap();
         let pending =
             |bytes: &mut (Vec<u8>, bool)| !bytes.1 && !wanted(&String::from_utf8_lossy(&bytes.0));
