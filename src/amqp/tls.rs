@@ -4,14 +4,17 @@ use crate::amqp::uri::{Endpoint, Tls};
 use crate::error::{Failure, FailureKind};
 use log::{debug, error};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::crypto::{self, WebPkiSupportedAlgorithms, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
 use rustls::{
     AlertDescription as Alert, CertificateError, ClientConfig, ClientConnection,
-    DigitallySignedStruct, Error as TlsError, InvalidMessage, PeerIncompatible, RootCertStore,
-    SignatureScheme,
+    DigitallySignedStruct, Error as TlsError, InvalidMessage, OtherError, PeerIncompatible,
+    RootCertStore, SignatureScheme,
 };
+use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
@@ -36,13 +39,14 @@ impl TlsStream {
         tls: &Tls,
         mut socket: TcpStream,
     ) -> Result<TlsStream, Failure> {
-        let mut session = client_connection(tls, &endpoint.host).map_err(|reason| {
+        let mut session = client_connection(tls, endpoint).map_err(|reason| {
             Failure::new(FailureKind::Configuration, format!("cannot use {endpoint}: {reason}"))
         })?;
         let connected = session.complete_io(&mut socket);
         let connected = connected.and_then(|_| mio::net::TcpStream::from_stream(socket));
         let socket = connected.map_err(|error| {
-            refusal(endpoint, &error).unwrap_or_else(|| {
+            let has_answered = session.negotiated_cipher_suite().is_some();
+            failure(endpoint, &error, has_answered).unwrap_or_else(|| {
                 let message = format!("no TLS handshake with {endpoint}: {error}");
                 Failure::new(FailureKind::BrokerUnreachable, message)
             })
@@ -109,22 +113,31 @@ impl Write for TlsStream {
     }
 }
 
-fn client_connection(tls: &Tls, host: &str) -> Result<ClientConnection, String> {
-    let name = ServerName::try_from(host.to_owned()).map_err(|_| {
-        format!("no certificate can be for the host {host}: it is no DNS name and no IP address")
+/// What the broker's certificate has to be for, and which part of the URI says so.
+fn expected_name(endpoint: &Endpoint) -> (&str, &'static str) {
+    match &endpoint.tls {
+        Some(Tls { server_name_indication: Some(name), .. }) => (name, "server_name_indication"),
+        _ => (&endpoint.host, "host"),
+    }
+}
+
+fn client_connection(tls: &Tls, endpoint: &Endpoint) -> Result<ClientConnection, String> {
+    let (name, part) = expected_name(endpoint);
+    let name = ServerName::try_from(name.to_owned()).map_err(|_| {
+        format!("no certificate can be for the {part} {name}: it is no DNS name and no IP address")
     })?;
-    let builder = ClientConfig::builder();
-    let builder = if tls.verify_none {
+    let authorities = if tls.verify_none {
         // Said with -q too.
         error!(
             "verify=verify_none is unsafe: anybody on the way can read the password and the calls"
         );
-        let algorithms = ring::default_provider().signature_verification_algorithms;
-        let no_verification = Arc::new(NoVerification(algorithms));
-        builder.dangerous().with_custom_certificate_verifier(no_verification)
+        None
     } else {
-        builder.with_root_certificates(authorities(tls.cacertfile.as_deref())?)
+        Some(authorities(tls.cacertfile.as_deref())?)
     };
+    let algorithms = ring::default_provider().signature_verification_algorithms;
+    let verifier = Arc::new(Verifier { authorities, algorithms });
+    let builder = ClientConfig::builder().dangerous().with_custom_certificate_verifier(verifier);
     let config = match (&tls.certfile, &tls.keyfile) {
         (Some(certfile), Some(keyfile)) => builder
             .with_client_auth_cert(certificates(certfile, "certfile")?, private_key(keyfile)?)
@@ -134,7 +147,9 @@ fn client_connection(tls: &Tls, host: &str) -> Result<ClientConnection, String> 
                     TlsError::InconsistentKeys(_) => format!(
                         "{keyfile} (keyfile) is not the key of the certificate in {certfile} (certfile)"
                     ),
-                    _ => format!("{certfile} (certfile) and {keyfile} (keyfile): {error}"),
+                    _ => {
+                        format!("{certfile} (certfile) and {keyfile} (keyfile): {error}; {KEYS}")
+                    }
                 }
             })?,
         _ => builder.with_no_client_auth(),
@@ -188,19 +203,39 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
     })
 }
 
-/// `verify=verify_none`.
-#[derive(Debug)]
-struct NoVerification(WebPkiSupportedAlgorithms);
+/// The keys that ring can use. What else brokers have in practice is named.
+const KEYS: &str = "the key of a certificate has to be RSA with 2,048 to 8,192 bits, ECDSA P-256 or P-384, or Ed25519 \
+                    (not P-521, nor shorter RSA)";
 
-impl ServerCertVerifier for NoVerification {
+/// Verifies as rustls does by itself, but tells which keys cannot be used.
+#[derive(Debug)]
+struct Verifier {
+    /// Who is trusted. None: everybody, `verify=verify_none`.
+    authorities: Option<RootCertStore>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
         _: &[u8],
-        _: UnixTime,
+        now: UnixTime,
     ) -> Result<ServerCertVerified, TlsError> {
+        if let Some(authorities) = &self.authorities {
+            let certificate = ParsedCertificate::try_from(end_entity)?;
+            let algorithms = self.algorithms.all;
+            verify_server_cert_signed_by_trust_anchor(
+                &certificate,
+                authorities,
+                intermediates,
+                now,
+                algorithms,
+            )?;
+            verify_server_name(&certificate, name)?;
+        }
         Ok(ServerCertVerified::assertion())
     }
 
@@ -210,7 +245,9 @@ impl ServerCertVerifier for NoVerification {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, TlsError> {
-        crypto::verify_tls12_signature(message, certificate, signature, &self.0)
+        let verified =
+            crypto::verify_tls12_signature(message, certificate, signature, &self.algorithms);
+        verified.map_err(|error| of_signature(certificate, error))
     }
 
     fn verify_tls13_signature(
@@ -219,31 +256,89 @@ impl ServerCertVerifier for NoVerification {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, TlsError> {
-        crypto::verify_tls13_signature(message, certificate, signature, &self.0)
+        let verified =
+            crypto::verify_tls13_signature(message, certificate, signature, &self.algorithms);
+        verified.map_err(|error| of_signature(certificate, error))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_schemes()
+        self.algorithms.supported_schemes()
+    }
+}
+
+/// Why what the broker signed during the handshake is not accepted, though its certificate is.
+fn of_signature(certificate: &CertificateDer<'_>, error: TlsError) -> TlsError {
+    let TlsError::InvalidCertificate(reason) = &error else { return error };
+    let reason = match (unusable_key(certificate), reason) {
+        (Some(key), _) => {
+            format!("the key of its certificate is {key}, which cannot be used; {KEYS}")
+        }
+        (None, CertificateError::BadSignature) => {
+            "it did not prove that it has the key of its certificate".into()
+        }
+        _ => return error,
+    };
+    CertificateError::Other(OtherError(Arc::new(SignatureRefused(reason)))).into()
+}
+
+/// What [`of_signature`] has to say.
+#[derive(Debug)]
+struct SignatureRefused(String);
+
+impl std::error::Error for SignatureRefused {}
+
+impl fmt::Display for SignatureRefused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The kind of a certificate's key, if it is one that ring cannot use and brokers have.
+fn unusable_key(certificate: &CertificateDer<'_>) -> Option<&'static str> {
+    /// The curve secp521r1 in DER (RFC 5480, section 2.1.1.1).
+    const P521: &[u8] = b"\x06\x05\x2b\x81\x04\x00\x23";
+    /// The algorithm rsaEncryption in DER (RFC 8017, appendix C).
+    const RSA: &[u8] = b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x01";
+    /// How long an RSA key of 2,048 bits is at least, in bytes: its modulus has 256, what is around it 36.
+    const RSA_2048: usize = 256 + 36;
+
+    let key = ParsedCertificate::try_from(certificate).ok()?.subject_public_key_info();
+    let has = |id: &[u8]| key.windows(id.len()).any(|window| window == id);
+    match () {
+        () if has(P521) => Some("ECDSA P-521"),
+        () if has(RSA) && key.len() < RSA_2048 => Some("RSA with fewer than 2,048 bits"),
+        () => None,
     }
 }
 
 /// Why TLS ended the opening of a connection, if it was that. With TLS 1.3 a client learns only after
 /// the handshake that its certificate is missing or refused (RFC 8446, section 4.4.2.4).
 pub fn refusal(endpoint: &Endpoint, error: &io::Error) -> Option<Failure> {
+    failure(endpoint, error, true)
+}
+
+/// [`refusal`]. `has_answered`: by then, the broker had chosen among what the client offered.
+fn failure(endpoint: &Endpoint, error: &io::Error, has_answered: bool) -> Option<Failure> {
     let error = error.get_ref()?.downcast_ref()?;
     debug!("TLS handshake with {endpoint}: {error}");
-    let (kind, cause) = cause(endpoint, error);
+    let (kind, cause) = cause(endpoint, error, has_answered);
     Some(Failure::new(kind, format!("no TLS handshake with {endpoint}: {cause}")))
 }
 
-fn cause(endpoint: &Endpoint, error: &TlsError) -> (FailureKind, String) {
+fn cause(endpoint: &Endpoint, error: &TlsError, has_answered: bool) -> (FailureKind, String) {
     let configuration = match error {
-        TlsError::InvalidCertificate(error) => of_certificate(&endpoint.host, error),
+        TlsError::InvalidCertificate(error) => of_certificate(endpoint, error),
         TlsError::AlertReceived(Alert::ProtocolVersion)
         | TlsError::PeerIncompatible(PeerIncompatible::ServerDoesNotSupportTls12Or13) => {
             "it offers no version of TLS that this program accepts (1.2 and 1.3)".into()
         }
         TlsError::PeerIncompatible(_) => error.to_string(),
+        // It does not know the client's certificate yet, nor that there is none (RFC 8446, section 4.1.1).
+        TlsError::AlertReceived(
+            alert @ (Alert::HandshakeFailure | Alert::InsufficientSecurity),
+        ) if !has_answered => {
+            format!("it refused all that this program can use ({alert:?}); {KEYS}")
+        }
         // Those two pass, perhaps.
         TlsError::AlertReceived(alert)
             if !matches!(alert, Alert::InternalError | Alert::UserCanceled) =>
@@ -267,7 +362,7 @@ fn cause(endpoint: &Endpoint, error: &TlsError) -> (FailureKind, String) {
     (FailureKind::Configuration, configuration)
 }
 
-fn of_certificate(host: &str, error: &CertificateError) -> String {
+fn of_certificate(endpoint: &Endpoint, error: &CertificateError) -> String {
     let cause = match error {
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
             "its certificate has expired"
@@ -279,11 +374,30 @@ fn of_certificate(host: &str, error: &CertificateError) -> String {
             "its certificate has no subject alternative name, and a common name is not enough"
         }
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-            return format!("its certificate is for another host than {host}");
+            let (name, part) = expected_name(endpoint);
+            let remedy = match part {
+                "host" => "; behind a tunnel, server_name_indication in the URI names the host",
+                _ => " (server_name_indication)",
+            };
+            return format!("its certificate is for another host than {name}{remedy}");
         }
-        // The latter: an authority of the same name signed it.
-        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+        CertificateError::UnknownIssuer => {
             "no authority that is trusted here signed its certificate; cacertfile names one"
+        }
+        CertificateError::BadSignature => {
+            let cause = "an authority of that name did, with another key, or with a key that cannot be used";
+            return format!(
+                "no authority that is trusted here signed its certificate; cacertfile names one ({cause}; {KEYS})"
+            );
+        }
+        CertificateError::UnsupportedSignatureAlgorithmContext { .. }
+        | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
+            return format!(
+                "the key of an authority that signed its certificate cannot be used; {KEYS}"
+            );
+        }
+        CertificateError::Other(OtherError(reason)) if reason.is::<SignatureRefused>() => {
+            return reason.to_string();
         }
         _ => {
             let rule = "it has to be an X.509 certificate of version 3, for a server, and not an authority's";
@@ -512,6 +626,18 @@ mod tests {
             drop(stream);
             peer.join().unwrap();
         }
+    }
+
+    #[test]
+    fn the_name_in_the_uri_is_what_the_broker_is_told() {
+        let pem = Pem::new();
+        let (mut endpoint, peer) = peer(&pem, &version::TLS13, false, |session, _| {
+            assert_eq!(session.server_name(), Some("localhost"));
+        });
+        endpoint.host = "127.0.0.1".into();
+        endpoint.tls.as_mut().unwrap().server_name_indication = Some("localhost".into());
+        drop(connect(&endpoint));
+        peer.join().unwrap();
     }
 
     #[test]

@@ -36,6 +36,9 @@ pub struct Tls {
     pub keyfile: Option<PathBuf>,
     /// Whether the broker need not prove who it is, which is unsafe.
     pub verify_none: bool,
+    /// What the broker's certificate is for, and what it is told that it is called (RFC 6066, section 3): a DNS name or
+    /// an IP address. None: the host.
+    pub server_name_indication: Option<String>,
 }
 
 /// One broker, and how to log in to it.
@@ -284,12 +287,23 @@ fn apply(endpoint: &mut Endpoint, parameter: &str) -> Result<(), String> {
             "verify_none" => tls.verify_none = true,
             _ => return Err("its verify is neither verify_peer nor verify_none".into()),
         },
-        ("cacertfile" | "certfile" | "keyfile" | "verify", None) => {
+        ("server_name_indication", Some(tls)) => match value.as_str() {
+            "" => return Err("its server_name_indication is empty".into()),
+            // RabbitMQ's own client compares the certificate with no name then (Erlang, ssl:connect).
+            "disable" => {
+                return Err("its server_name_indication is disable, and a certificate is always \
+                     compared with a name here; name the host that it is for"
+                    .into());
+            }
+            _ => tls.server_name_indication = Some(value),
+        },
+        ("cacertfile" | "certfile" | "keyfile" | "verify" | "server_name_indication", None) => {
             return Err(format!("its {key} needs an amqps:// URI"));
         }
         _ => {
             return Err("it has a query parameter other than heartbeat, connection_timeout, \
-                 channel_max, auth_mechanism, cacertfile, certfile, keyfile and verify"
+                 channel_max, auth_mechanism, cacertfile, certfile, keyfile, verify and \
+                 server_name_indication"
                 .into());
         }
     }
@@ -344,7 +358,8 @@ mod tests {
     #[test]
     fn query_parameters() {
         let endpoint = one("AMQPS://host?heartbeat=5&connection_timeout=1500&channel_max=7\
-             &auth_mechanism=EXTERNAL&cacertfile=/a%20b/ca.pem&certfile=c.pem&keyfile=k.pem&verify=verify_none");
+             &auth_mechanism=EXTERNAL&cacertfile=/a%20b/ca.pem&certfile=c.pem&keyfile=k.pem&verify=verify_none\
+             &server_name_indication=broker.example");
         assert_eq!(endpoint.port, 5671);
         assert_eq!((endpoint.heartbeat, endpoint.channel_max), (5, 7));
         assert_eq!(endpoint.connection_timeout, Some(Duration::from_millis(1_500)));
@@ -354,6 +369,7 @@ mod tests {
             certfile: Some("c.pem".into()),
             keyfile: Some("k.pem".into()),
             verify_none: true,
+            server_name_indication: Some("broker.example".into()),
         };
         assert_eq!(endpoint.tls, Some(tls));
         assert_eq!(one("amqp://h?heartbeat=0").heartbeat, 0);
@@ -474,6 +490,9 @@ mod tests {
             "amqp://h?verify=verify_none",
             "amqps://h?verify=s3cret",
             "amqps://h?certfile=s3cret",
+            "amqp://h?server_name_indication=s3cret",
+            "amqps://h?server_name_indication=",
+            "amqps://h?server_name_indication=disable",
         ] {
             let failure = parse_list(uri).expect_err(uri);
             assert_eq!(failure.kind, FailureKind::Configuration, "{uri}");

@@ -20,4 +20,5 @@ mod scripts;
 mod server;
 mod terminal;
 mod tls;
+mod tls_keys;
 mod unread;

@@ -8,16 +8,16 @@ use std::process::Command;
 use std::thread;
 
 /// A node with TLS, and what its tests need of it.
-struct Tls {
+pub struct Tls {
     node: Node,
-    queue: Queue,
+    pub queue: Queue,
     /// `amqps://localhost:PORT`
     url: String,
-    folder: String,
+    pub folder: String,
 }
 
 impl Tls {
-    fn start(configuration: &str) -> Tls {
+    pub fn start(configuration: &str) -> Tls {
         let node = Node::configured(configuration, &["--tls"]);
         let queue = Queue::at(&node.url);
         let tls_url = node.script(&["tls-url"]);
@@ -27,13 +27,13 @@ impl Tls {
     }
 
     /// `parameters` with `DIR` for the folder of the certificates.
-    fn url(&self, parameters: &str) -> String {
+    pub fn url(&self, parameters: &str) -> String {
         format!("{}?{}", self.url, parameters.replace("DIR", &self.folder))
     }
 
     /// `openssl` in the folder of the certificates.
     #[track_caller]
-    fn openssl(&self, args: &str) {
+    pub fn openssl(&self, args: &str) {
         let command = args.split(' ');
         let output =
             Command::new("openssl").args(command).current_dir(&self.folder).output().unwrap();
@@ -52,7 +52,7 @@ impl Tls {
     }
 
     /// From now on the node has this certificate (RabbitMQ, "TLS Support", rotation of certificates).
-    fn present(&self, certificate: &str, key: &str) {
+    pub fn present(&self, certificate: &str, key: &str) {
         let copy = |from: &str, to: &str| {
             let folder = Path::new(&self.folder);
             std::fs::copy(folder.join(from), folder.join(to)).unwrap();
@@ -63,13 +63,13 @@ impl Tls {
     }
 
     #[track_caller]
-    fn call(&self, url: &str) -> Ended {
+    pub fn call(&self, url: &str) -> Ended {
         client_at(url, &["--queue", self.queue.name(), "fib", "30"])
     }
 
     /// A call at `url` fails, because of `cause`.
     #[track_caller]
-    fn refuses(&self, url: &str, code: i32, cause: &str) {
+    pub fn refuses(&self, url: &str, code: i32, cause: &str) {
         let ended = self.call(url);
         assert_eq!((ended.code(), ended.stdout.as_str()), (code, ""), "{ended:?}");
         let at = shown(url);
