@@ -5,7 +5,7 @@ use amq_protocol::frame::generation::gen_frame;
 use amq_protocol::frame::{AMQPFrame, parse_frame};
 use amq_protocol::types::AMQPValue;
 use fib_rpc::amqp::MAX_NAME;
-use fib_rpc::amqp::sanitizer::{self, Sanitizer, Type};
+use fib_rpc::amqp::sanitizer::{self, Piece, Sanitizer, Type};
 use fib_rpc::amqp::uri;
 use fib_rpc::cancellation::CallHandle;
 use fib_rpc::command::Call;
@@ -358,8 +358,9 @@ impl Broker {
             (rest, _) = (later, buffer.extend_from_slice(piece));
             loop {
                 match sanitizer.check(&mut buffer[checked..]) {
-                    Ok(0) => break,
-                    Ok(length) => checked += length,
+                    Ok(Piece::Incomplete) => break,
+                    Ok(Piece::Checked(length)) => checked += length,
+                    Ok(Piece::Discarded(length)) => drop(buffer.drain(checked..checked + length)),
                     Err(reason) => {
                         buffer.truncate(checked);
                         return (buffer, Some(reason));

@@ -4,9 +4,10 @@
 use crate::amqp::errors;
 use crate::amqp::inbox::Inbox;
 use crate::amqp::sanitizer::FRAME_MAX;
+use crate::amqp::traffic::Traffic;
 use crate::amqp::transport;
 use crate::amqp::uri::Endpoint;
-use crate::amqp::watchdog::Watchdog;
+use crate::amqp::watchdog::{Flow, Watchdog};
 use crate::error::{Failure, FailureKind};
 use amiquip::{
     Auth, Channel, Connection, ConnectionBlockedNotification, ConnectionOptions, ConnectionTuning,
@@ -18,10 +19,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Bound on a synchronous method (a declare, a cancel) unless [`Session::set_call_timeout`] shortens
-/// it: a broker that takes longer is taken for dead.
+/// it: a broker that takes longer, while nothing else moves on the connection, is taken for dead.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Bound on closing a connection in good order.
+/// Bound on closing a connection in good order, while nothing moves on it.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The same while the broker blocks the connection: it does not read that the connection is closed.
@@ -100,13 +101,16 @@ impl Session {
     fn open_one(endpoint: &Endpoint, limit: Duration, program: &str) -> Result<Session, Failure> {
         let deadline = Instant::now() + limit;
         let socket = transport::dial(endpoint, deadline)?;
-        let watchdog = socket.try_clone().and_then(Watchdog::new);
+        let traffic = Arc::new(Traffic::default());
+        let watchdog = socket.try_clone();
+        let watchdog = watchdog.and_then(|socket| Watchdog::new(socket, Arc::clone(&traffic)));
         let watchdog = watchdog.map_err(Failure::internal("cannot watch the connection"))?;
         let left = deadline.saturating_duration_since(Instant::now());
         let (began, mut in_login) = (Instant::now(), false);
         let inbox = Arc::new(Inbox::default());
         let opened: Result<_, Failure> = watchdog.bounded(left, || {
-            let transport = transport::establish(endpoint, socket, Arc::clone(&inbox))?;
+            let transport =
+                transport::establish(endpoint, socket, Arc::clone(&inbox), Arc::clone(&traffic))?;
             let tuning = ConnectionTuning::default().mem_channel_bound(FRAMES_AHEAD);
             let options = options(endpoint, program);
             let opened = Connection::insecure_open_stream(transport, options, tuning).and_then(
@@ -156,12 +160,23 @@ impl Session {
         &self.name
     }
 
+    /// Returns whether the connection was not closed by this side, as [`Session::classify`] does if it is lost.
+    pub fn is_open(&self) -> bool {
+        self.connection.is_some()
+    }
+
+    /// Returns how many bytes have arrived at the broker's end of the connection by now.
+    pub fn sent(&self) -> u64 {
+        self.watchdog.sent()
+    }
+
     /// Opens a channel.
     /// Its errors are those of [`Session::classify`].
     pub fn channel(&mut self) -> Result<Channel, Failure> {
         let opened = match &mut self.connection {
             Some(connection) => {
-                self.watchdog.bounded(self.call_timeout, || connection.open_channel(None))
+                let open = || connection.open_channel(None);
+                bounded(&self.watchdog, self.call_timeout, open)
             }
             None => Err(Error::ClientClosedConnection),
         };
@@ -171,7 +186,8 @@ impl Session {
     /// Calls a synchronous method of a channel of this connection, within bounded time.
     /// Its errors are those of [`Session::classify`].
     pub fn call<T>(&mut self, method: impl FnOnce() -> amiquip::Result<T>) -> Result<T, Failure> {
-        self.call_within(self.call_timeout, method)
+        let answer = bounded(&self.watchdog, self.call_timeout, method);
+        answer.map_err(|error| self.classify(error))
     }
 
     /// The same, with a bound of one's own.
@@ -257,7 +273,11 @@ impl Session {
             return Failure::new(FailureKind::ConnectionLost, message);
         }
         if !is_aborted {
-            return errors::of_connection(&self.name, &cause);
+            // The library can fail in the middle of being told, and so not tell it.
+            return match self.inbox.connection_close() {
+                Some(close) => errors::of_close(&self.name, close),
+                None => errors::of_connection(&self.name, &cause),
+            };
         }
         self.blocked().unwrap_or_else(|| {
             let message = format!("{} no longer answers; the connection was given up", self.name);
@@ -282,13 +302,22 @@ impl Session {
             let _ = self.set_blocked(Ok(notification));
         }
         let limit = if self.is_blocked() { BLOCKED_CLOSE_TIMEOUT } else { CLOSE_TIMEOUT };
-        self.watchdog.bounded(limit, || connection.close())
+        self.watchdog.bounded_standstill(limit, Flow::Sent, || connection.close())
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
         let _ = self.close_connection();
+    }
+}
+
+/// Runs a synchronous method with a bound: on standing still, unless whoever waits for it has a shorter one of his own.
+fn bounded<T>(watchdog: &Watchdog, limit: Duration, method: impl FnOnce() -> T) -> T {
+    if limit < CALL_TIMEOUT {
+        watchdog.bounded(limit, method)
+    } else {
+        watchdog.bounded_standstill(limit, Flow::Either, method)
     }
 }
 

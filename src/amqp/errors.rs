@@ -2,6 +2,7 @@
 //! remedy. The texts in them are the broker's; they are shown as they came.
 
 use crate::amqp::MAX_BODY;
+use crate::amqp::inbox::Close;
 use crate::amqp::uri::{Credentials, Endpoint};
 use crate::error::{Failure, FailureKind};
 use crate::terminal::text;
@@ -20,11 +21,44 @@ const PERMISSIONS: &str = "; rabbitmqctl set_permissions gives access";
 const DECLARED_OTHERWISE: &str =
     "; it exists already, declared in another way: delete it, or name another vhost in the URI";
 
+/// What RabbitMQ says when one has: "delivery acknowledgement on channel 1 timed out".
+const ACKNOWLEDGEMENT_TIMEOUT: &str = "delivery acknowledgement";
+
 /// What helps when a call takes longer than the broker lets a delivery be unacknowledged.
 const TOO_LONG: &str = "; keep --time-limit below the broker's consumer_timeout, or raise that";
 
 /// The reply code not-allowed (AMQP 0-9-1, section 1.5).
 const NOT_ALLOWED: u16 = 530;
+
+/// What the broker holds against a channel that it closes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChannelFault {
+    /// A delivery was unacknowledged for longer than the broker's `consumer_timeout` (RabbitMQ, "Delivery
+    /// Acknowledgement Timeout").
+    ConsumerTimeout,
+    /// A message was larger than its `max_message_size`.
+    TooLarge {
+        /// The largest body that it takes, in bytes.
+        limit: usize,
+    },
+    /// Anything else.
+    Other,
+}
+
+/// Returns what the broker holds against a channel, by its sentence, which is where RabbitMQ tells it.
+pub fn channel_fault(close: &Close) -> ChannelFault {
+    match too_large(&close.text) {
+        Some(limit) => ChannelFault::TooLarge { limit },
+        None if close.text.contains(ACKNOWLEDGEMENT_TIMEOUT) => ChannelFault::ConsumerTimeout,
+        None => ChannelFault::Other,
+    }
+}
+
+/// Returns whether the broker closed a connection for a fault that it sees in what was sent on it, or that it met with
+/// while it dealt with that: the reply codes of AMQP 0-9-1, section 1.5, but for 320, which is an operator's.
+pub fn is_connection_fault(close: &Close) -> bool {
+    matches!(close.code, 501..=506 | 530 | 540 | 541)
+}
 
 /// The failure that an error of one channel is, or of none: the connection is still good. None if it
 /// is an error of the connection.
@@ -35,7 +69,7 @@ pub fn of_channel(endpoint: &str, error: &Error) -> Option<Failure> {
                 PERMISSIONS
             } else if message.contains("inequivalent arg") {
                 DECLARED_OTHERWISE
-            } else if message.contains("delivery acknowledgement") {
+            } else if message.contains(ACKNOWLEDGEMENT_TIMEOUT) {
                 TOO_LONG
             } else {
                 ""
@@ -45,7 +79,10 @@ pub fn of_channel(endpoint: &str, error: &Error) -> Option<Failure> {
                 403 => FailureKind::AccessRefused,
                 404 => FailureKind::QueueMissing,
                 405 => FailureKind::QueueUnusable,
-                406 => too_large(message).unwrap_or(FailureKind::Configuration),
+                406 => match too_large(message) {
+                    Some(limit) => FailureKind::TooLarge { limit },
+                    None => FailureKind::Configuration,
+                },
                 _ => FailureKind::ConnectionLost,
             };
             (kind, format!("refused: {message}{remedy}"))
@@ -61,10 +98,9 @@ pub fn of_channel(endpoint: &str, error: &Error) -> Option<Failure> {
 
 /// "PRECONDITION_FAILED - message size 2090 is larger than configured max size 1000": RabbitMQ tells
 /// its limit in this sentence and nowhere else. One that is larger than ours changes nothing.
-fn too_large(message: &str) -> Option<FailureKind> {
+fn too_large(message: &str) -> Option<usize> {
     let (_, limit) = message.split_once("larger than configured max size ")?;
-    let limit = limit.parse::<usize>().ok()?.min(MAX_BODY);
-    Some(FailureKind::TooLarge { limit })
+    Some(limit.parse::<usize>().ok()?.min(MAX_BODY))
 }
 
 /// The failure that the `cause` of a lost connection is.
@@ -81,8 +117,18 @@ pub fn of_connection(endpoint: &str, cause: &Error) -> Failure {
         | Error::IoErrorWritingSocket { .. } => {
             format!("the connection to {endpoint} was lost ({cause})")
         }
+        // Both sides closed it at once, or the broker in the middle of something. Why is not known.
+        Error::IoThreadPanic | Error::EventLoopDropped | Error::EventLoopClientDropped => {
+            format!("the connection to {endpoint} was lost")
+        }
         _ => format!("the connection to {endpoint} failed: {cause}"),
     };
+    Failure::new(FailureKind::ConnectionLost, message)
+}
+
+/// The failure that it is when the broker has closed a connection for that reason.
+pub fn of_close(endpoint: &str, close: &Close) -> Failure {
+    let message = format!("{endpoint} closed the connection: {}", close.text);
     Failure::new(FailureKind::ConnectionLost, message)
 }
 
@@ -180,5 +226,26 @@ mod tests {
         assert_eq!(refused(&large), FailureKind::TooLarge { limit: MAX_BODY });
         assert_eq!(refused("PRECONDITION_FAILED - inequivalent arg"), FailureKind::Configuration);
         assert!(of_channel("amqp://h:1", &Error::MissedServerHeartbeats).is_none());
+    }
+
+    #[test]
+    fn what_a_broker_holds_against_a_channel_or_a_connection() {
+        let fault = |text: &str| channel_fault(&Close { code: 406, text: text.into() });
+        let slow = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout value used: 3000 ms.";
+        assert_eq!(fault(slow), ChannelFault::ConsumerTimeout);
+        let large =
+            "PRECONDITION_FAILED - message size 2090 is larger than configured max size 1000";
+        assert_eq!(fault(large), ChannelFault::TooLarge { limit: 1000 });
+        assert_eq!(fault("PRECONDITION_FAILED - unknown delivery tag 1"), ChannelFault::Other);
+        let is_fault = |code| is_connection_fault(&Close { code, text: String::new() });
+        assert!([501, 502, 503, 504, 505, 506, 530, 540, 541].into_iter().all(is_fault));
+        assert!(!is_fault(320) && !is_fault(402) && !is_fault(0));
+    }
+
+    #[test]
+    fn a_thread_that_panicked_is_a_lost_connection() {
+        let failure = of_connection("amqp://h:1", &Error::IoThreadPanic);
+        assert_eq!(failure.kind, FailureKind::ConnectionLost);
+        assert_eq!(failure.message, "the connection to amqp://h:1 was lost");
     }
 }

@@ -1,16 +1,32 @@
-//! A count of what has come in and was not taken yet.
+//! What the thread that reads a connection knows before everybody else: how much has come in and was not taken yet,
+//! which channels the broker closed, and when each delivery came.
 //!
 //! The client library queues what comes for its user without a bound. A broker, or a stranger who
-//! floods a queue, could fill the memory so.
+//! floods a queue, could fill the memory so. And it tells that a channel was closed only to whoever next waits for
+//! something on it, which a thread that computes does not.
 
-use std::sync::OnceLock;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
 
 /// How much memory may be taken by what nobody asked for, in bytes.
 const MAX_EXCESS: u64 = 16 << 20;
 
+/// Why the broker closed a channel or a connection (AMQP 0-9-1, channel.close and connection.close).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Close {
+    /// The reply code (AMQP 0-9-1, section 1.5).
+    pub code: u16,
+    /// The broker's sentence.
+    pub text: String,
+}
+
+/// What is called, by the thread that reads, with each channel that the broker closes.
+pub type OnChannelClose = Box<dyn Fn(u16, &Close) + Send + Sync>;
+
 /// What the thread that reads a connection and those that take messages from it both know.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Inbox {
     /// How many came and were not taken.
     waiting: AtomicU64,
@@ -19,6 +35,12 @@ pub struct Inbox {
     /// How many bytes came since no more than that waited.
     excess: AtomicU64,
     violation: OnceLock<String>,
+    connection_close: OnceLock<Close>,
+    on_channel_close: OnceLock<OnChannelClose>,
+    /// The channels that the broker closed, and that were not opened again.
+    closed: Mutex<HashSet<u16>>,
+    /// When the deliveries came that wait, by their channels. Empty unless somebody asked for it.
+    arrivals: OnceLock<Mutex<HashMap<u16, VecDeque<Instant>>>>,
 }
 
 impl Inbox {
@@ -61,6 +83,61 @@ impl Inbox {
         self.expected.get().is_none_or(|most| waiting <= *most)
     }
 
+    /// From now on, `hook` is called with each channel that the broker closes, at once: before anybody is told who
+    /// waits for something on it. It must be quick.
+    pub fn on_channel_close(&self, hook: OnChannelClose) {
+        let _ = self.on_channel_close.set(hook);
+    }
+
+    /// Returns whether the broker closed this channel.
+    pub fn is_closed(&self, channel: u16) -> bool {
+        lock(&self.closed).contains(&channel)
+    }
+
+    /// The broker closed a channel.
+    pub(crate) fn channel_closed(&self, channel: u16, close: &Close) {
+        lock(&self.closed).insert(channel);
+        if let Some(hook) = self.on_channel_close.get() {
+            hook(channel, close);
+        }
+    }
+
+    /// A channel is open, perhaps with the number of one that was closed.
+    pub(crate) fn channel_opened(&self, channel: u16) {
+        lock(&self.closed).remove(&channel);
+        if let Some(arrivals) = self.arrivals.get() {
+            lock(arrivals).remove(&channel);
+        }
+    }
+
+    /// Returns why the broker closed the connection, if it did.
+    pub fn connection_close(&self) -> Option<&Close> {
+        self.connection_close.get()
+    }
+
+    /// The broker closed the connection.
+    pub(crate) fn connection_closed(&self, close: Close) {
+        let _ = self.connection_close.set(close);
+    }
+
+    /// From now on, remembers when each delivery comes, until [`Inbox::arrival`] takes it.
+    pub fn record_arrivals(&self) {
+        let _ = self.arrivals.set(Mutex::default());
+    }
+
+    /// A delivery comes by this channel.
+    pub(crate) fn delivered(&self, channel: u16) {
+        if let Some(arrivals) = self.arrivals.get() {
+            lock(arrivals).entry(channel).or_default().push_back(Instant::now());
+        }
+    }
+
+    /// Returns when the delivery came that is the next to be taken from this channel's consumer. To be called once for
+    /// each. None if that is not recorded.
+    pub fn arrival(&self, channel: u16) -> Option<Instant> {
+        lock(self.arrivals.get()?).get_mut(&channel)?.pop_front()
+    }
+
     /// Why reading ended, if it was because the peer broke the protocol's rules or flooded us.
     pub fn violation(&self) -> Option<&str> {
         self.violation.get().map(String::as_str)
@@ -72,9 +149,15 @@ impl Inbox {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics with the lock held; if it did, the state would be whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
 
     #[test]
     fn what_was_asked_for_may_have_any_size() {
@@ -113,5 +196,37 @@ mod tests {
         inbox.expect_at_most(0);
         inbox.taken();
         assert!(inbox.arrived(MAX_EXCESS + 1).is_err());
+    }
+
+    #[test]
+    fn a_channel_that_was_closed_is_told_at_once_and_can_be_opened_again() {
+        let inbox = Inbox::default();
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let tell = Arc::clone(&told);
+        inbox.on_channel_close(Box::new(move |channel, close| {
+            lock(&tell).push((channel, close.code));
+        }));
+        let close = Close { code: 406, text: "no".into() };
+        inbox.channel_closed(3, &close);
+        assert_eq!(*lock(&told), [(3, 406)]);
+        assert!(inbox.is_closed(3) && !inbox.is_closed(4));
+        inbox.channel_opened(3);
+        assert!(!inbox.is_closed(3));
+    }
+
+    #[test]
+    fn arrivals_are_taken_in_their_order_and_cost_nothing_unless_asked_for() {
+        let inbox = Inbox::default();
+        inbox.delivered(1);
+        assert_eq!(inbox.arrival(1), None);
+        inbox.record_arrivals();
+        inbox.delivered(1);
+        inbox.delivered(2);
+        inbox.delivered(1);
+        let (first, second) = (inbox.arrival(1).unwrap(), inbox.arrival(1).unwrap());
+        assert!(first <= second);
+        assert_eq!(inbox.arrival(1), None);
+        inbox.channel_opened(2);
+        assert_eq!(inbox.arrival(2), None, "its channel is another one now");
     }
 }

@@ -11,6 +11,7 @@ pub mod queue;
 pub mod sanitizer;
 #[cfg(feature = "tls")]
 pub mod tls;
+pub mod traffic;
 pub mod transport;
 pub mod uri;
 pub mod watchdog;

@@ -6,11 +6,14 @@
 //!
 //! - Bytes that are not UTF-8, where text belongs, become [`SUBSTITUTE`], one for one.
 //! - A table or an array that is nested deeper than [`DEPTH_MAX`] becomes a byte array, which has the same layout.
+//! - What comes for a channel that the broker has closed is left out: RabbitMQ 3.10 can close one twice, and the
+//!   library would end the connection.
 //! - What breaks the rules of the protocol, or the limits below, is an error that says what it was.
 //!
-//! No size ever changes, so that it is done in place.
+//! No size of a frame ever changes, so that it is done in place.
 
-use crate::amqp::inbox::Inbox;
+use crate::amqp::inbox::{Close, Inbox};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 /// What stands in place of a byte that is not UTF-8: ASCII's SUB, which is made for this.
@@ -136,6 +139,19 @@ pub struct Sanitizer {
     body_frame: usize,
     /// Messages that have not come to their end.
     contents: Vec<Content>,
+    /// The channels that the broker closed, and that were not opened again.
+    closed: HashSet<u16>,
+}
+
+/// What a [`Sanitizer`] says of the bytes that it was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Piece {
+    /// More bytes are needed; those that are there are to be presented again with them.
+    Incomplete,
+    /// So many bytes can be handed on: a whole frame, or what there is of a body.
+    Checked(usize),
+    /// So many bytes, a whole frame, are to be left out.
+    Discarded(usize),
 }
 
 /// How far a connection has come.
@@ -166,6 +182,7 @@ impl Sanitizer {
             proposed: FRAME_MAX,
             body_frame: 0,
             contents: Vec::new(),
+            closed: HashSet::new(),
         }
     }
 
@@ -185,23 +202,22 @@ impl Sanitizer {
     }
 
     /// Checks the next piece of the stream, and mends it in place. `bytes` begins where the piece before
-    /// it ended, and may have more than one. Returns the length of the piece: a whole frame, or what there
-    /// is of a body. 0: more bytes are needed; those that are there are to be presented again with them.
+    /// it ended, and may have more than one.
     /// An error is a sentence about the broker, "it", after which the stream cannot be followed.
-    pub fn check(&mut self, bytes: &mut [u8]) -> Result<usize, String> {
+    pub fn check(&mut self, bytes: &mut [u8]) -> Result<Piece, String> {
         if self.body_frame > 0 {
             let length = bytes.len().min(self.body_frame);
             self.body_frame -= length;
             if self.body_frame == 0 {
                 check_end(bytes[length - 1])?;
             }
-            return Ok(length);
+            return Ok(Piece::Checked(length));
         }
         if self.phase == Phase::New {
             inspect_first(bytes)?;
         }
         let Some(&[kind, high, low, ref size @ ..]) = bytes.first_chunk::<HEAD>() else {
-            return Ok(0);
+            return Ok(Piece::Incomplete);
         };
         let (channel, size) = (u16::from_be_bytes([high, low]), u32::from_be_bytes(*size) as usize);
         let most = match kind {
@@ -213,20 +229,25 @@ impl Sanitizer {
             let size = size as u64 + OVERHEAD as u64;
             return Err(format!("it sent a frame of {size} bytes, where {most} are the most"));
         }
-        if kind == BODY {
+        let is_closed = self.closed.contains(&channel);
+        if kind == BODY && !is_closed {
             self.begin_body(channel, size)?;
             self.body_frame = size + 1;
-            return Ok(HEAD);
+            return Ok(Piece::Checked(HEAD));
         }
-        let Some(frame) = bytes.get_mut(..size + OVERHEAD) else { return Ok(0) };
+        let Some(frame) = bytes.get_mut(..size + OVERHEAD) else { return Ok(Piece::Incomplete) };
         check_end(frame[size + HEAD])?;
         let payload = &mut frame[HEAD..size + HEAD];
+        // What opens it again, or agrees that it is closed, is for the library.
+        if is_closed && !(kind == METHOD && matches!(payload, [0, 20, 0, 11 | 41, ..])) {
+            return Ok(Piece::Discarded(size + OVERHEAD));
+        }
         match kind {
             METHOD => self.check_method(channel, payload)?,
             HEADER => self.check_header(channel, payload)?,
             _ => {}
         }
-        Ok(size + OVERHEAD)
+        Ok(Piece::Checked(size + OVERHEAD))
     }
 
     fn content(&mut self, channel: u16) -> Option<&mut Content> {
@@ -266,8 +287,21 @@ impl Sanitizer {
                 }
             }
             (10, 41) => self.phase = Phase::Open,
-            (10, 50 | 51) => self.phase = Phase::Closed,
-            (20, 40 | 41) => self.contents.retain(|content| content.channel != channel),
+            (10, 50) => {
+                self.phase = Phase::Closed;
+                self.inbox.connection_closed(close(arguments));
+            }
+            (10, 51) => self.phase = Phase::Closed,
+            (20, 11) => {
+                self.closed.remove(&channel);
+                self.inbox.channel_opened(channel);
+            }
+            (20, 40) => {
+                self.contents.retain(|content| content.channel != channel);
+                self.closed.insert(channel);
+                self.inbox.channel_closed(channel, &close(arguments));
+            }
+            (20, 41) => self.contents.retain(|content| content.channel != channel),
             (60, 50 | 60 | 71) => {
                 if self.content(channel).is_some() {
                     return Err(format!("it sent a {name} in the middle of another message"));
@@ -276,6 +310,9 @@ impl Sanitizer {
                 // A message that was asked for by basic.get is not queued.
                 if id != (60, 71) {
                     self.inbox.arrived(MESSAGE_SIZE)?;
+                }
+                if id == (60, 60) {
+                    self.inbox.delivered(channel);
                 }
             }
             (60, 80 | 120) | (10, 60 | 61) => self.inbox.arrived(NOTICE_SIZE)?,
@@ -325,6 +362,18 @@ fn inspect_first(bytes: &[u8]) -> Result<(), String> {
         _ => "what answers there does not speak AMQP",
     }
     .into())
+}
+
+/// What the arguments of a connection.close or a channel.close say, which have been checked.
+fn close(arguments: &[u8]) -> Close {
+    match arguments {
+        &[high, low, length, ref text @ ..] => {
+            let text = &text[..text.len().min(length.into())];
+            let code = u16::from_be_bytes([high, low]);
+            Close { code, text: String::from_utf8_lossy(text).into_owned() }
+        }
+        _ => Close { code: 0, text: String::new() },
+    }
 }
 
 fn check_end(octet: u8) -> Result<(), String> {
@@ -482,8 +531,9 @@ mod tests {
         let mut checked = 0;
         let reason = loop {
             match sanitizer.check(&mut stream[checked..]) {
-                Ok(0) => break None,
-                Ok(length) => checked += length,
+                Ok(Piece::Incomplete) => break None,
+                Ok(Piece::Checked(length)) => checked += length,
+                Ok(Piece::Discarded(length)) => drop(stream.drain(checked..checked + length)),
                 Err(reason) => break Some(reason),
             }
         };
@@ -583,6 +633,32 @@ mod tests {
         assert_eq!(check(again.clone()), (again, None));
     }
 
+    /// RabbitMQ 3.10 can do both.
+    #[test]
+    fn what_comes_for_a_closed_channel_is_left_out() {
+        let close = frame(METHOD, &[0, 20, 0, 40, 1, 0x96, 2, b'n', b'o', 0, 0, 0, 0]);
+        let open_ok = frame(METHOD, &[0, 20, 0, 11, 0, 0, 0, 0]);
+        let message = [deliver(), header(2, &[0, 0]), frame(BODY, b"12")].concat();
+        let close_ok = frame(METHOD, &[0, 20, 0, 41]);
+        let twice = [&message[..], &close, &close, &message, &close_ok].concat();
+        assert_eq!(check(twice), ([&message[..], &close, &close_ok].concat(), None));
+        let again = [&close[..], &open_ok, &message, &close].concat();
+        assert_eq!(check(again.clone()), (again, None));
+    }
+
+    #[test]
+    fn why_a_channel_and_a_connection_were_closed_is_known() {
+        let inbox = Arc::new(Inbox::default());
+        let mut sanitizer = Sanitizer { phase: Phase::Open, ..Sanitizer::new(Arc::clone(&inbox)) };
+        let mut close = frame(METHOD, &[0, 20, 0, 40, 1, 0x96, 2, b'n', b'o', 0, 0, 0, 0]);
+        sanitizer.check(&mut close).unwrap();
+        assert!(inbox.is_closed(1) && inbox.connection_close().is_none());
+        let mut close = frame(METHOD, &[0, 10, 0, 50, 2, 0x1d, 2, b'n', b'o', 0, 0, 0, 0]);
+        close[2] = 0;
+        sanitizer.check(&mut close).unwrap();
+        assert_eq!(inbox.connection_close(), Some(&Close { code: 541, text: "no".into() }));
+    }
+
     #[test]
     fn what_is_announced_is_bounded_over_all_channels() {
         let mut other = [deliver(), header(BODY_MAX, &[0, 0])].concat();
@@ -596,8 +672,8 @@ mod tests {
     #[test]
     fn the_first_bytes_tell_another_protocol() {
         let first = |bytes: &[u8]| Sanitizer::new(Arc::default()).check(&mut bytes.to_vec());
-        assert_eq!(first(b""), Ok(0));
-        assert_eq!(first(&[1, 0]), Ok(0));
+        assert_eq!(first(b""), Ok(Piece::Incomplete));
+        assert_eq!(first(&[1, 0]), Ok(Piece::Incomplete));
         let http = Err("what answers there speaks HTTP, not AMQP".into());
         assert_eq!(first(b"HTTP/1.1 400"), http);
         assert_eq!(first(b"HTT"), http);
@@ -618,12 +694,12 @@ mod tests {
         let start = [&[0, 10, 0, 10, 0, 9][..], &[0; 12]].concat();
         let mut stream = frame(METHOD, &start);
         stream[2] = 0;
-        assert_eq!(sanitizer.check(&mut stream), Ok(stream.len()));
+        assert_eq!(sanitizer.check(&mut stream), Ok(Piece::Checked(stream.len())));
         assert_eq!(sanitizer.phase(), Phase::Handshake);
-        assert_eq!(sanitizer.check(&mut OPEN_OK.to_vec()), Ok(OPEN_OK.len()));
+        assert_eq!(sanitizer.check(&mut OPEN_OK.to_vec()), Ok(Piece::Checked(OPEN_OK.len())));
         assert_eq!(sanitizer.phase(), Phase::Open);
         let mut close_ok = frame(METHOD, &[0, 10, 0, 51]);
-        assert_eq!(sanitizer.check(&mut close_ok), Ok(close_ok.len()));
+        assert_eq!(sanitizer.check(&mut close_ok), Ok(Piece::Checked(close_ok.len())));
         assert_eq!(sanitizer.phase(), Phase::Closed);
     }
 

@@ -2,9 +2,10 @@
 //! that comes.
 
 use crate::amqp::inbox::Inbox;
-use crate::amqp::sanitizer::{METHOD, Phase, Sanitizer};
+use crate::amqp::sanitizer::{METHOD, Phase, Piece, Sanitizer};
 #[cfg(feature = "tls")]
 use crate::amqp::tls::TlsStream;
+use crate::amqp::traffic::Traffic;
 use crate::amqp::uri::{Endpoint, Tls};
 use crate::error::{Failure, FailureKind};
 use amiquip::IoStream;
@@ -78,6 +79,7 @@ pub struct Transport {
     stream: Box<dyn Stream>,
     sanitizer: Sanitizer,
     inbox: Arc<Inbox>,
+    traffic: Arc<Traffic>,
     /// What came from the socket. Before `start`: handed out; `start..checked`: can be read;
     /// `checked..end`: not checked yet.
     buffer: Vec<u8>,
@@ -119,7 +121,7 @@ impl Stream for TlsStream {
 }
 
 /// Makes a transport of a dialled connection, with the TLS handshake if the endpoint wants one.
-/// `inbox` counts what comes, and says why reading failed. Blocks until a handshake is done: to be
+/// `inbox` counts what comes, and says why reading failed; `traffic` counts bytes. Blocks until a handshake is done: to be
 /// called under a [`crate::amqp::watchdog::Watchdog`].
 ///
 /// # Errors
@@ -130,6 +132,7 @@ pub fn establish(
     endpoint: &Endpoint,
     socket: TcpStream,
     inbox: Arc<Inbox>,
+    traffic: Arc<Traffic>,
 ) -> Result<Transport, Failure> {
     let io_failure = |error: io::Error| {
         Failure::new(FailureKind::BrokerUnreachable, format!("cannot reach {endpoint}: {error}"))
@@ -142,6 +145,7 @@ pub fn establish(
         stream,
         sanitizer: Sanitizer::new(Arc::clone(&inbox)),
         inbox,
+        traffic,
         buffer: vec![0; BUFFER_SIZE],
         start: 0,
         checked: 0,
@@ -174,8 +178,13 @@ impl Transport {
             let phase = self.sanitizer.phase();
             let is_method = self.buffer.get(self.checked) == Some(&METHOD);
             match self.sanitizer.check(&mut self.buffer[self.checked..self.end]) {
-                Ok(0) => return,
-                Ok(length) => self.checked += length,
+                Ok(Piece::Incomplete) => return,
+                Ok(Piece::Checked(length)) => self.checked += length,
+                Ok(Piece::Discarded(length)) => {
+                    self.buffer.copy_within(self.checked + length..self.end, self.checked);
+                    self.end -= length;
+                    continue;
+                }
                 Err(reason) => return self.inbox.violated(reason),
             }
             // amiquip misreads a frame that comes in the same read as the last one of the handshake, or as
@@ -204,7 +213,10 @@ impl Transport {
         let most = if self.sanitizer.expects_body() { free.min(PIECE) } else { free };
         let read = self.stream.read(&mut self.buffer[self.end..self.end + most]);
         match &read {
-            Ok(read) => self.end += read,
+            Ok(read) => {
+                self.end += read;
+                self.traffic.count_received(*read);
+            }
             // The library's I/O thread goes to sleep now, and has just woken the thread that answers
             // the message. If that runs first, its answer is there before the sleep begins.
             Err(_) if self.inbox.has_one() => thread::yield_now(),
@@ -251,6 +263,7 @@ impl Read for Transport {
                 // The rest of a body frame goes past our buffer, which saves a copy of a large body.
                 let most = buffer.len().min(missing);
                 let read = self.read_body(&mut buffer[..most])?;
+                self.traffic.count_received(read);
                 match self.sanitizer.check(&mut buffer[..read]) {
                     Ok(_) => return Ok(read),
                     Err(reason) => self.inbox.violated(reason),
@@ -268,7 +281,9 @@ impl Read for Transport {
 
 impl Write for Transport {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.stream.write(buffer)
+        let written = self.stream.write(buffer)?;
+        self.traffic.count_written(written);
+        Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {
