@@ -116,9 +116,7 @@ impl Reply {
     pub fn for_request(request: &Request<'_>, outcome: Outcome, most: usize) -> Reply {
         let mut outcome = match outcome {
             Ok(result) if result.len() > most => {
-                let length = result.len();
-                let message = format!("the result has {length} bytes; the broker takes {most}");
-                Err(Error::new(ErrorKind::OutOfRange, message))
+                Err(Reply::too_large(result.len(), most))
             }
             outcome => outcome,
         };
@@ -128,6 +126,20 @@ impl Reply {
             }
         }
         Reply { correlation_id: request.correlation_id.map(str::to_owned), outcome }
+    }
+
+    /// The error instead of a result of `length` bytes where the broker takes no more than `most`.
+    pub fn too_large(length: usize, most: usize) -> Error {
+        let message = format!("the result has {length} bytes; the broker takes {most}");
+        Error::new(ErrorKind::OutOfRange, message)
+    }
+
+    /// The size of the message's body, in bytes.
+    pub fn length(&self) -> usize {
+        match &self.outcome {
+            Ok(result) => result.len(),
+            Err(error) => error.message.len(),
+        }
     }
 
     /// What it is, for a log: `result`, or the kind of error.

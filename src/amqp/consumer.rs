@@ -43,3 +43,9 @@ pub fn delivery(received: Result<ConsumerMessage, RecvError>) -> Result<Delivery
 pub fn remaining<'a>(consumer: &'a Consumer<'_>) -> impl Iterator<Item = Delivery> + 'a {
     consumer.receiver().iter().filter_map(|message| delivery(Ok(message)).ok())
 }
+
+/// Returns why a consumer got nothing more, of which the broker has closed the channel: waits until that is told. None if
+/// it was told already.
+pub fn end(consumer: &Consumer<'_>) -> Option<ConsumerError> {
+    consumer.receiver().iter().find_map(|message| delivery(Ok(message)).err())
+}

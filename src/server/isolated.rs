@@ -1,78 +1,144 @@
-//! Replies to requests that were delivered before: each is published on a connection of its own.
+//! Replies that may be deadly: each is published on a connection of its own.
 //!
-//! If it was a request's reply that ended the connection, the next reply to it would end the next one,
-//! and no other request would be answered any more: RabbitMQ 3.10 does so for any broken name that
-//! begins with `amq.rabbitmq.reply-to.`. On a connection of its own such a reply does no harm, and it
-//! is known whose it was.
+//! A reply can make the broker end the connection with an error: RabbitMQ 3.10 does so for any broken name that
+//! begins with `amq.rabbitmq.reply-to.`. Its request comes again, and its next reply would end the next connection, so
+//! that no other request would be answered any more. So the replies to all requests that were in hand when a broker ended
+//! a connection so go out apart, one at a time, when they come again: there such a reply does no harm, and it is known
+//! whose it was.
 
 use crate::amqp::confirms::Confirms;
 use crate::amqp::connection::Session;
+use crate::amqp::errors;
+use crate::amqp::queue;
 use crate::amqp::uri::Endpoint;
 use crate::error::{Failure, FailureKind};
 use amiquip::{Channel, Error, Publish};
 use crossbeam_channel::RecvTimeoutError;
-use log::debug;
+use log::{debug, info};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// How long the broker may take to confirm a reply.
-const CONFIRM_LIMIT: Duration = Duration::from_secs(10);
+/// How often whoever waits for a confirm asks whether he still has to.
+const LOOK: Duration = Duration::from_millis(100);
 
-/// A connection for the replies to redelivered requests, one after another.
-pub struct IsolatedPublisher {
-    session: Session,
-    channel: Channel,
-    confirms: Confirms,
+/// The prefix of the names of direct reply-to (RabbitMQ, "Direct Reply-to"). To look for such a queue can be as deadly as
+/// to publish to it.
+const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
+
+/// What became of a reply.
+pub enum Sent {
+    /// The broker has it, or refused it: its queue is full, or its node is gone.
+    Confirmed,
+    /// The broker ended the connection with an error.
+    Deadly(Failure),
+    /// Something else kept it from going out, of which the reply is not to blame.
+    Failed(Failure),
+    /// Whoever published it needs to wait no longer.
+    GivenUp,
 }
 
-impl IsolatedPublisher {
-    /// Opens one to the broker at `endpoint`.
-    pub fn open(endpoint: &Endpoint, connect_timeout: Duration) -> Result<Self, Failure> {
-        let endpoints = std::slice::from_ref(endpoint);
-        let mut session = Session::open(endpoints, connect_timeout, "rpc_server")?;
-        debug!("a connection for one reply to {}", session.name());
-        let channel = session.channel()?;
-        let confirms = session.call(|| Confirms::enable(&channel))?;
-        Ok(IsolatedPublisher { session, channel, confirms })
+/// The one connection of a server for such replies. There is none as long as there is no such reply.
+#[derive(Debug, Default)]
+pub struct Isolated(Mutex<()>);
+
+impl Isolated {
+    /// Publishes a reply to the broker at `endpoint`, and waits for its confirm until `is_over`.
+    pub fn publish(
+        &self,
+        endpoint: &Endpoint,
+        connect_timeout: Duration,
+        reply: Publish<'_>,
+        is_over: &dyn Fn() -> bool,
+    ) -> Sent {
+        let _one_at_a_time = self.lock();
+        if is_over() {
+            return Sent::GivenUp;
+        }
+        let (mut session, channel) = match open(endpoint, connect_timeout) {
+            Ok(opened) => opened,
+            Err(failure) => return Sent::Failed(failure),
+        };
+        let sent = publish(&mut session, &channel, reply, is_over);
+        // Before the channel is dropped, which would wait for an answer of its own.
+        session.close();
+        sent
     }
 
-    /// Publishes a reply, and waits until the broker has taken or refused it. It fails if the connection
-    /// or the channel is lost.
-    pub fn publish(&mut self, reply: Publish<'_>) -> Result<(), Failure> {
-        self.session.call(|| self.channel.basic_publish("", reply))?;
-        match self.confirms.receiver().recv_timeout(CONFIRM_LIMIT) {
-            // A reply that is refused is not tried again: its queue's node is gone, or it is full.
-            Ok(_) => Ok(()),
-            // A broker that is slow says nothing about the reply.
-            Err(RecvTimeoutError::Timeout) => {
-                Err(Failure::new(FailureKind::TimedOut, self.session.abort().message))
+    /// Returns whether the broker at `endpoint` says that there is no such queue, so that nobody awaits a reply there.
+    pub fn is_gone(&self, endpoint: &Endpoint, connect_timeout: Duration, reply_to: &str) -> bool {
+        if reply_to.starts_with(DIRECT_REPLY_TO) {
+            return false;
+        }
+        let _one_at_a_time = self.lock();
+        let looked = open(endpoint, connect_timeout).and_then(|(mut session, channel)| {
+            let looked = queue::inspect(&mut session, &channel, reply_to);
+            session.close();
+            looked
+        });
+        match looked {
+            Ok(_) => false,
+            // A queue whose node is down is missing too, and comes back with it.
+            Err(failure) => {
+                failure.kind == FailureKind::QueueMissing && failure.message.contains("no queue")
             }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn open(endpoint: &Endpoint, connect_timeout: Duration) -> Result<(Session, Channel), Failure> {
+    let endpoints = std::slice::from_ref(endpoint);
+    let mut session = Session::open(endpoints, connect_timeout, "rpc_server")?;
+    debug!("a connection for one reply to {}", session.name());
+    let channel = session.channel()?;
+    Ok((session, channel))
+}
+
+fn publish(
+    session: &mut Session,
+    channel: &Channel,
+    reply: Publish<'_>,
+    is_over: &dyn Fn() -> bool,
+) -> Sent {
+    let published = session.call(|| {
+        let mut confirms = Confirms::enable(channel)?;
+        confirms.count_published();
+        channel.basic_publish("", reply)?;
+        Ok(confirms)
+    });
+    let confirms = match published {
+        Ok(confirms) => confirms,
+        Err(failure) => return ended(session, failure),
+    };
+    loop {
+        match confirms.receiver().recv_timeout(LOOK) {
+            Ok(confirm) => {
+                info!("the broker has the reply: {confirm:?}");
+                return Sent::Confirmed;
+            }
+            Err(RecvTimeoutError::Timeout) if is_over() => return Sent::GivenUp,
+            // A broker that is slow, or blocks the connection, says nothing about the reply.
+            Err(RecvTimeoutError::Timeout) => {}
             // The channel is gone. A method that is called on it brings out the cause.
             Err(RecvTimeoutError::Disconnected) => {
-                self.session.call(|| self.channel.enable_publisher_confirms())?;
-                Err(self.session.classify(Error::EventLoopDropped))
+                let cause = match channel.enable_publisher_confirms() {
+                    Ok(()) => Error::EventLoopDropped,
+                    Err(cause) => cause,
+                };
+                let failure = session.classify(cause);
+                return ended(session, failure);
             }
         }
     }
 }
 
-/// Whether a failure of an [`IsolatedPublisher`] says that the reply itself is at fault, provided that
-/// the server's other connection is still good.
-pub fn is_at_fault(failure: &Failure) -> bool {
-    use FailureKind::{Blocked, Internal, TimedOut, TooLarge};
-    !matches!(failure.kind, TooLarge { .. } | Blocked | TimedOut | Internal)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_slow_or_full_broker_says_nothing_about_a_reply() {
-        let is_at_fault = |kind| is_at_fault(&Failure::new(kind, "it failed"));
-        assert!(is_at_fault(FailureKind::ConnectionLost));
-        assert!(is_at_fault(FailureKind::AccessRefused));
-        assert!(!is_at_fault(FailureKind::TimedOut));
-        assert!(!is_at_fault(FailureKind::Blocked));
-        assert!(!is_at_fault(FailureKind::TooLarge { limit: 1 }));
+/// What became of a reply, if its connection or channel has ended.
+fn ended(session: &Session, failure: Failure) -> Sent {
+    match session.inbox().connection_close() {
+        Some(close) if errors::is_connection_fault(close) => Sent::Deadly(failure),
+        _ => Sent::Failed(failure),
     }
 }

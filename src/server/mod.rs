@@ -3,11 +3,12 @@
 
 mod isolated;
 mod reconnect;
+mod remembered;
 mod supervisor;
 pub mod worker;
 
 use crate::amqp::connection::Session;
-use crate::amqp::{MAX_BODY, queue, uri};
+use crate::amqp::{queue, uri};
 use crate::cli;
 use crate::error::{Failure, FailureKind, ProgramError};
 use crate::procedure::Procedures;
@@ -15,10 +16,11 @@ use crate::signals::{self, Stop};
 use crate::terminal::output;
 use crossbeam_channel::{Receiver, bounded, select_biased};
 use log::info;
+use isolated::Isolated;
 use reconnect::ReconnectState;
+use remembered::Remembered;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use supervisor::supervise;
 use worker::{Serve, Service};
@@ -33,7 +35,8 @@ pub fn run(args: cli::Server, serve: Serve) -> Result<ExitCode, ProgramError> {
         serve,
         procedures: Procedures::new(&args.procedures, args.settings())?,
         confirms: brokers.len() > 1,
-        max_body: AtomicUsize::new(MAX_BODY),
+        remembered: Remembered::default(),
+        isolated: Isolated::default(),
         transcript,
         slots: bounded(args.workers.into()),
         brokers,
@@ -61,10 +64,6 @@ fn serve_until(stop: &Receiver<Stop>, service: &Arc<Service>) -> Result<(), Fail
             None => Ok(()),
         });
         let Err(failure) = served else { return Ok(()) };
-        if let FailureKind::TooLarge { limit } = failure.kind {
-            // The request comes again, to be answered with an error then.
-            service.max_body.store(limit, Ordering::SeqCst);
-        }
         let delay = state.delay_after(failure)?;
         if stop.recv_timeout(delay).is_ok() {
             return Ok(());

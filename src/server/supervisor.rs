@@ -1,22 +1,30 @@
 //! Starts the workers of one connection, watches over them, and lets them finish when a signal asks
 //! the server to stop.
 
+use crate::amqp::backoff::Backoff;
 use crate::amqp::connection::Session;
+use crate::amqp::consumer::ConsumerError;
+use crate::amqp::{MAX_BODY, errors, traffic};
 use crate::cancellation::{Cancelled, RunningCalls};
 use crate::error::{Failure, FailureKind};
 use crate::server::reconnect::ReconnectState;
-use crate::server::worker::{Context, Event, STOP_LIMIT, Service, Worker, WorkerError};
+use crate::server::remembered::{Hands, Memory};
+use crate::server::worker::{Context, Event, STOP_LIMIT, Service, Stage, Worker, WorkerError};
 use crate::signals::Stop;
-use crossbeam_channel::{Receiver, RecvError, at, never, select_biased, unbounded};
+use crossbeam_channel::{Receiver, RecvError, at, bounded, never, select_biased, unbounded};
 use log::{info, warn};
 use sd_notify::NotifyState;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long the broker may take until all workers consume.
 const READY_LIMIT: Duration = Duration::from_secs(10);
+
+/// The longest pause before a worker is started in place of one whose channel was closed.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// A worker's message in [`Service::slots`].
 struct Slot(Receiver<()>);
@@ -66,16 +74,33 @@ pub fn supervise(
     if let Some(most) = most_expected(service.args.workers, service.args.prefetch) {
         session.inbox().expect_at_most(most);
     }
+    if service.args.prefetch != 1 {
+        session.inbox().record_arrivals();
+    }
+    // The broker may be another one than before.
+    service.remembered.forget_sizes();
     let context = Arc::new(Context {
         service,
         endpoint: session.endpoint().clone(),
         inbox: Arc::clone(session.inbox()),
         calls: RunningCalls::default(),
+        hands: Hands::default(),
+        max_body: AtomicUsize::new(MAX_BODY),
+        is_stopping: AtomicBool::new(false),
+        is_lost: AtomicBool::new(false),
+        giving_back: AtomicUsize::new(0),
         stop: unbounded(),
         events: unbounded(),
         announced: OnceLock::new(),
     });
-    let mut supervisor = Supervisor { session, context, workers: Workers::default() };
+    let closed = Arc::downgrade(&context);
+    session.inbox().on_channel_close(Box::new(move |channel, close| {
+        if let Some(context) = closed.upgrade() {
+            context.channel_closed(channel, close);
+        }
+    }));
+    let (workers, restarts) = (Workers::default(), Restarts::new());
+    let mut supervisor = Supervisor { session, context, workers, restarts };
     let served = supervisor.watch(stop, state);
     // No worker may go on waiting for it.
     let _ = supervisor.context.announced.set(());
@@ -87,8 +112,10 @@ pub fn supervise(
             warn!("while stopping: {failure}");
         }
     }
+    supervisor.context.is_lost.store(true, SeqCst);
     supervisor.context.calls.cancel_all(Cancelled::ConnectionLost);
     supervisor.session.close();
+    supervisor.remember_lost();
     served
 }
 
@@ -102,13 +129,50 @@ struct Supervisor {
     session: Session,
     context: Arc<Context>,
     workers: Workers,
+    restarts: Restarts,
+}
+
+/// When workers are started in place of those whose channels were closed: at once, but after growing pauses where one is
+/// closed soon after another.
+struct Restarts {
+    backoff: Backoff,
+    last: Option<Instant>,
+    /// None is started before this.
+    not_before: Option<Instant>,
+}
+
+impl Restarts {
+    fn new() -> Restarts {
+        let backoff = Backoff::new(Duration::from_millis(200), LONGEST_PAUSE);
+        Restarts { backoff, last: None, not_before: None }
+    }
+
+    /// A channel was closed.
+    fn closed(&mut self, now: Instant) {
+        match self.last.replace(now) {
+            Some(last) if now.duration_since(last) < 2 * LONGEST_PAUSE => {
+                self.not_before = Some(now + self.backoff.delay());
+            }
+            _ => self.backoff.reset(),
+        }
+    }
+
+    /// Whether a worker can be started.
+    fn are_due(&mut self, now: Instant) -> bool {
+        self.not_before = self.not_before.filter(|at| *at > now);
+        self.not_before.is_none()
+    }
 }
 
 impl Supervisor {
     fn watch(&mut self, stop: &Receiver<Stop>, state: &mut ReconnectState) -> Result<(), Failure> {
         let context = Arc::clone(&self.context);
         let (slots, ended) = &context.service.slots;
+        // Takes nothing.
+        let (closed, _receiver) = bounded(0);
         loop {
+            let open = if self.restarts.are_due(Instant::now()) { slots } else { &closed };
+            let pause = self.restarts.not_before.map_or_else(never, at);
             let too_late = self.workers.ready_by.map_or_else(never, at);
             select_biased! {
                 recv(stop) -> _ => return Ok(()),
@@ -116,7 +180,8 @@ impl Supervisor {
                     self.session.set_blocked(notification)?;
                 }
                 recv(context.events.1) -> event => self.take(event)?,
-                send(slots, ()) -> _ => self.start_worker(Slot(ended.clone()))?,
+                send(open, ()) -> _ => self.start_worker(Slot(ended.clone()))?,
+                recv(pause) -> _ => {}
                 recv(too_late) -> _ => return Err(self.session.abort()),
             }
             if self.workers.are_ready() && slots.is_full() && context.announced.get().is_none() {
@@ -136,9 +201,10 @@ impl Supervisor {
             let _slot = slot;
             let mut worker = Worker::new(&context, &channel);
             let ended = catch_panic(|| (context.service.serve)(&mut worker));
+            let ended = ended.map_err(|error| worker.with_reason(error));
             // Before the worker is dropped: its consumer waits for an answer of the broker then, or until
             // the supervisor closes the connection. Nobody receives it if the connection was lost.
-            let _ = context.events.0.send(Event::Ended(ended));
+            let _ = context.events.0.send(Event::Ended(ended, worker.stage()));
         };
         let spawned = thread::Builder::new().name("worker".into()).spawn(work);
         spawned.map_err(Failure::internal("cannot start a worker"))?;
@@ -149,15 +215,32 @@ impl Supervisor {
     fn take(&mut self, event: Result<Event, RecvError>) -> Result<(), Failure> {
         match event {
             Ok(Event::Ready) => self.workers.ready(),
-            Ok(Event::Ended(Ok(()))) => self.workers.running -= 1,
-            Ok(Event::Ended(Err(WorkerError::Failed(failure)))) => return Err(failure),
-            Ok(Event::Ended(Err(WorkerError::Consumer(error)))) => {
+            Ok(Event::Ended(Ok(()), _)) => self.workers.running -= 1,
+            Ok(Event::Ended(Err(WorkerError::Failed(failure)), _)) => return Err(failure),
+            Ok(Event::Ended(Err(WorkerError::Consumer(error)), stage)) => {
                 let queue = &self.context.service.args.common.queue;
-                return Err(error.classify(&mut self.session, queue));
+                let is_queue_gone = matches!(error, ConsumerError::QueueDeleted);
+                let failure = error.classify(&mut self.session, queue);
+                if !self.session.is_open() || is_queue_gone || stage == Stage::Starting {
+                    return Err(failure);
+                }
+                warn!("{failure}; a worker starts again");
+                self.workers.running -= 1;
+                self.restarts.closed(Instant::now());
             }
             Err(RecvError) => return Err(self.session.abort()),
         }
         Ok(())
+    }
+
+    /// The connection is lost: remembers the requests whose replies were out. If the broker ended it with an error, it may
+    /// have been for one of them.
+    fn remember_lost(&self) {
+        let memory = match self.session.inbox().connection_close() {
+            Some(close) if errors::is_connection_fault(close) => Memory::Suspect,
+            _ => Memory::Answered,
+        };
+        self.context.hands.connection_lost(memory, &self.context.service.remembered);
     }
 
     /// Waits until all workers have ended, within limits.
@@ -165,12 +248,27 @@ impl Supervisor {
         for _ in 0..self.workers.running {
             let _ = self.context.stop.0.send(());
         }
-        let mut deadline = None;
+        self.context.is_stopping.store(true, SeqCst);
+        let (mut deadline, mut sent, mut is_told) = (None, 0, false);
         while self.workers.running > 0 {
             let (now, is_blocked) = (Instant::now(), self.session.is_blocked());
-            let is_computing = !self.context.calls.is_empty();
+            // A broker that reads nothing takes nothing back.
+            if !is_blocked && !is_told {
+                is_told = true;
+                self.context.calls.request_stop();
+            }
+            let is_attended = self.context.giving_back.load(SeqCst) == 0;
+            let is_computing = is_attended && !self.context.calls.is_empty();
+            if deadline.is_none() {
+                sent = self.session.sent();
+            }
             deadline = drain_deadline(deadline, now, is_computing, is_blocked);
             if deadline.is_some_and(|deadline| deadline <= now) {
+                // A large reply by a slow link takes its time.
+                if !is_blocked && traffic::flows(self.session.sent() - sent, STOP_LIMIT) {
+                    deadline = None;
+                    continue;
+                }
                 return if is_blocked { Ok(()) } else { Err(self.session.abort()) };
             }
             select_biased! {
@@ -218,7 +316,6 @@ fn catch_panic(serve: impl FnOnce() -> Result<(), WorkerError>) -> Result<(), Wo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crossbeam_channel::bounded;
 
     #[test]
     fn a_worker_that_panics_has_ended() {
@@ -272,5 +369,24 @@ mod tests {
         assert_eq!(drain_deadline(deadline, now + STOP_LIMIT / 2, false, false), deadline);
         assert_eq!(drain_deadline(deadline, now + STOP_LIMIT / 2, true, false), None);
         assert_eq!(drain_deadline(deadline, now, false, true), Some(now));
+    }
+
+    #[test]
+    fn a_channel_that_is_closed_again_and_again_is_opened_after_growing_pauses() {
+        let (mut restarts, now) = (Restarts::new(), Instant::now());
+        assert!(restarts.are_due(now));
+        restarts.closed(now);
+        assert!(restarts.are_due(now), "the first one at once");
+        let mut pauses = Vec::new();
+        for _ in 0..8 {
+            restarts.closed(now);
+            pauses.push(restarts.not_before.unwrap() - now);
+            assert!(!restarts.are_due(now));
+        }
+        assert!(pauses[0] <= Duration::from_millis(200) && pauses[7] >= LONGEST_PAUSE / 2);
+        let later = now + LONGEST_PAUSE;
+        assert!(restarts.are_due(later));
+        restarts.closed(later + 3 * LONGEST_PAUSE);
+        assert!(restarts.are_due(later + 3 * LONGEST_PAUSE), "it is long ago");
     }
 }

@@ -1,24 +1,27 @@
 //! A worker: what the tutorial's loop calls, on a channel of its own.
 
+use crate::amqp::backoff::Backoff;
 use crate::amqp::confirms::{Confirmed, Confirms};
 use crate::amqp::consumer::{self, ConsumerError};
-use crate::amqp::inbox::Inbox;
+use crate::amqp::errors;
+use crate::amqp::inbox::{Close, Inbox};
 use crate::amqp::uri::Endpoint;
-use crate::cancellation::{Cancelled, RunningCalls};
+use crate::cancellation::{CallHandle, Cancelled, RunningCalls};
 use crate::cli;
 use crate::command::Call;
 use crate::drill::{self, Drill};
-use crate::error::{ErrorKind, Failure};
+use crate::error::{ErrorKind, Failure, FailureKind};
 use crate::procedure::{self, Procedures};
 use crate::protocol::{Reply, Request};
-use crate::server::isolated::{self, IsolatedPublisher};
+use crate::server::isolated::{Isolated, Sent};
+use crate::server::remembered::{Hands, InHand, Memory, Remembered, RequestId};
 use crate::terminal::output::Transcript;
 use crate::terminal::text::{short, short_queue};
 use amiquip::{Channel, Consumer, ConsumerOptions, Delivery, Error};
 use crossbeam_channel::{Receiver, Sender, never, select_biased};
 use log::{info, warn};
 use std::mem::take;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -26,6 +29,12 @@ use uuid::Uuid;
 
 /// How long a server that was asked to stop waits for the broker.
 pub(super) const STOP_LIMIT: Duration = Duration::from_secs(2);
+
+/// How many connections of its own a reply has to end until it is known as deadly.
+const DEADLY: u32 = 2;
+
+/// How often a worker that waits for something looks whether it still has to.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// The tutorial's loop: answers requests until it is asked to stop, or something breaks.
 pub type Serve = fn(&mut Worker) -> Result<(), WorkerError>;
@@ -35,8 +44,17 @@ pub type Serve = fn(&mut Worker) -> Result<(), WorkerError>;
 pub enum Event {
     /// It consumes.
     Ready,
-    /// It has ended.
-    Ended(Result<(), WorkerError>),
+    /// It has ended, after it consumed or before.
+    Ended(Result<(), WorkerError>, Stage),
+}
+
+/// How far a worker has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// It does not consume yet.
+    Starting,
+    /// It consumes.
+    Consuming,
 }
 
 /// Why a worker cannot go on.
@@ -63,8 +81,9 @@ pub struct Service {
     /// Whether requests are acked only when the broker has confirmed their replies: in a cluster, the
     /// node that took a reply can die before it has passed it on.
     pub(super) confirms: bool,
-    /// The largest body that the broker takes, in bytes, as far as is known.
-    pub(super) max_body: AtomicUsize,
+    /// What is known of requests that come again.
+    pub(super) remembered: Remembered,
+    pub(super) isolated: Isolated,
     pub(super) transcript: Transcript,
     /// Full when there are as many workers as may be, on all connections together: each has put a message
     /// in, and takes it out when it ends. One that computes for a lost connection is still there.
@@ -78,12 +97,36 @@ pub struct Context {
     pub(super) inbox: Arc<Inbox>,
     /// The calls that are computed.
     pub(super) calls: RunningCalls,
+    pub(super) hands: Hands,
+    /// The largest body that the broker takes, in bytes, as far as is known.
+    pub(super) max_body: AtomicUsize,
+    /// Set when the server is asked to stop.
+    pub(super) is_stopping: AtomicBool,
+    /// Set when the connection is of no use any more.
+    pub(super) is_lost: AtomicBool,
+    /// How many workers wait for the broker's answer in the middle of a call: what they compute is not looked after.
+    pub(super) giving_back: AtomicUsize,
     /// Has a message for each worker that is to stop.
     pub(super) stop: (Sender<()>, Receiver<()>),
     /// Where workers tell their supervisor how they are.
     pub(super) events: (Sender<Event>, Receiver<Event>),
     /// Set when the server has said that it awaits requests: that comes before any of them.
     pub(super) announced: OnceLock<()>,
+}
+
+impl Context {
+    /// The broker has closed a channel: what that says of the requests in hand is remembered, and what is computed for it
+    /// is ended.
+    pub(super) fn channel_closed(&self, channel: u16, close: &Close) {
+        let fault = errors::channel_fault(close);
+        if let errors::ChannelFault::TooLarge { limit } = fault {
+            self.max_body.store(limit, SeqCst);
+        }
+        if let Some(in_hand) = self.hands.get(channel) {
+            in_hand.channel_closed(fault, Instant::now(), &self.service.remembered);
+        }
+        self.calls.cancel(channel, Cancelled::ChannelClosed);
+    }
 }
 
 /// One worker. With prefetch 1 it has one request at a time. Its errors say why its channel is gone.
@@ -97,12 +140,26 @@ pub struct Worker<'a> {
     replied: Option<u64>,
     /// Requests whose replies the broker has not confirmed yet, with the replies' numbers.
     unconfirmed: Vec<(u64, Delivery)>,
-    isolated: Option<IsolatedPublisher>,
+    in_hand: Arc<InHand>,
+    /// The last request that came. None before the first.
+    current: Option<Current>,
+    /// Whether the request in hand is to go back to its queue, since its reply did not go out.
+    is_withheld: bool,
+}
+
+/// A request, from its delivery to its ack.
+#[derive(Debug, Clone, Copy)]
+struct Current {
+    id: RequestId,
+    /// When it came. With a prefetch over 1, that can be long before its turn.
+    arrived: Instant,
 }
 
 impl<'a> Worker<'a> {
     /// One on `channel`, a channel of the connection that `context` is about.
     pub fn new(context: &'a Context, channel: &'a Channel) -> Worker<'a> {
+        let in_hand = Arc::new(InHand::new(context.service.args.prefetch));
+        context.hands.insert(channel.channel_id(), Arc::clone(&in_hand));
         Worker {
             context,
             service: &context.service,
@@ -111,8 +168,35 @@ impl<'a> Worker<'a> {
             confirms: Confirms::disabled(),
             replied: None,
             unconfirmed: Vec::new(),
-            isolated: None,
+            in_hand,
+            current: None,
+            is_withheld: false,
         }
+    }
+
+    /// How far it has come.
+    pub(super) fn stage(&self) -> Stage {
+        match self.consumer {
+            Some(_) => Stage::Consuming,
+            None => Stage::Starting,
+        }
+    }
+
+    /// Returns the `error` with the broker's reason, if that closed the channel: only the consumer is told.
+    pub(super) fn with_reason(&self, error: WorkerError) -> WorkerError {
+        let is_unknown =
+            matches!(error, WorkerError::Consumer(ConsumerError::Amqp(Error::EventLoopDropped)));
+        match &self.consumer {
+            Some(consumer) if is_unknown && self.is_closed() => {
+                consumer::end(consumer).map_or(error, WorkerError::Consumer)
+            }
+            _ => error,
+        }
+    }
+
+    /// Whether the broker has closed the channel.
+    fn is_closed(&self) -> bool {
+        self.context.inbox.is_closed(self.channel.channel_id())
     }
 
     /// Begins to consume: qos, basic.consume.
@@ -154,9 +238,11 @@ impl<'a> Worker<'a> {
                         short(delivery.properties.correlation_id().as_deref()),
                         if delivery.redelivered { "redelivered" } else { "not redelivered" }
                     );
-                    if !delivery.redelivered {
-                        self.isolated = None;
-                    }
+                    let arrived = self.context.inbox.arrival(self.channel.channel_id());
+                    self.current = Some(Current {
+                        id: self.service.remembered.id(&Request::from_delivery(&delivery)),
+                        arrived: arrived.unwrap_or_else(Instant::now),
+                    });
                     return Ok(Some(delivery));
                 }
             }
@@ -164,9 +250,8 @@ impl<'a> Worker<'a> {
     }
 
     /// Calls the procedure that `request` names, and tells so in the transcript and in the log. It fails
-    /// if the connection is lost meanwhile: the request comes again.
+    /// if the channel or the connection is lost meanwhile: the request comes again.
     pub fn call(&self, request: &Request<'_>) -> Result<procedure::Outcome, WorkerError> {
-        self.service.transcript.line(format_args!(" [.] {request}"));
         let started = Instant::now();
         let outcome = self.compute(request, started).map_err(|cancelled| {
             let lost = match cancelled {
@@ -190,6 +275,30 @@ impl<'a> Worker<'a> {
         started: Instant,
     ) -> Result<procedure::Outcome, Cancelled> {
         let running = self.context.calls.begin(self.channel.channel_id());
+        if self.is_closed() {
+            running.cancel(Cancelled::ChannelClosed);
+        }
+        let Current { id, arrived } = self.current(request);
+        if request.is_redelivered {
+            self.await_end_of(request, id, &running)?;
+            if let Some(error) = self.verdict(request, id) {
+                return Ok(Err(error));
+            }
+        }
+        if let Some(reason) = running.cancelled() {
+            return Err(reason);
+        }
+        // An expiration of 0 is no time limit: it says that the request must not wait in the queue.
+        let until = |from: Instant, limit: Option<Duration>| {
+            limit.filter(|limit| !limit.is_zero()).and_then(|limit| from.checked_add(limit))
+        };
+        let callers = until(arrived, request.expiration);
+        if callers.is_some_and(|deadline| deadline <= started) {
+            let message = format!("the time of {} had passed before its turn came", request.procedure);
+            return Ok(Err(procedure::Error::new(ErrorKind::TimedOut, message)));
+        }
+        self.service.transcript.line(format_args!(" [.] {request}"));
+        let _computing = self.in_hand.compute(id, arrived);
         if let Some(slow @ Drill::Slow(delay)) = self.service.args.drill {
             drill::announce(slow, format_args!("{request} waits"));
             thread::sleep(delay);
@@ -198,9 +307,7 @@ impl<'a> Worker<'a> {
             let message = "failed on purpose: --drill fail";
             return Ok(Err(procedure::Error::new(ErrorKind::Internal, message)));
         }
-        // An expiration of 0 is no time limit: it says that the request must not wait in the queue.
-        let limits = [request.expiration, Some(self.service.args.time_limit)];
-        let limit = limits.into_iter().flatten().filter(|limit| !limit.is_zero()).min();
+        let own = until(started, Some(self.service.args.time_limit));
         let call = Call {
             input: request.argument,
             environment: &[
@@ -210,20 +317,74 @@ impl<'a> Worker<'a> {
                 ("RPC_REDELIVERED", Some(if request.is_redelivered { "1" } else { "0" })),
             ],
             most: self.max_body(),
-            deadline: limit.and_then(|limit| started.checked_add(limit)),
+            deadline: callers.into_iter().chain(own).min(),
             handle: &running,
-            at_stop: &|| {},
+            at_stop: &|| self.give_back(),
         };
         self.service.procedures.call(request.procedure, &call)
     }
 
+    fn current(&self, request: &Request<'_>) -> Current {
+        self.current.unwrap_or_else(|| Current {
+            id: self.service.remembered.id(request),
+            arrived: Instant::now(),
+        })
+    }
+
+    /// Waits until no other worker of this connection computes this request: one whose channel was closed may need
+    /// some time to end it.
+    fn await_end_of(
+        &self,
+        request: &Request<'_>,
+        id: RequestId,
+        running: &CallHandle,
+    ) -> Result<(), Cancelled> {
+        let channel = self.channel.channel_id();
+        while request.correlation_id.is_some() && self.context.hands.computes(id, channel) {
+            if let Some(reason) = running.cancelled() {
+                return Err(reason);
+            }
+            thread::sleep(LOOK);
+        }
+        Ok(())
+    }
+
+    /// The answer to a request that is not to be computed again.
+    fn verdict(&self, request: &Request<'_>, id: RequestId) -> Option<procedure::Error> {
+        match self.service.remembered.get(id)? {
+            Memory::TimedOut => {
+                let message = format!(
+                    "{} took longer than the broker's consumer_timeout, and is not run again; \
+                     ask for less, or have that limit raised",
+                    request.procedure
+                );
+                Some(procedure::Error::new(ErrorKind::TimedOut, message))
+            }
+            Memory::TooLarge { length, limit } => Some(Reply::too_large(length, limit)),
+            Memory::Answered | Memory::Suspect => None,
+        }
+    }
+
+    /// The server is asked to stop in the middle of a call: what was prefetched and is not begun goes back to the queue,
+    /// for another server.
+    fn give_back(&self) {
+        // With a prefetch of 1 there is nothing but the request in hand.
+        if self.service.args.prefetch == 1 {
+            return;
+        }
+        self.context.giving_back.fetch_add(1, SeqCst);
+        // If the connection is lost, it goes back with that.
+        let _ = self.end_consumer();
+        self.context.giving_back.fetch_sub(1, SeqCst);
+    }
+
     /// The largest body that the broker takes, in bytes.
     pub fn max_body(&self) -> usize {
-        self.service.max_body.load(Ordering::SeqCst)
+        self.context.max_body.load(SeqCst)
     }
 
     /// Publishes the reply to the request in hand, or drops it if that was delivered before, and it shows
-    /// now that this reply ends a connection.
+    /// now that this reply ends a connection, or that nobody awaits it.
     pub fn publish(
         &mut self,
         request: &Request<'_>,
@@ -246,9 +407,10 @@ impl<'a> Worker<'a> {
                 reply.kind(),
                 short(reply.correlation_id.as_deref())
             );
-            if request.is_redelivered && self.publish_isolated(request, reply_to, &reply)? {
+            if request.is_redelivered && self.publish_apart(request, reply_to, &reply)? {
                 continue;
             }
+            self.in_hand.answer(self.current(request).id, reply.length());
             if self.service.confirms {
                 self.replied = Some(self.confirms.count_published());
             }
@@ -263,44 +425,83 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Publishes a reply on a connection of its own. False if there is none to be had.
-    fn publish_isolated(
+    /// Deals with the reply to a request whose reply was out when a channel or a connection ended. Returns whether it is
+    /// not to go out by this channel.
+    fn publish_apart(
         &mut self,
         request: &Request<'_>,
         reply_to: &str,
         reply: &Reply,
     ) -> Result<bool, WorkerError> {
-        let limit = self.service.args.common.connect_timeout;
-        let open = || IsolatedPublisher::open(&self.context.endpoint, limit);
-        let kept = self.isolated.take();
-        let is_new = kept.is_none();
-        let mut publisher = match kept.map_or_else(open, Ok) {
-            Ok(publisher) => publisher,
-            Err(failure) => {
-                info!("no second connection: {failure}");
-                return Ok(false);
+        let memory = self.service.remembered.get(self.current(request).id);
+        let (endpoint, limit) = (&self.context.endpoint, self.service.args.common.connect_timeout);
+        let isolated = &self.service.isolated;
+        if !matches!(memory, Some(Memory::Answered | Memory::Suspect)) {
+            return Ok(false);
+        }
+        let queue = short_queue(reply_to);
+        if isolated.is_gone(endpoint, limit, reply_to) {
+            warn!("{request} dropped: nobody awaits its reply any more, {queue} is gone");
+            return Ok(true);
+        }
+        if memory == Some(Memory::Answered) {
+            return Ok(false);
+        }
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+        let (mut ended, mut is_told) = (0, false);
+        loop {
+            let is_over = || self.is_over();
+            match isolated.publish(endpoint, limit, reply.to_publish(reply_to), &is_over) {
+                Sent::Confirmed => return Ok(true),
+                Sent::Deadly(failure) => {
+                    ended += 1;
+                    if ended == DEADLY {
+                        warn!("{request} dropped: its reply to {queue} ends each connection ({failure})");
+                        return Ok(true);
+                    }
+                }
+                // What the broker says of its size on the main channel is remembered.
+                Sent::Failed(Failure { kind: FailureKind::TooLarge { .. }, .. }) => return Ok(false),
+                Sent::Failed(failure) => {
+                    if !is_told {
+                        warn!("the reply to {request} waits: {failure}");
+                    }
+                    is_told = true;
+                    self.pause(backoff.delay());
+                }
+                Sent::GivenUp => {}
             }
-        };
-        match publisher.publish(reply.to_publish(reply_to)) {
-            Ok(()) => self.isolated = Some(publisher),
-            Err(failure) if !isolated::is_at_fault(&failure) => {
-                return Err(WorkerError::Failed(failure));
+            if self.is_closed() || self.context.is_lost.load(SeqCst) {
+                return Err(Error::EventLoopDropped.into());
             }
-            // It may have been lost since the last reply.
-            Err(_) if !is_new => return self.publish_isolated(request, reply_to, reply),
-            Err(failure) => {
-                // This is answered only if the broker is there: then it was the reply's fault.
-                self.channel.qos(0, self.service.args.prefetch, false)?;
-                let queue = short_queue(reply_to);
-                warn!("{request} dropped: its reply to {queue} ends each connection ({failure})");
+            if self.context.is_stopping.load(SeqCst) {
+                self.is_withheld = true;
+                return Ok(true);
             }
         }
-        Ok(true)
+    }
+
+    /// Whether it can wait no longer: its channel or its connection is gone, or the server is asked to stop.
+    fn is_over(&self) -> bool {
+        self.is_closed()
+            || self.context.is_lost.load(SeqCst)
+            || self.context.is_stopping.load(SeqCst)
+    }
+
+    fn pause(&self, delay: Duration) {
+        let until = Instant::now() + delay;
+        while !self.is_over() && Instant::now() < until {
+            thread::sleep(LOOK);
+        }
     }
 
     /// Acks the request in hand: after the reply and on the same channel, so that the broker takes them
     /// in this order; with confirms, once the broker has the reply.
     pub fn ack(&mut self, delivery: Delivery) -> Result<(), WorkerError> {
+        if take(&mut self.is_withheld) {
+            info!("requeue: the server stops before the reply could go out");
+            return Ok(delivery.nack(self.channel, true)?);
+        }
         match self.replied.take() {
             Some(number) => self.unconfirmed.push((number, delivery)),
             None => self.ack_now(delivery)?,
@@ -341,10 +542,19 @@ impl<'a> Worker<'a> {
         {
             self.confirmed(confirm.into())?;
         }
-        if let Some(consumer) = &self.consumer {
-            info!("cancel the consumer of {}", self.service.args.common.queue);
-            consumer.cancel()?;
-            consumer::remaining(consumer).for_each(drop);
+        Ok(self.end_consumer()?)
+    }
+
+    /// Cancels the consumer, if it was not, and gives back what it still has.
+    fn end_consumer(&self) -> Result<(), Error> {
+        let Some(consumer) = &self.consumer else { return Ok(()) };
+        info!("cancel the consumer of {}", self.service.args.common.queue);
+        consumer.cancel()?;
+        for delivery in consumer::remaining(consumer) {
+            self.context.inbox.taken();
+            let id = short(delivery.properties.correlation_id().as_deref());
+            info!("requeue: the server stops, correlation_id {id}");
+            delivery.nack(self.channel, true)?;
         }
         Ok(())
     }
@@ -355,5 +565,15 @@ impl<'a> Worker<'a> {
             drill::announce(drill, what);
         }
         is_active
+    }
+}
+
+impl Drop for Worker<'_> {
+    fn drop(&mut self) {
+        if let Some(consumer) = &self.consumer {
+            // It waits for the broker's answer, unless the channel or the connection is gone.
+            let _ = consumer.cancel();
+            consumer::remaining(consumer).for_each(drop);
+        }
     }
 }
