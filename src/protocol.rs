@@ -37,8 +37,8 @@ pub struct Request<'a> {
     pub reply_to: Option<&'a str>,
     /// Comes back in the reply, which is how the client tells replies apart.
     pub correlation_id: Option<&'a str>,
-    /// How long the broker keeps the request for a server, up to [`MAX_EXPIRATION`]. None:
-    /// for ever.
+    /// How long the broker keeps the request for a server, up to [`MAX_EXPIRATION`]; less than a
+    /// millisecond is sent as one. None: for ever.
     pub expiration: Option<Duration>,
     /// What the argument is, as far as the client says.
     pub content_type: Option<&'a str>,
@@ -60,7 +60,9 @@ impl<'a> Request<'a> {
             properties = properties.with_correlation_id(correlation_id.into());
         }
         if let Some(expiration) = self.expiration {
-            properties = properties.with_expiration(expiration.as_millis().to_string());
+            // A server may read 0 as no limit at all.
+            let milliseconds = expiration.as_millis().max(1);
+            properties = properties.with_expiration(milliseconds.to_string());
         }
         let publish = Publish::with_properties(self.argument, queue, properties);
         Publish { mandatory: true, ..publish }
@@ -250,6 +252,16 @@ mod tests {
         assert_eq!(publish.properties, properties);
         let bytes = Request { argument: b"caf\xe9", ..request }.to_publish("rpc_queue");
         assert_eq!(bytes.properties.content_type().as_deref(), Some("application/octet-stream"));
+    }
+
+    /// A server may read 0 as no limit at all.
+    #[test]
+    fn less_than_a_millisecond_is_sent_as_one() {
+        for (microseconds, sent) in [(0, "1"), (1, "1"), (999, "1"), (1_999, "1"), (2_000, "2")] {
+            let expiration = Some(Duration::from_micros(microseconds));
+            let publish = Request { expiration, ..Request::default() }.to_publish("rpc_queue");
+            assert_eq!(publish.properties.expiration().as_deref(), Some(sent), "{microseconds}");
+        }
     }
 
     #[test]
