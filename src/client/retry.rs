@@ -10,11 +10,15 @@ use humantime::format_duration;
 use log::{info, warn};
 use std::time::Duration;
 
-/// How often a client that waits looks again.
+/// How often a client that waits looks again, on a connection that is open.
 pub const INTERVAL: Duration = Duration::from_millis(100);
 
 /// The longest pause when one connection after another is lost.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// The longest pause while there is no connection to be had: a broker that comes up must bear all the clients
+/// that wait for it.
+const LONGEST_ABSENCE: Duration = Duration::from_secs(2);
 
 /// The shortest time for an attempt to connect, whatever is left: enough to tell what is wrong.
 const SHORTEST_ATTEMPT: Duration = Duration::from_millis(1_500);
@@ -27,7 +31,9 @@ const STABLE_AFTER: Duration = Duration::from_secs(10);
 pub struct RetryPolicy<'a> {
     args: &'a cli::Client,
     was_connected: bool,
-    backoff: Backoff,
+    /// The pauses after a lost connection, and those while there is none to be had.
+    lost: Backoff,
+    unreachable: Backoff,
     /// Why the last connection was lost, and what kept the last attempt from leading to one, as far as
     /// it was logged: each reason is logged once, not for each attempt.
     logged_lost: Option<FailureKind>,
@@ -40,7 +46,8 @@ impl RetryPolicy<'_> {
         RetryPolicy {
             args,
             was_connected: false,
-            backoff: Backoff::new(INTERVAL, LONGEST_PAUSE),
+            lost: Backoff::new(INTERVAL, LONGEST_PAUSE),
+            unreachable: Backoff::new(INTERVAL, LONGEST_ABSENCE),
             logged_lost: None,
             logged_unreachable: None,
         }
@@ -82,7 +89,14 @@ impl RetryPolicy<'_> {
         if self.logged_unreachable.replace(failure.kind) != Some(failure.kind) {
             warn!("waiting: {failure}");
         }
-        Ok(INTERVAL)
+        match failure.kind {
+            // The connection is open, and stays so.
+            FailureKind::QueueMissing | FailureKind::NoConsumer => {
+                self.unreachable.reset();
+                Ok(INTERVAL)
+            }
+            _ => Ok(self.unreachable.delay()),
+        }
     }
 
     /// The pause after the loss of a connection on which calls could be made. It `held` so long, and was
@@ -104,16 +118,17 @@ impl RetryPolicy<'_> {
         }
         self.was_connected = true;
         if held > STABLE_AFTER {
-            self.backoff.reset();
+            self.lost.reset();
             self.logged_lost = None;
         }
         self.logged_unreachable = None;
+        self.unreachable.reset();
         match self.logged_lost.replace(failure.kind) {
             _ if no_retry => {}
             Some(logged) if logged == failure.kind => info!("{failure}; trying again"),
             _ => warn!("{failure}; trying again"),
         }
-        Ok(self.backoff.delay())
+        Ok(self.lost.delay())
     }
 
     /// What becomes of the calls that can still not be made at the end of their time: they have waited
@@ -233,6 +248,21 @@ mod tests {
         let last = (0..6).map(|_| pause(HELD)).last().unwrap();
         assert!(last >= LONGEST_PAUSE / 2 && last <= LONGEST_PAUSE, "{last:?}");
         assert!(pause(STABLE_AFTER + HELD) <= INTERVAL);
+    }
+
+    #[test]
+    fn a_broker_that_is_away_is_tried_more_and_more_rarely() {
+        let mut policy = policy_of(&["--wait"]);
+        let pause = |policy: &mut RetryPolicy, kind| {
+            policy.after_unreachable(&failure(kind), later()).unwrap()
+        };
+        let away = FailureKind::BrokerUnreachable;
+        assert!(pause(&mut policy, away) <= INTERVAL);
+        let last = (0..8).map(|_| pause(&mut policy, away)).last().unwrap();
+        assert!((LONGEST_ABSENCE / 2..=LONGEST_ABSENCE).contains(&last), "{last:?}");
+        // On an open connection a look costs little, and another absence is a new one.
+        assert_eq!(pause(&mut policy, FailureKind::NoConsumer), INTERVAL);
+        assert!(pause(&mut policy, away) <= INTERVAL);
     }
 
     #[test]
