@@ -75,6 +75,10 @@ pub struct Common {
     #[arg(value_hint = ValueHint::Other)]
     pub connect_timeout: Duration,
 
+    /// Have the broker confirm what is published; on without it if several brokers are given
+    #[arg(long)]
+    pub confirm: bool,
+
     /// No transcript and no warnings; errors are told all the same
     #[arg(short, long, overrides_with = "verbose")]
     pub quiet: bool,
@@ -216,7 +220,8 @@ pub struct Client {
     #[arg(long)]
     pub fail_fast: bool,
 
-    /// Calls that await their replies at any time
+    /// Calls under way at a time, counted from the oldest whose outcome is not written: behind a slow
+    /// one, the others wait
     #[arg(long, value_name = "N", default_value_t = 64)]
     #[arg(value_hint = ValueHint::Other)]
     #[arg(value_parser = clap::value_parser!(u16).range(1..))]

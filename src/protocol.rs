@@ -117,9 +117,7 @@ impl Reply {
     /// more than `most` bytes. Of an error's sentence, no more than that is told.
     pub fn for_request(request: &Request<'_>, outcome: Outcome, most: usize) -> Reply {
         let mut outcome = match outcome {
-            Ok(result) if result.len() > most => {
-                Err(Reply::too_large(result.len(), most))
-            }
+            Ok(result) if result.len() > most => Err(Reply::too_large(result.len(), most)),
             outcome => outcome,
         };
         if let Err(error) = &mut outcome {

@@ -3,6 +3,7 @@
 
 use crate::amqp::errors;
 use crate::amqp::inbox::Inbox;
+use crate::amqp::inspector::Inspector;
 use crate::amqp::sanitizer::FRAME_MAX;
 use crate::amqp::traffic::Traffic;
 use crate::amqp::transport;
@@ -15,7 +16,7 @@ use amiquip::{
 };
 use crossbeam_channel::{Receiver, RecvError};
 use log::{debug, info, warn};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Bound on a synchronous method (a declare, a cancel) unless [`Session::set_call_timeout`] shortens
@@ -34,10 +35,13 @@ const BLOCKED_CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
 /// every few messages. What waits here is what is in flight anyway.
 const FRAMES_AHEAD: usize = 1024;
 
+/// A connection that an [`Inspector`] opens a channel on while somebody else uses it. None once it was closed.
+pub(super) type SharedConnection = Arc<Mutex<Option<Connection>>>;
+
 /// An open connection and what is known of it. Dropping it closes it.
 pub struct Session {
-    /// None once it was closed.
-    connection: Option<Connection>,
+    connection: SharedConnection,
+    inspector: Inspector,
     watchdog: Watchdog,
     call_timeout: Duration,
     blocked_notifications: Receiver<ConnectionBlockedNotification>,
@@ -131,8 +135,10 @@ impl Session {
             return Err(errors::handshake_too_slow(endpoint, limit, in_login));
         }
         let (connection, blocked_notifications) = opened?;
+        let connection = Arc::new(Mutex::new(Some(connection)));
         Ok(Session {
-            connection: Some(connection),
+            inspector: Inspector::new(Arc::clone(&connection), endpoint.to_string()),
+            connection,
             watchdog,
             call_timeout: CALL_TIMEOUT,
             blocked_notifications,
@@ -162,7 +168,11 @@ impl Session {
 
     /// Returns whether the connection was not closed by this side, as [`Session::classify`] does if it is lost.
     pub fn is_open(&self) -> bool {
-        self.connection.is_some()
+        self.lock_connection().is_some()
+    }
+
+    fn lock_connection(&self) -> MutexGuard<'_, Option<Connection>> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns how many bytes have arrived at the broker's end of the connection by now.
@@ -173,14 +183,17 @@ impl Session {
     /// Opens a channel.
     /// Its errors are those of [`Session::classify`].
     pub fn channel(&mut self) -> Result<Channel, Failure> {
-        let opened = match &mut self.connection {
-            Some(connection) => {
-                let open = || connection.open_channel(None);
-                bounded(&self.watchdog, self.call_timeout, open)
-            }
+        let open = || match self.lock_connection().as_mut() {
+            Some(connection) => connection.open_channel(None),
             None => Err(Error::ClientClosedConnection),
         };
+        let opened = bounded(&self.watchdog, self.call_timeout, open);
         opened.map_err(|error| self.classify(error))
+    }
+
+    /// Returns who looks at queues meanwhile, on a channel apart.
+    pub fn inspector(&self) -> &Inspector {
+        &self.inspector
     }
 
     /// Calls a synchronous method of a channel of this connection, within bounded time.
@@ -296,13 +309,18 @@ impl Session {
     }
 
     fn close_connection(&mut self) -> Result<(), Error> {
-        let Some(connection) = self.connection.take() else { return Ok(()) };
         while let Ok(notification) = self.blocked_notifications.try_recv() {
             // There was a notification, so that this is no error.
             let _ = self.set_blocked(Ok(notification));
         }
         let limit = if self.is_blocked() { BLOCKED_CLOSE_TIMEOUT } else { CLOSE_TIMEOUT };
-        self.watchdog.bounded_standstill(limit, Flow::Sent, || connection.close())
+        // An inspector may have it at the moment, and waits for the broker; it returns when the bound is over.
+        self.watchdog.bounded_standstill(limit, Flow::Sent, || {
+            match self.lock_connection().take() {
+                Some(connection) => connection.close(),
+                None => Ok(()),
+            }
+        })
     }
 }
 

@@ -7,6 +7,7 @@ pub mod connection;
 pub mod consumer;
 pub mod errors;
 pub mod inbox;
+pub mod inspector;
 pub mod queue;
 pub mod sanitizer;
 #[cfg(feature = "tls")]

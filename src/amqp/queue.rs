@@ -3,7 +3,7 @@
 use crate::amqp::connection::Session;
 use crate::error::{Failure, FailureKind};
 use crate::terminal::text::count;
-use amiquip::{AmqpValue, Channel, FieldTable, QueueDeclareOptions};
+use amiquip::{AmqpValue, Channel, FieldTable, Queue, QueueDeclareOptions};
 use clap::ValueEnum;
 use log::info;
 use std::fmt;
@@ -35,6 +35,16 @@ pub struct State {
     pub consumers: u32,
 }
 
+impl State {
+    /// Returns what the answer to a passive declare says.
+    pub(super) fn of(declared: &Queue<'_>) -> State {
+        State {
+            messages: declared.declared_message_count().unwrap_or_default(),
+            consumers: declared.declared_consumer_count().unwrap_or_default(),
+        }
+    }
+}
+
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let messages = count(self.messages, "message", "messages");
@@ -47,19 +57,21 @@ impl fmt::Display for State {
 /// if it is exclusive to another connection, [`FailureKind::AccessRefused`].
 pub fn inspect(session: &mut Session, channel: &Channel, queue: &str) -> Result<State, Failure> {
     let declared = session.call(|| channel.queue_declare_passive(queue));
-    let declared = declared.map_err(|mut failure| {
-        if failure.kind == FailureKind::QueueUnusable {
-            let name = session.name();
-            failure.message = format!(
-                "the queue \"{queue}\" on {name} is another connection's alone; name another with --queue"
-            );
-        }
-        failure
-    })?;
-    Ok(State {
-        messages: declared.declared_message_count().unwrap_or_default(),
-        consumers: declared.declared_consumer_count().unwrap_or_default(),
-    })
+    match declared {
+        Ok(declared) => Ok(State::of(&declared)),
+        Err(failure) => Err(unusable(session.name(), queue, failure)),
+    }
+}
+
+/// Says more of a `failure` to look at `queue` on the broker `name`, if it is exclusive to another connection.
+pub(super) fn unusable(name: &str, queue: &str, failure: Failure) -> Failure {
+    if failure.kind != FailureKind::QueueUnusable {
+        return failure;
+    }
+    let message = format!(
+        "the queue \"{queue}\" on {name} is another connection's alone; name another with --queue"
+    );
+    Failure { message, ..failure }
 }
 
 /// The same, on a channel of its own, which is closed afterwards.

@@ -46,6 +46,12 @@ fn exchange(
                 None => calls.discard(delivery.properties.correlation_id()),
             },
             Event::Returned(request) => calls.return_request(&request, rpc.queue_missing()),
+            Event::Confirmed(confirmed) => {
+                if calls.confirm(confirmed, || rpc.refusal()) {
+                    rpc.resend_later();
+                }
+            }
+            Event::Served => calls.resume(),
             Event::Resend => {
                 for call in calls.unanswered().filter(|call| call.is_refused) {
                     rpc.publish(call)?;

@@ -267,6 +267,10 @@ impl Calls<'_> {
     pub fn is_blocked_by(&mut self, failure: &Failure) -> bool {
         failure.kind == FailureKind::Blocked && self.unanswered().next().is_none()
     }
+    /// Somebody serves the queue again: calls are made.
+    pub fn resume(&mut self) {
+        self.is_held = false;
+    }
 
     /// Makes no more calls, if there are more to make.
     fn stop_input(&mut self, failure: Failure) {

@@ -1,9 +1,9 @@
 //! The channel on which requests go out and replies come in, and where the client waits while it is connected.
 
-use crate::amqp::confirms::Confirms;
+use crate::amqp::confirms::{Confirmed, Confirms};
 use crate::amqp::connection::Session;
 use crate::amqp::consumer::{self, ConsumerError};
-use crate::amqp::queue;
+use crate::amqp::inspector::Answer;
 use crate::cli;
 use crate::client::calls::{Call, Calls};
 use crate::client::diagnosis::{self, Diagnosis};
@@ -50,6 +50,10 @@ pub enum Event {
     Reply(Delivery),
     /// A request came back, since there is no queue for it (basic.return).
     Returned(Return),
+    /// The broker says of requests whether it took them (publisher confirms).
+    Confirmed(Confirmed),
+    /// Somebody serves the queue again, for which calls were held.
+    Served,
     /// What the broker did not take may be taken now.
     Resend,
     /// There are no more arguments, or standard input cannot be read any more.
@@ -68,32 +72,41 @@ pub struct RpcChannel<'a> {
     replies: Consumer<'a>,
     returns: Receiver<Return>,
     confirms: Confirms,
-    in_cluster: bool,
+    has_confirms: bool,
     input: &'a Input,
     stop: Receiver<Stop>,
     /// Whether a request was published on it.
     pub was_used: bool,
     /// Gets a message, once, when it is time to publish again what the broker refused.
     resend: Receiver<Instant>,
-    /// What [`Event::TimedOut`] is to say, once the replies are taken that came meanwhile.
-    timed_out: Option<(Instant, Diagnosis)>,
+    /// The look at the queue that is under way.
+    look: Option<Look>,
+}
+
+/// A question about the request queue that the broker has not answered yet.
+struct Look {
+    answer: Receiver<Answer>,
+    /// Gets a message when the question is given up.
+    limit: Receiver<Instant>,
+    /// The question is why there was no reply to the calls whose deadline had passed by then. None: it is
+    /// only whether somebody serves the queue again.
+    late: Option<Instant>,
 }
 
 impl<'a> RpcChannel<'a> {
-    /// Declares a reply queue and consumes from it. With `in_cluster`, the broker confirms requests: the
-    /// node that took one can die before it has passed it on.
+    /// Declares a reply queue and consumes from it. With `has_confirms`, the broker confirms requests.
     pub fn open(
         args: &'a cli::Client,
         session: &'a mut Session,
         channel: &'a Channel,
-        in_cluster: bool,
+        has_confirms: bool,
         input: &'a Input,
         stop: Receiver<Stop>,
     ) -> Result<RpcChannel<'a>, Failure> {
         // Of each call a reply, and its request's return and confirm.
         session.inbox().expect_at_most(3 * u64::from(args.in_flight));
         let returns = session.call(|| channel.listen_for_returns())?;
-        let confirms = session.call(|| Confirms::new(channel, in_cluster))?;
+        let confirms = session.call(|| Confirms::new(channel, has_confirms))?;
         let exclusive = QueueDeclareOptions { exclusive: true, ..Default::default() };
         let reply_queue = session.call(|| channel.queue_declare("", exclusive))?;
         let reply_to = reply_queue.name().to_owned();
@@ -112,12 +125,12 @@ impl<'a> RpcChannel<'a> {
             replies,
             returns,
             confirms,
-            in_cluster,
+            has_confirms,
             input,
             stop,
             was_used: false,
             resend: never(),
-            timed_out: None,
+            look: None,
         })
     }
 
@@ -164,17 +177,25 @@ impl<'a> RpcChannel<'a> {
     /// Waits for what comes next. Replies come first: one that is there counts, whatever else there is.
     pub fn next_event(&mut self, calls: &mut Calls) -> Result<Event, Interrupted> {
         let nothing = never();
+        let (no_answer, no_limit) = (never(), never());
         loop {
-            if self.is_idle()
-                && let Some((by, diagnosis)) = self.timed_out.take()
-            {
-                return Ok(Event::TimedOut(by, diagnosis));
-            }
             let input = match calls.want_input(self.session.is_blocked()) {
                 true => self.input,
                 false => &nothing,
             };
-            let look = if calls.is_held { after(INTERVAL) } else { never() };
+            let (answer, limit) = match &self.look {
+                Some(look) => (&look.answer, &look.limit),
+                None => (&no_answer, &no_limit),
+            };
+            let next_look = match &self.look {
+                None if calls.is_held => after(INTERVAL),
+                _ => never(),
+            };
+            let deadline = match &self.look {
+                // It is about all calls that are late when it ends.
+                Some(Look { late: Some(_), .. }) => never(),
+                _ => calls.deadline().receiver(),
+            };
             select_biased! {
                 recv(self.stop) -> stop => match stop {
                     Ok(stop) => return Err(Interrupted::Stopped(stop)),
@@ -186,24 +207,28 @@ impl<'a> RpcChannel<'a> {
                 }
                 recv(self.returns) -> returned => return Ok(Event::Returned(self.received(returned)?)),
                 recv(self.confirms.receiver()) -> confirm => {
-                    let confirmed = self.received(confirm)?.into();
-                    if calls.confirm(confirmed, || self.refusal()) {
-                        self.resend = after(INTERVAL);
-                    }
+                    return Ok(Event::Confirmed(self.received(confirm)?.into()));
                 }
                 recv(self.resend) -> _ => return Ok(Event::Resend),
                 recv(self.session.blocked_notifications()) -> notification => {
                     self.session.set_blocked(notification)?;
                 }
-                recv(calls.deadline().receiver()) -> _ => {
-                    let now = Instant::now();
-                    let diagnosis = diagnosis::timed_out(self.session, self.args, self.in_cluster);
-                    self.timed_out = Some((now, diagnosis));
+                recv(answer) -> answer => {
+                    if let Some(event) = self.looked(answer.ok(), calls)? {
+                        return Ok(event);
+                    }
                 }
-                recv(look) -> _ => if self.is_served()? {
-                    calls.is_held = false;
-                    return Ok(Event::Resend);
-                },
+                recv(limit) -> _ => {
+                    if let Some(event) = self.looked(None, calls)? {
+                        return Ok(event);
+                    }
+                }
+                recv(deadline) -> _ => {
+                    if let Some(event) = self.ask_for_reason(calls) {
+                        return Ok(event);
+                    }
+                }
+                recv(next_look) -> _ => self.look = self.ask(None),
                 recv(input) -> argument => return Ok(match argument {
                     Ok(Ok(argument)) => Event::Argument(argument),
                     Ok(Err(failure)) => Event::InputEnded(Some(failure)),
@@ -213,22 +238,83 @@ impl<'a> RpcChannel<'a> {
         }
     }
 
+    /// Asks for [`Event::Resend`] when there may be room for what the broker refused.
+    pub fn resend_later(&mut self) {
+        self.resend = after(INTERVAL);
+    }
+
     /// There is no request queue.
     pub fn queue_missing(&self) -> Failure {
         diagnosis::no_queue(self.session, &self.args.common.queue, self.args.wait)
     }
 
-    fn is_served(&mut self) -> Result<bool, Failure> {
-        match queue::inspect_on_new_channel(self.session, &self.args.common.queue) {
-            Ok(state) => Ok(state.consumers > 0),
-            Err(failure) if failure.kind == FailureKind::QueueMissing => Ok(false),
-            // channel_max allows one channel only. A request will show it.
-            Err(failure) if failure.kind == FailureKind::Configuration => Ok(true),
-            Err(failure) => Err(failure),
+    /// Asks for the state of the queue. None if the broker still owes the answer to an earlier question.
+    fn ask(&self, late: Option<Instant>) -> Option<Look> {
+        let answer = self.session.inspector().ask(&self.args.common.queue)?;
+        Some(Look { answer, limit: after(diagnosis::LIMIT), late })
+    }
+
+    /// A deadline has passed. Asks why; what it comes to without an answer is the result.
+    fn ask_for_reason(&mut self, calls: &mut Calls) -> Option<Event> {
+        let now = Instant::now();
+        if let Some(failure) = self.session.blocked() {
+            return Some(Event::TimedOut(now, Diagnosis::blocked(&failure, self.args.timeout)));
+        }
+        match &mut self.look {
+            // The question is the same, and so will the answer be.
+            Some(look) => look.late = Some(now),
+            None => self.look = self.ask(Some(now)),
+        }
+        match self.look {
+            Some(_) => None,
+            None => Some(self.timed_out(now, None, calls)),
         }
     }
 
-    fn refusal(&self) -> Failure {
+    /// The look at the queue is over: with an answer, or without.
+    fn looked(
+        &mut self,
+        answer: Option<Answer>,
+        calls: &mut Calls,
+    ) -> Result<Option<Event>, Failure> {
+        let late = self.look.take().and_then(|look| look.late);
+        if let Some(by) = late {
+            return Ok(Some(self.timed_out(by, answer, calls)));
+        }
+        let is_served = match answer {
+            Some(Ok(state)) => state.consumers > 0,
+            Some(Err(failure)) => match failure.kind {
+                // channel_max allows one channel only. A request will show it.
+                FailureKind::Configuration => true,
+                // Of a lost connection, whoever waits for replies is told.
+                FailureKind::QueueMissing | FailureKind::ConnectionLost => false,
+                _ => return Err(failure),
+            },
+            None => false,
+        };
+        if !is_served {
+            return Ok(None);
+        }
+        self.resend = after(Duration::ZERO);
+        Ok(Some(Event::Served))
+    }
+
+    fn timed_out(&mut self, by: Instant, answer: Option<Answer>, calls: &mut Calls) -> Event {
+        let answer = answer.unwrap_or_else(|| {
+            // The connection is worth keeping for the calls that are under way on it.
+            let keep = calls.unanswered().any(|call| !call.deadline.has_passed(by));
+            Err(match keep {
+                true => diagnosis::no_answer(self.session),
+                false => self.session.abort(),
+            })
+        });
+        let others = calls.unanswered().count().saturating_sub(1);
+        let diagnosis = diagnosis::timed_out(self.args, answer, self.has_confirms, others);
+        Event::TimedOut(by, diagnosis)
+    }
+
+    /// The broker refused a request.
+    pub fn refusal(&self) -> Failure {
         let (name, queue) = (self.session.name(), &self.args.common.queue);
         let message = format!("{name} refused a request: the queue \"{queue}\" may be full");
         Failure::new(FailureKind::Blocked, message)

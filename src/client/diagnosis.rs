@@ -2,6 +2,7 @@
 //! it, how many requests wait in it.
 
 use crate::amqp::connection::Session;
+use crate::amqp::inspector::Answer;
 use crate::amqp::queue::{self, State};
 use crate::cli;
 use crate::error::{Failure, FailureKind};
@@ -12,7 +13,7 @@ use log::info;
 use std::time::Duration;
 
 /// How long a broker may take to help with the diagnosis of a call that timed out.
-const LIMIT: Duration = Duration::from_secs(1);
+pub const LIMIT: Duration = Duration::from_secs(1);
 
 const REMEDY_BUSY: &str = "give more time with --timeout, or start more servers";
 
@@ -40,10 +41,12 @@ pub fn served(session: &mut Session, queue: &str, waits: bool) -> Result<Channel
     }
     session.call(|| channel.close())?;
     let message = format!(
-        "nobody consumes from the queue \"{queue}\" on {}, where {}; start rpc_server{}",
+        "nobody consumes from the queue \"{queue}\" on {}, where {}; start rpc_server{}{}",
         session.name(),
         waiting(state),
-        hint(waits)
+        hint(waits),
+        // RabbitMQ counts neither the consumers nor the messages of a stream.
+        if state.messages == 0 { "; a stream cannot be a request queue" } else { "" }
     );
     Err(Failure::new(FailureKind::NoConsumer, message))
 }
@@ -62,37 +65,39 @@ fn hint(waits: bool) -> &'static str {
     if waits { "" } else { " (--wait waits for it)" }
 }
 
-/// Why a call had no answer in time. With `confirms`, the broker tells of a request that it rejects.
-pub fn timed_out(session: &mut Session, args: &cli::Client, confirms: bool) -> Diagnosis {
-    let (queue, timeout) = (&args.common.queue, args.timeout);
-    if let Some(failure) = session.blocked() {
-        return Diagnosis { failure: not_in_time(&failure, timeout), is_unserved: false };
+/// The broker has other things to do than to say in what state the queue is, or no longer answers at all.
+pub fn no_answer(session: &Session) -> Failure {
+    let message =
+        format!("{} did not say in time whether anybody serves the queue", session.name());
+    Failure::new(FailureKind::TimedOut, message)
+}
+
+impl Diagnosis {
+    /// The broker takes no messages at the moment, which is this `failure`.
+    pub fn blocked(failure: &Failure, timeout: Duration) -> Diagnosis {
+        Diagnosis { failure: not_in_time(failure, timeout), is_unserved: false }
     }
-    let before = session.set_call_timeout(LIMIT);
-    let state = queue::inspect_on_new_channel(session, queue);
-    session.set_call_timeout(before);
-    let is_unserved = match &state {
+}
+
+/// Returns why a call had no answer in time, by what a look at the queue came to. With `has_confirms`, the
+/// broker tells of a request that it refuses. So many `others` of the same client await their replies too.
+pub fn timed_out(
+    args: &cli::Client,
+    answer: Answer,
+    has_confirms: bool,
+    others: usize,
+) -> Diagnosis {
+    let queue = &args.common.queue;
+    let is_unserved = match &answer {
         Ok(state) => state.consumers == 0,
         Err(failure) => failure.kind == FailureKind::QueueMissing,
     };
-    let reason = match state {
+    let reason = match answer {
         Ok(state @ State { consumers: 0, .. }) => format!(
             "nobody consumes from the queue \"{queue}\" any more, where {}; start rpc_server again",
             waiting(state)
         ),
-        Ok(state) => {
-            let rejected = match state.messages > 0 && !confirms {
-                true => {
-                    "; a queue with a length limit and reject-publish may have rejected the request"
-                }
-                false => "",
-            };
-            format!(
-                "{} the queue \"{queue}\", where {}; {REMEDY_BUSY}{rejected}",
-                count(state.consumers, "consumer serves", "consumers serve"),
-                waiting(state)
-            )
-        }
+        Ok(state) => busy(queue, state, has_confirms, others),
         Err(_) if is_unserved => {
             format!("the queue \"{queue}\" was deleted; start rpc_server again")
         }
@@ -100,8 +105,27 @@ pub fn timed_out(session: &mut Session, args: &cli::Client, confirms: bool) -> D
         Err(failure) if failure.kind == FailureKind::Configuration => REMEDY_BUSY.into(),
         Err(failure) => failure.message,
     };
-    let failure = not_in_time(&Failure::new(FailureKind::TimedOut, reason), timeout);
+    let failure = not_in_time(&Failure::new(FailureKind::TimedOut, reason), args.timeout);
     Diagnosis { failure, is_unserved }
+}
+
+/// Somebody consumes, and has not answered.
+fn busy(queue: &str, state: State, has_confirms: bool, others: usize) -> String {
+    let servers = count(state.consumers, "consumer serves", "consumers serve");
+    let mut reason = format!(
+        "{servers} the queue \"{queue}\", where {}, and may be busy with earlier calls; {REMEDY_BUSY}",
+        waiting(state)
+    );
+    if others > 0 {
+        let others = count(others as u64, "other call", "other calls");
+        reason += &format!(
+            "; {others} of this batch awaited replies too: a smaller --in-flight sends each later, when its turn is near"
+        );
+    }
+    if state.messages > 0 && !has_confirms {
+        reason += "; a queue with a length limit and reject-publish may have rejected the request: --confirm tells";
+    }
+    reason
 }
 
 /// What becomes of a call that `failure` kept from being answered within `timeout`.

@@ -116,9 +116,11 @@ impl Client<'_> {
             self.stop = Some(signals::stop_requests(Some(STOP_LIMIT), || {})?);
         }
         let stop = self.stop.clone().unwrap_or_else(never);
-        self.calls.is_held = false;
-        let (input, in_cluster) = (&self.input, self.brokers.len() > 1);
-        let mut rpc = RpcChannel::open(args, &mut session, &channel, in_cluster, input, stop)?;
+        self.calls.resume();
+        let input = &self.input;
+        // With several brokers: the node that took a request can die before it has passed it on.
+        let has_confirms = self.brokers.len() > 1 || common.confirm;
+        let mut rpc = RpcChannel::open(args, &mut session, &channel, has_confirms, input, stop)?;
         let ended = exchange(&mut rpc, &mut self.calls, &mut self.report);
         self.was_used = rpc.was_used;
         if let Err(Interrupted::Stopped(_)) = ended {

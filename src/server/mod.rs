@@ -15,8 +15,8 @@ use crate::procedure::Procedures;
 use crate::signals::{self, Stop};
 use crate::terminal::output;
 use crossbeam_channel::{Receiver, bounded, select_biased};
-use log::info;
 use isolated::Isolated;
+use log::info;
 use reconnect::ReconnectState;
 use remembered::Remembered;
 use std::process::ExitCode;
@@ -34,7 +34,7 @@ pub fn run(args: cli::Server, serve: Serve) -> Result<ExitCode, ProgramError> {
     let service = Arc::new(Service {
         serve,
         procedures: Procedures::new(&args.procedures, args.settings())?,
-        confirms: brokers.len() > 1,
+        confirms: brokers.len() > 1 || args.common.confirm,
         remembered: Remembered::default(),
         isolated: Isolated::default(),
         transcript,

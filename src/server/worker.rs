@@ -294,7 +294,8 @@ impl<'a> Worker<'a> {
         };
         let callers = until(arrived, request.expiration);
         if callers.is_some_and(|deadline| deadline <= started) {
-            let message = format!("the time of {} had passed before its turn came", request.procedure);
+            let message =
+                format!("the time of {} had passed before its turn came", request.procedure);
             return Ok(Err(procedure::Error::new(ErrorKind::TimedOut, message)));
         }
         self.service.transcript.line(format_args!(" [.] {request}"));
@@ -456,12 +457,16 @@ impl<'a> Worker<'a> {
                 Sent::Deadly(failure) => {
                     ended += 1;
                     if ended == DEADLY {
-                        warn!("{request} dropped: its reply to {queue} ends each connection ({failure})");
+                        warn!(
+                            "{request} dropped: its reply to {queue} ends each connection ({failure})"
+                        );
                         return Ok(true);
                     }
                 }
                 // What the broker says of its size on the main channel is remembered.
-                Sent::Failed(Failure { kind: FailureKind::TooLarge { .. }, .. }) => return Ok(false),
+                Sent::Failed(Failure { kind: FailureKind::TooLarge { .. }, .. }) => {
+                    return Ok(false);
+                }
                 Sent::Failed(failure) => {
                     if !is_told {
                         warn!("the reply to {request} waits: {failure}");

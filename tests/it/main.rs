@@ -13,6 +13,7 @@ mod fake_broker;
 mod faults;
 mod harness;
 mod hostile;
+mod looks;
 mod proxy;
 mod readme;
 mod replies;

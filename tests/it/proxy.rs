@@ -17,6 +17,7 @@ pub const BASIC_CONSUME_OK: Method = (60, 21);
 pub const BASIC_CANCEL_OK: Method = (60, 31);
 pub const BASIC_PUBLISH: Method = (60, 40);
 pub const BASIC_DELIVER: Method = (60, 60);
+pub const CONFIRM_SELECT: Method = (85, 10);
 
 /// A frame with connection.close: 320, CONNECTION_FORCED, as when an operator closes connections.
 const CLOSE: &[u8] = b"\x01\0\0\0\0\0\x1c\0\x0a\0\x32\x01\x40\x11CONNECTION_FORCED\0\0\0\0\xce";

@@ -495,7 +495,7 @@ fn a_full_queue_that_rejects_is_named_as_a_possibility() {
     queue.await_state((1, 1));
     let ended = queue.client(&["--timeout", "300ms", "fib", "30"]);
     let expected = format!(
-        "rpc_client: fib(30): no answer within 300ms: 1 consumer serves the queue \"{}\", where 1 request waits; give more time with --timeout, or start more servers; a queue with a length limit and reject-publish may have rejected the request\n",
+        "rpc_client: fib(30): no answer within 300ms: 1 consumer serves the queue \"{}\", where 1 request waits, and may be busy with earlier calls; give more time with --timeout, or start more servers; a queue with a length limit and reject-publish may have rejected the request: --confirm tells\n",
         queue.name()
     );
     ended.expect(75, "", &expected);

@@ -2,7 +2,7 @@ complete -c rpc_client -l url -d 'Brokers, tried in order; a password is better 
 complete -c rpc_client -l queue -d 'Request queue' -r -f
 complete -c rpc_client -l connect-timeout -d 'Bound on opening a connection, handshake included' -r -f
 complete -c rpc_client -l timeout -d 'Bound on each call from its publication; 0: none' -r -f
-complete -c rpc_client -l in-flight -d 'Calls that await their replies at any time' -r -f
+complete -c rpc_client -l in-flight -d 'Calls under way at a time, counted from the oldest whose outcome is not written: behind a slow one, the others wait' -r -f
 complete -c rpc_client -l repeat -d 'Make each call N times' -r -f
 complete -c rpc_client -l send-on -d 'What ends an argument on standard input, where `-` is among the arguments [default: newline]' -r -f -a "newline\t'A call for each line'
 nul\t'A call for each piece that a NUL ends, as find -print0 writes them'
@@ -12,6 +12,7 @@ transcript\t'The tutorial\'s transcript'
 plain\t'Nothing but results, each with a newline unless it ends with one'
 raw\t'The results\' bytes, and nothing added'
 json\t'One object a call, failed ones too'"
+complete -c rpc_client -l confirm -d 'Have the broker confirm what is published; on without it if several brokers are given'
 complete -c rpc_client -s q -l quiet -d 'No transcript and no warnings; errors are told all the same'
 complete -c rpc_client -s v -l verbose -d 'Tell each AMQP step on stderr (-vv, -vvv: more); RUST_LOG overrides'
 complete -c rpc_client -l wait -d 'Wait, up to the timeout, for a broker, a queue and a server instead of failing at once'

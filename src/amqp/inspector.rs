@@ -1,0 +1,97 @@
+//! Looks at queues while their connection is used for something else. Whoever asks does not wait for the
+//! broker: behind a long upload, or at a broker that is frozen, an answer may take any time, and is then
+//! given up without harm to the connection.
+
+use crate::amqp::connection::SharedConnection;
+use crate::amqp::errors;
+use crate::amqp::queue::{self, State};
+use crate::error::{Failure, FailureKind};
+use amiquip::{Channel, Error};
+use crossbeam_channel::{Receiver, bounded};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+/// What is known of a queue: its state, or a failure of [`queue::inspect`]. The failure says nothing about
+/// the connection as a whole, which tells its own end to those who use it.
+pub type Answer = Result<State, Failure>;
+
+/// Asks a broker for the state of queues, one question at a time. It costs nothing until the first one: a
+/// thread for each question, and a channel that is kept for the next.
+pub struct Inspector(Arc<Shared>);
+
+struct Shared {
+    connection: SharedConnection,
+    /// The broker, as messages name it.
+    name: String,
+    /// A channel that is good for another question. A failure costs it.
+    channel: Mutex<Option<Channel>>,
+    is_busy: AtomicBool,
+}
+
+impl Inspector {
+    /// Makes an inspector of a connection to the broker that messages call `name`.
+    pub(super) fn new(connection: SharedConnection, name: String) -> Inspector {
+        let (channel, is_busy) = (Mutex::default(), AtomicBool::new(false));
+        Inspector(Arc::new(Shared { connection, name, channel, is_busy }))
+    }
+
+    /// Asks for the state of `queue`. The answer comes to the receiver, if ever; whoever waits no longer
+    /// drops it. None: the broker owes the answer to an earlier question, and until that has come there is
+    /// no other.
+    pub fn ask(&self, queue: &str) -> Option<Receiver<Answer>> {
+        if self.0.is_busy.swap(true, SeqCst) {
+            return None;
+        }
+        let (sender, answer) = bounded(1);
+        let (shared, queue) = (Arc::clone(&self.0), queue.to_owned());
+        let to_fail = sender.clone();
+        let ask = move || {
+            let answer = shared.inspect(&queue);
+            // Before the answer is there: whoever has it may ask again.
+            shared.is_busy.store(false, SeqCst);
+            // Nobody receives it if the question was given up.
+            let _ = sender.send(answer);
+        };
+        if let Err(error) = thread::Builder::new().name("inspector".into()).spawn(ask) {
+            self.0.is_busy.store(false, SeqCst);
+            let failure = Failure::internal("cannot start a thread to look at the queue")(error);
+            let _ = to_fail.send(Err(failure));
+        }
+        Some(answer)
+    }
+}
+
+impl Shared {
+    fn inspect(&self, queue: &str) -> Answer {
+        let mut kept = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
+        let channel = match kept.take() {
+            Some(channel) => channel,
+            None => self.open_channel().map_err(|error| self.failure(&error))?,
+        };
+        let declared = channel.queue_declare_passive(queue);
+        let answer = match declared {
+            Ok(queue) => Ok(State::of(&queue)),
+            Err(error) => Err(queue::unusable(&self.name, queue, self.failure(&error))),
+        };
+        if answer.is_ok() {
+            *kept = Some(channel);
+        }
+        answer
+    }
+
+    fn open_channel(&self) -> Result<Channel, Error> {
+        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        match connection.as_mut() {
+            Some(connection) => connection.open_channel(None),
+            None => Err(Error::ClientClosedConnection),
+        }
+    }
+
+    fn failure(&self, error: &Error) -> Failure {
+        errors::of_channel(&self.name, error).unwrap_or_else(|| {
+            let message = format!("the connection to {} failed: {error}", self.name);
+            Failure::new(FailureKind::ConnectionLost, message)
+        })
+    }
+}

@@ -1,0 +1,118 @@
+//! How the client finds out what is the matter with its queue while it is connected, and what it tells.
+
+use crate::harness::*;
+use crate::proxy::*;
+use amiquip::{AmqpProperties, AmqpValue, FieldTable, QueueDeclareOptions};
+use std::io::Write;
+use std::sync::mpsc;
+
+/// A look at the queue that the broker does not answer, as behind a long upload by a slow link: the question is
+/// given up, and not the connection, on which another call has its answer.
+#[test]
+fn a_look_without_an_answer_costs_no_other_call() {
+    let queue = Queue::new();
+    // The first declare is the look before any call, the second the reply queue's.
+    let proxy = Proxy::start(&broker(), |frame| match (frame.method, frame.nth) {
+        (QUEUE_DECLARE, 3..) => Action::Stall,
+        _ => Action::Pass,
+    });
+    let (go_on, told) = mpsc::channel();
+    let mut requests = 0;
+    let server = StubServer::start(&queue, 2, move |channel, request| {
+        requests += 1;
+        if requests == 2 {
+            told.recv_timeout(PATIENCE).unwrap();
+            reply(channel, request, b"in time", AmqpProperties::default());
+        }
+    });
+    let args = ["-v", "--format", "json", "--timeout", "10s", "--queue", queue.name(), "fun", "-"];
+    let (client, mut stdin) = Process::spawn_with_stdin(&mut client_command(&proxy.url, &args));
+    stdin.write_all(b"1\n").unwrap();
+    client.await_stderr(": fun(1), reply_to ");
+    // Its limit is over well after the first one's: what the test needs is that it has not passed by then.
+    std::thread::sleep(std::time::Duration::from_secs(6));
+    stdin.write_all(b"2\n").unwrap();
+    drop(stdin);
+    client.await_stdout("\"argument\":\"1\"");
+    go_on.send(()).unwrap();
+    let ended = client.wait();
+    server.join();
+    let [late, in_time] = ended.stdout.lines().collect::<Vec<_>>()[..] else { panic!("{ended:?}") };
+    let reason = "did not say in time whether anybody serves the queue";
+    assert!(late.contains("no answer within 10s: ") && late.contains(reason), "{ended:?}");
+    assert!(in_time.contains("\"result\":\"in time\""), "{ended:?}");
+    assert!(in_time.contains("\"attempts\":1,"), "{ended:?}");
+    assert_eq!((ended.code(), proxy.connections()), (75, 1), "{ended:?}");
+}
+
+/// What waits behind a call of its own batch is told with the option that is about it.
+#[test]
+fn a_batch_that_waits_for_itself_is_told_of_in_flight() {
+    let queue = Queue::new();
+    let _server = server(&queue, &["--drill", "slow=60s"]);
+    let ended = queue.client(&["--timeout", "1s", "--repeat", "3", "ping"]);
+    let busy =
+        "and may be busy with earlier calls; give more time with --timeout, or start more servers";
+    let batch = "; 2 other calls of this batch awaited replies too: a smaller --in-flight ";
+    assert_eq!((ended.code(), ended.stdout.as_str()), (75, ""), "{ended:?}");
+    assert!(ended.stderr.contains(busy) && ended.stderr.contains(batch), "{ended:?}");
+    let ended = queue.client(&["--timeout", "1s", "ping"]);
+    assert!(ended.stderr.contains(busy) && !ended.stderr.contains("--in-flight"), "{ended:?}");
+}
+
+/// A queue that takes one message, and refuses the others.
+fn declare_full(queue: &Queue) {
+    let arguments = FieldTable::from([
+        ("x-max-length".into(), AmqpValue::LongInt(1)),
+        ("x-overflow".into(), AmqpValue::LongString("reject-publish".into())),
+    ]);
+    let options = QueueDeclareOptions { durable: true, arguments, ..Default::default() };
+    Amqp::new().channel.queue_declare(queue.name(), options).unwrap();
+}
+
+/// With one broker: a request that its queue refuses is told as refused, and goes out again, if confirms
+/// were asked for.
+#[test]
+fn confirms_with_one_broker() {
+    let queue = Queue::new();
+    declare_full(&queue);
+    let server = server(&queue, &["--confirm", "--drill", "slow=100ms"]);
+    let refused = format!(
+        "{} refused a request: the queue \"{}\" may be full",
+        shown(&broker()),
+        queue.name()
+    );
+    let args = ["--confirm", "--timeout", "10m", "--repeat", "30", "ping"];
+    let told = format!("rpc_client: {refused}; trying again\n");
+    queue.client(&args).expect(0, &"pong\n".repeat(30), &told);
+    assert_eq!(server.stdout().matches(" [.] ping()\n").count(), 30);
+    let ended = queue.client(&["--confirm", "--no-retry", "--repeat", "30", "ping"]);
+    let told = format!("rpc_client: ping(): {refused}\n");
+    assert_eq!((ended.code(), ended.stderr.replace(&told, "").as_str()), (75, ""), "{ended:?}");
+}
+
+/// The server asks for confirms too: it acks when the broker has said that it has the reply.
+#[test]
+fn a_server_that_asks_for_confirms() {
+    let queue = Queue::new();
+    let selects = |args: &[&str]| {
+        let proxy = Proxy::start(&broker(), |_| Action::Pass);
+        let _server = server_at(&proxy.url, &queue, args);
+        queue.client(&["fib", "30"]).expect(0, "832040\n", "");
+        proxy.passed(CONFIRM_SELECT)
+    };
+    assert_eq!((selects(&[]), selects(&["--confirm"])), (0, 1));
+}
+
+/// A stream tells of no consumers: the client says what it may be.
+#[test]
+fn a_stream_is_no_request_queue() {
+    let queue = Queue::new();
+    let arguments =
+        FieldTable::from([("x-queue-type".into(), AmqpValue::LongString("stream".into()))]);
+    let options = QueueDeclareOptions { durable: true, arguments, ..Default::default() };
+    Amqp::new().channel.queue_declare(queue.name(), options).unwrap();
+    let ended = queue.client(&["ping"]);
+    assert_eq!((ended.code(), ended.stdout.as_str()), (69, ""), "{ended:?}");
+    assert!(ended.stderr.contains("a stream cannot be a request queue"), "{ended:?}");
+}
