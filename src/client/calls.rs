@@ -6,13 +6,15 @@ use crate::amqp::confirms::Confirmed;
 use crate::cli;
 use crate::client::deadline::Deadline;
 use crate::client::diagnosis::Diagnosis;
-use crate::client::input::Argument;
+use crate::client::input::{Argument, MAX_BYTES};
 use crate::error::{Failure, FailureKind};
 use crate::protocol::Reply;
 use crate::terminal::text::{count, short};
 use amiquip::Return;
 use log::{info, warn};
-use std::collections::VecDeque;
+use std::cell::Cell;
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// What a call came to.
@@ -39,6 +41,27 @@ pub struct Call {
     pub is_refused: bool,
     /// None while the call is pending.
     outcome: Option<Outcome>,
+    size: Size,
+}
+
+/// What a call's result adds to the bytes of all results, until the call is dropped.
+#[derive(Debug, Default)]
+struct Size {
+    bytes: usize,
+    total: Rc<Cell<usize>>,
+}
+
+impl Size {
+    fn grow(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        self.total.update(|total| total + bytes);
+    }
+}
+
+impl Drop for Size {
+    fn drop(&mut self) {
+        self.total.update(|total| total - self.bytes);
+    }
 }
 
 impl Call {
@@ -53,6 +76,7 @@ impl Call {
             unconfirmed: None,
             is_refused: false,
             outcome: None,
+            size: Size::default(),
         }
     }
 
@@ -64,6 +88,7 @@ impl Call {
     /// Sets its outcome. There is no other way in which a call ends.
     pub fn finish(&mut self, outcome: Outcome) {
         self.elapsed = self.started.elapsed();
+        self.size.grow(outcome.as_ref().map_or(0, Vec::len));
         self.outcome = Some(outcome);
     }
 
@@ -78,19 +103,23 @@ impl Call {
 }
 
 /// Calls in input order. The oldest of them is the next to be written, and whatever is finished earlier
-/// waits behind it: so there are never more than `--in-flight`, whatever the length of the input.
+/// waits behind it: so there are never more than `--in-flight`, whatever the length of the input, and no more are
+/// made while those results have [`MAX_BYTES`].
 #[derive(Debug)]
 pub struct Calls<'a> {
     args: &'a cli::Client,
     calls: VecDeque<Call>,
+    /// How many bytes their results have together. What bounds the arguments is the input.
+    results: Rc<Cell<usize>>,
     /// How many calls are still to be made. None: that depends on what the input has.
     to_make: Option<u64>,
     /// Why no more calls could be made, if it was not for want of arguments.
     pub input_failure: Option<Failure>,
     /// Whether nobody would answer: nothing is published until a look at the queue says otherwise.
     pub is_held: bool,
-    /// The largest body that the broker takes, as far as is known.
-    max_body: usize,
+    /// The broker to which calls are published, and the largest body that each takes which has said so.
+    broker: String,
+    max_bodies: BTreeMap<String, usize>,
     /// While no call can be made: the deadline of the next one, and when its wait began.
     next: Option<(Deadline, Instant)>,
     /// How many replies came that no call awaited.
@@ -107,8 +136,10 @@ impl Calls<'_> {
             calls: VecDeque::new(),
             to_make: args.calls(),
             input_failure: None,
+            results: Rc::default(),
             is_held: false,
-            max_body: MAX_BODY,
+            broker: String::new(),
+            max_bodies: BTreeMap::new(),
             next: Some((Deadline::after(args.timeout), Instant::now())),
             discarded: 0,
             has_logged_refusal: false,
@@ -122,7 +153,8 @@ impl Calls<'_> {
         // call left.
         self.to_make = self.to_make.map(|calls| calls.saturating_sub(1));
         let mut call = Call::new(argument, Instant::now(), self.args.timeout);
-        let limit = self.max_body;
+        call.size.total = Rc::clone(&self.results);
+        let limit = self.max_bodies.get(&self.broker).copied().unwrap_or(MAX_BODY);
         if call.argument.bytes.len() > limit {
             let message =
                 format!("the argument has more than the {limit} bytes that a broker takes");
@@ -187,9 +219,12 @@ impl Calls<'_> {
     /// Whether another argument can be taken. A blocked broker would only collect requests whose time
     /// runs out; one at a time still goes, for its time to run out.
     pub fn want_input(&self, is_blocked: bool) -> bool {
-        let has_room = self.calls.len() < self.args.in_flight.into();
-        let is_open = self.to_make != Some(0) && !self.is_held;
-        is_open && has_room && (self.calls.is_empty() || !is_blocked)
+        if self.to_make == Some(0) || self.is_held {
+            return false;
+        }
+        let has_room =
+            self.calls.len() < self.args.in_flight.into() && self.results.get() < MAX_BYTES;
+        self.calls.is_empty() || has_room && !is_blocked
     }
 
     /// No more calls are made: there are no more arguments, or there is a `failure`. Those that were made
@@ -322,8 +357,8 @@ impl Calls<'_> {
     /// The broker takes no body of more than `limit` bytes: the calls with a larger one end with
     /// `failure`. The others lost their connection to it.
     pub fn limit_body(&mut self, limit: usize, failure: &Failure) {
-        info!("the broker takes bodies of at most {limit} bytes");
-        self.max_body = limit;
+        info!("{} takes bodies of at most {limit} bytes", self.broker);
+        self.max_bodies.insert(self.broker.clone(), limit);
         self.fail(failure, |call| call.argument.bytes.len() > limit);
     }
 
@@ -336,6 +371,11 @@ impl Calls<'_> {
 
     /// Finishes all pending calls, and makes no more.
     pub fn abort(&mut self, failure: &Failure) {
+    /// From now on, calls are published to the broker that messages call `name`.
+    pub fn set_broker(&mut self, name: &str) {
+        self.broker = name.into();
+    }
+
         self.fail(failure, |_| true);
         self.stop_input(failure.clone());
     }
@@ -363,7 +403,7 @@ mod tests {
     }
 
     fn argument(text: &str) -> Argument {
-        Argument { bytes: text.as_bytes().into(), line: None }
+        Argument::new(text.into(), None)
     }
 
     /// Calls with these arguments, published under the arguments as ids, numbered from 1.

@@ -3,25 +3,89 @@
 use crate::amqp::MAX_BODY;
 use crate::cli::{self, SendOn};
 use crate::error::Failure;
+use crate::terminal::output;
 use crossbeam_channel::{Receiver, bounded};
+use rustix::io::Errno;
 use std::io::{self, BufRead, Read};
-use std::sync::{Arc, Weak};
+use std::ops::Deref;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 
 /// How many arguments are read ahead.
 const AHEAD: usize = 64;
 
+/// How many bytes the arguments that were read may have together, those read ahead and those in flight, or else
+/// it is one argument alone.
+pub const MAX_BYTES: usize = 32 << 20;
+
 /// A longer argument is cut to this: one byte more than a broker takes is too much already.
 const LONGEST: u64 = MAX_BODY as u64 + 1;
 
 /// The argument of one call.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Argument {
     /// The argument, without what ended it. One that is repeated is there once.
-    pub bytes: Arc<[u8]>,
+    pub bytes: Arc<Bytes>,
     /// Which line of standard input it is, from 1; None: it was on the command line, or is all of
     /// standard input.
     pub line: Option<u64>,
+}
+
+impl Argument {
+    /// Makes an argument of `bytes` that no limit counts.
+    pub fn new(bytes: Vec<u8>, line: Option<u64>) -> Argument {
+        Argument { bytes: Arc::new(Bytes { bytes, budget: None }), line }
+    }
+}
+
+/// The bytes of an argument, which a [`Budget`] counts until they are dropped.
+#[derive(Debug)]
+pub struct Bytes {
+    bytes: Vec<u8>,
+    budget: Option<Arc<Budget>>,
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Bytes {
+    fn drop(&mut self) {
+        if let Some(budget) = &self.budget {
+            budget.give_back(self.bytes.len());
+        }
+    }
+}
+
+/// A bound on the bytes of all arguments that there are at a time.
+#[derive(Debug, Default)]
+struct Budget {
+    used: Mutex<usize>,
+    has_more: Condvar,
+}
+
+impl Budget {
+    /// Waits until `bytes` fit beside what there is, or there is nothing else.
+    fn spend(self: &Arc<Budget>, bytes: Vec<u8>) -> Bytes {
+        let is_over = |used: &mut usize| *used > 0 && *used + bytes.len() > MAX_BYTES;
+        let used = self.has_more.wait_while(self.used(), is_over);
+        *used.unwrap_or_else(PoisonError::into_inner) += bytes.len();
+        Bytes { bytes, budget: Some(Arc::clone(self)) }
+    }
+
+    fn give_back(&self, bytes: usize) {
+        *self.used() -= bytes;
+        self.has_more.notify_one();
+    }
+
+    fn used(&self) -> MutexGuard<'_, usize> {
+        // Nothing panics with the lock held; if it did, the number would be whole.
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Where arguments come from. One that cannot be read is the last.
@@ -43,10 +107,15 @@ pub fn arguments(args: &cli::Client) -> io::Result<(Input, Weak<()>)> {
     };
     let few = repeat == 1 && args.stdins() == 0;
     let (sender, input) = bounded(if few { arguments.len() } else { AHEAD });
+    // Those of a command line are all there to begin with.
+    let budget = (!few).then(Arc::<Budget>::default);
     // None: there is nothing more to send, since reading failed, or nobody receives any more.
     let send = move |bytes: io::Result<Vec<u8>>, line| {
         let argument = match bytes {
-            Ok(bytes) => Argument { bytes: bytes.into(), line },
+            Ok(bytes) => match &budget {
+                Some(budget) => Argument { bytes: Arc::new(budget.spend(bytes)), line },
+                None => Argument::new(bytes, line),
+            },
             Err(error) => {
                 let failure = Failure::internal("cannot read standard input")(error);
                 let _ = sender.send(Err(failure));
@@ -61,6 +130,8 @@ pub fn arguments(args: &cli::Client) -> io::Result<(Input, Weak<()>)> {
         for argument in arguments {
             let sent = match send_on {
                 _ if argument != "-" => send(Ok(argument.into_bytes()), None),
+                // Rust has /dev/null there then.
+                _ if output::stdin_was_closed() => send(Err(Errno::BADF.into()), None),
                 SendOn::Eof => send(whole(io::stdin().lock()), None),
                 SendOn::Newline | SendOn::Nul => {
                     let end = if send_on == SendOn::Nul { b'\0' } else { b'\n' };
@@ -113,6 +184,25 @@ fn lines(mut input: impl BufRead, end: u8) -> impl Iterator<Item = io::Result<Ve
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// One that is too large for the limit goes alone.
+    #[test]
+    fn arguments_wait_until_their_bytes_fit() {
+        let budget = Arc::new(Budget::default());
+        let large = budget.spend(vec![0; MAX_BYTES + 1]);
+        let (sender, received) = bounded(1);
+        let spender = Arc::clone(&budget);
+        thread::spawn(move || {
+            let both = [(); 2].map(|()| spender.spend(vec![0; MAX_BYTES / 2]));
+            sender.send(both).unwrap();
+        });
+        assert!(received.try_recv().is_err());
+        drop(large);
+        let both = received.recv().unwrap();
+        assert_eq!(*budget.used(), MAX_BYTES);
+        drop(both);
+        assert_eq!(*budget.used(), 0);
+    }
 
     #[test]
     fn lines_have_no_ends_and_no_more_than_a_broker_takes() {

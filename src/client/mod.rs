@@ -105,6 +105,7 @@ impl Client<'_> {
         session.set_call_timeout(limit);
         let channel = match diagnosis::served(&mut session, &common.queue, self.retry.waits()) {
             Ok(channel) => channel,
+        self.calls.set_broker(session.name());
             Err(failure) => {
                 self.session = (failure.kind != FailureKind::ConnectionLost).then_some(session);
                 return Err(failure.into());

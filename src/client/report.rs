@@ -281,7 +281,7 @@ mod tests {
         };
         let args = cli::Client::parse_from(["rpc_client", "fib"]);
         let value = |argument: &[u8], outcome| -> serde_json::Value {
-            let argument = Argument { bytes: argument.into(), line: None };
+            let argument = Argument::new(argument.into(), None);
             let json = json("fib", &Calls::new(&args).unmade(argument), outcome).unwrap();
             serde_json::from_str(&json).unwrap()
         };

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 /// [`crate::error::FailureKind::Internal`] if standard output was closed when the program began: what
 /// is written would vanish.
 pub fn check() -> Result<(), ProgramError> {
-    match WAS_CLOSED.load(Ordering::Relaxed) {
+    match WERE_CLOSED[1].load(Ordering::Relaxed) {
         true => written(Err(io::Error::other("it is closed"))),
         false => Ok(()),
     }
@@ -161,9 +161,14 @@ fn write_error(line: &str) {
     }
 }
 
-/// Whether standard output was closed when the process began. Rust's runtime opens `/dev/null` in its
-/// place before `main`, where it cannot be told any more from one that somebody chose.
-static WAS_CLOSED: AtomicBool = AtomicBool::new(false);
+/// Returns whether standard input was closed when the process began: what is read instead is nobody's.
+pub fn stdin_was_closed() -> bool {
+    WERE_CLOSED[0].load(Ordering::Relaxed)
+}
+
+/// Whether standard input and output were closed when the process began. Rust's runtime opens `/dev/null` in
+/// their place before `main`, where it cannot be told any more from one that somebody chose.
+static WERE_CLOSED: [AtomicBool; 2] = [const { AtomicBool::new(false) }; 2];
 
 /// Called before the runtime's beginning, as all functions in this section are (System V ABI,
 /// "Initialization and Termination Functions").
@@ -174,10 +179,14 @@ static WAS_CLOSED: AtomicBool = AtomicBool::new(false);
 #[unsafe(link_section = ".init_array")]
 static LOOK: extern "C" fn() = {
     extern "C" fn look() {
-        let is_there = |path| std::fs::symlink_metadata(path).is_ok();
+        let is_there = |path: &str| std::fs::symlink_metadata(path).is_ok();
         // Without /proc nothing is known.
-        let was_closed = is_there("/proc/self/fd") && !is_there("/proc/self/fd/1");
-        WAS_CLOSED.store(was_closed, Ordering::Relaxed);
+        if !is_there("/proc/self/fd") {
+            return;
+        }
+        for (path, was_closed) in ["/proc/self/fd/0", "/proc/self/fd/1"].iter().zip(&WERE_CLOSED) {
+            was_closed.store(!is_there(path), Ordering::Relaxed);
+        }
     }
     look
 };
