@@ -113,8 +113,10 @@ pub struct Calls<'a> {
     results: Rc<Cell<usize>>,
     /// How many calls are still to be made. None: that depends on what the input has.
     to_make: Option<u64>,
-    /// Why no more calls could be made, if it was not for want of arguments.
+    /// Why no more calls could be made, if it was not for want of arguments; and how many are not made then,
+    /// as far as is known.
     pub input_failure: Option<Failure>,
+    unmade: Option<u64>,
     /// Whether nobody would answer: nothing is published until a look at the queue says otherwise.
     pub is_held: bool,
     /// The broker to which calls are published, and the largest body that each takes which has said so.
@@ -134,9 +136,10 @@ impl Calls<'_> {
         Calls {
             args,
             calls: VecDeque::new(),
+            results: Rc::default(),
             to_make: args.calls(),
             input_failure: None,
-            results: Rc::default(),
+            unmade: None,
             is_held: false,
             broker: String::new(),
             max_bodies: BTreeMap::new(),
@@ -163,6 +166,11 @@ impl Calls<'_> {
         self.calls.push_back(call);
         let newest = self.calls.len() - 1;
         &mut self.calls[newest]
+    }
+
+    /// How many calls could not be made for [`Calls::input_failure`]. None: that depended on standard input.
+    pub fn unmade_count(&self) -> Option<u64> {
+        self.unmade
     }
 
     /// A call that cannot be made, and has waited for that since it was wanted.
@@ -211,6 +219,15 @@ impl Calls<'_> {
         })
     }
 
+    /// Takes out the calls that are finished behind one that is not, and drops the others: before an end at which
+    /// they will never have an outcome.
+    pub fn take_finished_behind(&mut self) -> impl Iterator<Item = (Call, Outcome)> {
+        std::mem::take(&mut self.calls).into_iter().filter_map(|mut call| {
+            let outcome = call.outcome.take()?;
+            Some((call, outcome))
+        })
+    }
+
     /// Whether every call was made, finished and taken out.
     pub fn are_over(&self) -> bool {
         self.calls.is_empty() && self.to_make == Some(0)
@@ -230,7 +247,7 @@ impl Calls<'_> {
     /// No more calls are made: there are no more arguments, or there is a `failure`. Those that were made
     /// go on.
     pub fn end_input(&mut self, failure: Option<Failure>) {
-        self.to_make = Some(0);
+        self.unmade = self.to_make.replace(0);
         self.input_failure = failure;
     }
 
@@ -248,6 +265,11 @@ impl Calls<'_> {
     fn hold(&mut self) {
         self.is_held = true;
         self.next_deadline();
+    }
+
+    /// Somebody serves the queue again: calls are made.
+    pub fn resume(&mut self) {
+        self.is_held = false;
     }
 
     /// When the first of the pending calls, or without any the next call that is held, has waited for
@@ -302,10 +324,6 @@ impl Calls<'_> {
     pub fn is_blocked_by(&mut self, failure: &Failure) -> bool {
         failure.kind == FailureKind::Blocked && self.unanswered().next().is_none()
     }
-    /// Somebody serves the queue again: calls are made.
-    pub fn resume(&mut self) {
-        self.is_held = false;
-    }
 
     /// Makes no more calls, if there are more to make.
     fn stop_input(&mut self, failure: Failure) {
@@ -354,6 +372,11 @@ impl Calls<'_> {
         again
     }
 
+    /// From now on, calls are published to the broker that messages call `name`.
+    pub fn set_broker(&mut self, name: &str) {
+        self.broker = name.into();
+    }
+
     /// The broker takes no body of more than `limit` bytes: the calls with a larger one end with
     /// `failure`. The others lost their connection to it.
     pub fn limit_body(&mut self, limit: usize, failure: &Failure) {
@@ -371,11 +394,6 @@ impl Calls<'_> {
 
     /// Finishes all pending calls, and makes no more.
     pub fn abort(&mut self, failure: &Failure) {
-    /// From now on, calls are published to the broker that messages call `name`.
-    pub fn set_broker(&mut self, name: &str) {
-        self.broker = name.into();
-    }
-
         self.fail(failure, |_| true);
         self.stop_input(failure.clone());
     }

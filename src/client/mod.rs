@@ -31,6 +31,9 @@ use std::time::{Duration, Instant};
 /// its output.
 const STOP_LIMIT: Duration = Duration::from_millis(500);
 
+/// How many calls that could not be made have objects in JSON. There may be any number of them.
+const MOST_UNMADE: u64 = 1_000;
+
 /// The tutorial's loop: makes calls on a channel until they are over, or something ends it.
 pub type Exchange = fn(&mut RpcChannel, &mut Calls, &mut Report) -> Result<(), Interrupted>;
 
@@ -59,6 +62,7 @@ pub fn run(args: &cli::Client, exchange: Exchange) -> Result<ExitCode, ProgramEr
         match attempted.or_else(|interrupted| client.recover(interrupted)) {
             Ok(()) => {}
             Err(Interrupted::Stopped(stop)) => {
+                report_stopped(&mut client.calls, &mut client.report)?;
                 client.report.end()?;
                 stop.end_process();
             }
@@ -101,11 +105,11 @@ impl Client<'_> {
             None => Session::open_within(limit, &self.brokers, common.connect_timeout, PROGRAM)
                 .inspect(|session| info!("connected to {}", session.name()))?,
         };
+        self.calls.set_broker(session.name());
         // The declares to come are part of the attempt.
         session.set_call_timeout(limit);
         let channel = match diagnosis::served(&mut session, &common.queue, self.retry.waits()) {
             Ok(channel) => channel,
-        self.calls.set_broker(session.name());
             Err(failure) => {
                 self.session = (failure.kind != FailureKind::ConnectionLost).then_some(session);
                 return Err(failure.into());
@@ -126,7 +130,7 @@ impl Client<'_> {
         self.was_used = rpc.was_used;
         if let Err(Interrupted::Stopped(_)) = ended {
             // There may be no time for it after the connection is closed.
-            self.report.flush()?;
+            report_stopped(&mut self.calls, &mut self.report)?;
         }
         ended
     }
@@ -185,23 +189,48 @@ impl Client<'_> {
     fn finish(mut self) -> Result<ExitCode, ProgramError> {
         self.report.write(self.calls.take_finished())?;
         let Some(failure) = self.calls.input_failure.clone() else { return self.report.end() };
-        // JSON and the statistics have calls that were not made too, but not those of standard input, which
-        // may never end.
-        let has_begun = self.report.has_begun();
-        let (is_json, are_known) = (self.args.format == Format::Json, self.args.stdins() == 0);
-        if are_known && (is_json || self.args.stats) {
-            for argument in self.input.clone() {
-                self.report.write_unmade(&self.calls.unmade(argument?), &failure)?;
-                if self.args.fail_fast {
-                    return self.report.end();
-                }
-            }
-        }
-        let has_more = !matches!(self.input.try_recv(), Err(TryRecvError::Disconnected));
-        let is_reported = has_begun || is_json && are_known;
-        if has_more || !is_reported || failure.kind == FailureKind::Internal {
-            self.report.no_more_calls(&failure, has_begun);
+        let untold = match self.unmade() {
+            Some(calls) => self.report_unmade(calls, &failure)?,
+            None => u64::from(self.input_has_more() || !self.report.has_begun()),
+        };
+        if untold > 0 || failure.kind == FailureKind::Internal {
+            self.report.no_more_calls(&failure);
         }
         self.report.end()
     }
+
+    /// How many calls were not made of which a word is to be said. None: as many as standard input has, which
+    /// may never end.
+    fn unmade(&self) -> Option<u64> {
+        let calls = self.calls.unmade_count().filter(|_| self.args.stdins() == 0)?;
+        Some(if self.args.fail_fast { calls.min(1) } else { calls })
+    }
+
+    /// Reports so many calls that could not be made for this `failure`: JSON has an object for each of them, up
+    /// to a number that can be read. Returns how many have none.
+    fn report_unmade(&mut self, calls: u64, failure: &Failure) -> Result<u64, ProgramError> {
+        self.report.count_unmade(calls, failure);
+        if self.args.format != Format::Json {
+            return Ok(calls);
+        }
+        let told = calls.min(MOST_UNMADE);
+        for argument in self.input.iter().take(told as usize) {
+            self.report.write_unmade(&self.calls.unmade(argument?), failure)?;
+        }
+        Ok(calls - told)
+    }
+
+    fn input_has_more(&self) -> bool {
+        !matches!(self.input.try_recv(), Err(TryRecvError::Disconnected))
+    }
+}
+
+/// Reports what is finished when a signal came, to be read at once: where it shows whose each result is, also
+/// what waited for a call before it.
+fn report_stopped(calls: &mut Calls, report: &mut Report) -> Result<(), ProgramError> {
+    report.write(calls.take_finished())?;
+    if report.tells_whose() {
+        report.write(calls.take_finished_behind())?;
+    }
+    report.flush()
 }

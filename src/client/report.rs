@@ -30,6 +30,9 @@ pub struct Report<'a> {
     /// When the first call was begun.
     started: Option<Instant>,
     failed: u64,
+    /// How many calls were not made, and how many of them have an object in JSON.
+    unmade: u64,
+    told_unmade: u64,
     first_failure: Option<FailureKind>,
     /// Microseconds from publication to outcome, to three digits, if statistics are asked for. Its size
     /// does not grow with the number of calls.
@@ -56,6 +59,8 @@ impl<'a> Report<'a> {
             names_calls: args.in_flight > 1 && args.calls() != Some(1),
             started: None,
             failed: 0,
+            unmade: 0,
+            told_unmade: 0,
             first_failure: None,
             latencies: if args.stats { Histogram::new(3).ok() } else { None },
             progress: Progress::new(args),
@@ -99,15 +104,18 @@ impl<'a> Report<'a> {
         Ok(())
     }
 
-    /// Takes a call into account that could not even be begun. JSON has an object for it too; what
-    /// there is to say in other formats is not said for each.
-    pub fn write_unmade(&mut self, call: &Call, failure: &Failure) -> Result<(), ProgramError> {
-        self.started.get_or_insert(call.started);
-        self.add_up(call, Some(failure));
-        if self.format != Format::Json {
-            return Ok(());
+    /// Counts calls that could not be made for this `failure`. They are in no latency and in no rate.
+    pub fn count_unmade(&mut self, calls: u64, failure: &Failure) {
+        if calls > 0 {
+            self.unmade = calls;
+            self.first_failure.get_or_insert(failure.kind);
         }
+    }
+
+    /// Writes the object of a call that could not be made. Other formats than JSON have nothing for each.
+    pub fn write_unmade(&mut self, call: &Call, failure: &Failure) -> Result<(), ProgramError> {
         output::check()?;
+        self.told_unmade += 1;
         output::written(self.write_json(call, Err(failure)))
     }
 
@@ -122,14 +130,26 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// Tells why no more calls are made; or, if none `was_made`, no call at all.
-    pub fn no_more_calls(&mut self, failure: &Failure, was_made: bool) {
-        let what = match was_made {
-            true => "no more calls are made".into(),
-            false => excerpt(self.args.procedure.as_bytes()),
+    /// Tells why no more calls are made; or, if none was made, no call at all.
+    pub fn no_more_calls(&mut self, failure: &Failure) {
+        let what = match (self.unmade - self.told_unmade, self.told_unmade, self.started) {
+            (untold, 1.., _) => {
+                format!("{} made", text::count(untold, "more call is not", "more calls are not"))
+            }
+            (_, 0, Some(_)) => "no more calls are made".into(),
+            (_, 0, None) => excerpt(self.args.procedure.as_bytes()),
         };
         output::error_line(PROGRAM, format_args!("{what}: {failure}"));
         self.first_failure.get_or_insert(failure.kind);
+    }
+
+    /// Whether what is written of a call says which one it is, so that the order does not matter.
+    pub fn tells_whose(&self) -> bool {
+        match self.format {
+            Format::Json => true,
+            Format::Transcript => self.names_calls,
+            _ => false,
+        }
     }
 
     /// Whether a call was begun.
@@ -157,8 +177,8 @@ impl<'a> Report<'a> {
                 PROGRAM,
                 format_args!(
                     "{}, {} failed, {rate:.1} calls/s, p50 {:.3} ms, p90 {:.3} ms, p99 {:.3} ms, max {:.3} ms",
-                    text::count(made, "call", "calls"),
-                    self.failed,
+                    text::count(made.saturating_add(self.unmade), "call", "calls"),
+                    self.failed.saturating_add(self.unmade),
                     at(0.5),
                     at(0.9),
                     at(0.99),
