@@ -3,6 +3,8 @@
 use crate::harness::*;
 use crate::proxy::*;
 use amiquip::{AmqpProperties, AmqpValue, FieldTable, QueueDeclareOptions};
+use fib_rpc::amqp::queue::State;
+use fib_rpc::error::FailureKind;
 use std::io::Write;
 use std::sync::mpsc;
 
@@ -115,4 +117,48 @@ fn a_stream_is_no_request_queue() {
     let ended = queue.client(&["ping"]);
     assert_eq!((ended.code(), ended.stdout.as_str()), (69, ""), "{ended:?}");
     assert!(ended.stderr.contains("a stream cannot be a request queue"), "{ended:?}");
+}
+
+/// What costs its channel costs an inspector nothing more: the next question has another one.
+#[test]
+fn an_inspector_asks_again_after_each_refusal() {
+    let (missing, exclusive, there) = (Queue::new(), Queue::new(), Queue::new());
+    let owner = Amqp::new();
+    owner.declare(&there);
+    let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
+    owner.channel.queue_declare(exclusive.name(), options).unwrap();
+    let looker = Amqp::new();
+    let ask = |queue: &Queue| {
+        let answer = looker.session.inspector().ask(queue.name()).expect("it is not busy");
+        answer.recv_timeout(PATIENCE).unwrap().map_err(|failure| failure.kind)
+    };
+    for _ in 0..2 {
+        assert_eq!(ask(&missing), Err(FailureKind::QueueMissing));
+        assert_eq!(ask(&exclusive), Err(FailureKind::QueueUnusable));
+        assert_eq!(ask(&there), Ok(State { messages: 0, consumers: 0 }));
+    }
+}
+
+/// A question that was given up is still the broker's to answer: there is no other until then. Nor does it keep
+/// the connection from being closed.
+#[test]
+fn an_inspector_is_busy_until_its_answer_comes() {
+    let queue = Queue::new();
+    Amqp::new().declare(&queue);
+    let proxy = Proxy::start(&broker(), |frame| match frame.method {
+        QUEUE_DECLARE => Action::Stall,
+        _ => Action::Pass,
+    });
+    let mut looker = Amqp::at(&proxy.url);
+    let ask = |looker: &Amqp| looker.session.inspector().ask(queue.name());
+    let answer = ask(&looker).expect("it is not busy");
+    assert!(ask(&looker).is_none());
+    proxy.set(|_| Action::Pass);
+    assert!(answer.recv_timeout(PATIENCE).unwrap().is_ok());
+    proxy.set(|_| Action::Stall);
+    drop(ask(&looker).expect("it is not busy"));
+    assert!(ask(&looker).is_none());
+    let started = std::time::Instant::now();
+    looker.session.close();
+    assert!(started.elapsed() < ANSWER_LIMIT, "{:?}", started.elapsed());
 }
