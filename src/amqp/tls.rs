@@ -31,8 +31,11 @@ pub struct TlsStream {
 }
 
 impl TlsStream {
-    /// The handshake over a dialled connection. Blocks until it is done. Fails with
-    /// [`FailureKind::Configuration`] for a certificate that cannot be read or is not trusted, with
+    /// Does the handshake over a dialled connection. Blocks until it is done.
+    ///
+    /// # Errors
+    ///
+    /// [`FailureKind::Configuration`] for a certificate that cannot be read or is not trusted,
     /// [`FailureKind::BrokerUnreachable`] if the peer does not speak TLS.
     pub fn connect(
         endpoint: &Endpoint,
@@ -42,16 +45,19 @@ impl TlsStream {
         let mut session = client_connection(tls, endpoint).map_err(|reason| {
             Failure::new(FailureKind::Configuration, format!("cannot use {endpoint}: {reason}"))
         })?;
+
         let connected = session.complete_io(&mut socket);
         let connected = connected.and_then(|_| mio::net::TcpStream::from_stream(socket));
-        let socket = connected.map_err(|error| {
-            let has_answered = session.negotiated_cipher_suite().is_some();
-            failure(endpoint, &error, has_answered).unwrap_or_else(|| {
-                let message = format!("no TLS handshake with {endpoint}: {error}");
-                Failure::new(FailureKind::BrokerUnreachable, message)
-            })
-        })?;
-        Ok(TlsStream { session, socket, taken: 0 })
+        let error = match connected {
+            Ok(socket) => return Ok(TlsStream { session, socket, taken: 0 }),
+            Err(error) => error,
+        };
+
+        let has_answered = session.negotiated_cipher_suite().is_some();
+        Err(failure(endpoint, &error, has_answered).unwrap_or_else(|| {
+            let message = format!("no TLS handshake with {endpoint}: {error}");
+            Failure::new(FailureKind::BrokerUnreachable, message)
+        }))
     }
 
     /// Sends what is encrypted.
@@ -113,7 +119,7 @@ impl Write for TlsStream {
     }
 }
 
-/// What the broker's certificate has to be for, and which part of the URI says so.
+/// Returns what the broker's certificate has to be for, and which part of the URI says so.
 fn expected_name(endpoint: &Endpoint) -> (&str, &'static str) {
     match &endpoint.tls {
         Some(Tls { server_name_indication: Some(name), .. }) => (name, "server_name_indication"),
@@ -126,38 +132,32 @@ fn client_connection(tls: &Tls, endpoint: &Endpoint) -> Result<ClientConnection,
     let name = ServerName::try_from(name.to_owned()).map_err(|_| {
         format!("no certificate can be for the {part} {name}: it is no DNS name and no IP address")
     })?;
-    let authorities = if tls.verify_none {
-        // Said with -q too.
-        error!(
-            "verify=verify_none is unsafe: anybody on the way can read the password and the calls"
-        );
-        None
-    } else {
-        Some(authorities(tls.cacertfile.as_deref())?)
-    };
-    let algorithms = ring::default_provider().signature_verification_algorithms;
-    let verifier = Arc::new(Verifier { authorities, algorithms });
-    let builder = ClientConfig::builder().dangerous().with_custom_certificate_verifier(verifier);
+    let builder = ClientConfig::builder().dangerous();
+    let builder = builder.with_custom_certificate_verifier(Arc::new(Verifier::new(tls)?));
+
     let config = match (&tls.certfile, &tls.keyfile) {
         (Some(certfile), Some(keyfile)) => builder
             .with_client_auth_cert(certificates(certfile, "certfile")?, private_key(keyfile)?)
-            .map_err(|error| {
-                let (certfile, keyfile) = (certfile.display(), keyfile.display());
-                match error {
-                    TlsError::InconsistentKeys(_) => format!(
-                        "{keyfile} (keyfile) is not the key of the certificate in {certfile} (certfile)"
-                    ),
-                    _ => {
-                        format!("{certfile} (certfile) and {keyfile} (keyfile): {error}; {KEYS}")
-                    }
-                }
-            })?,
+            .map_err(|error| of_client_certificate(certfile, keyfile, &error))?,
         _ => builder.with_no_client_auth(),
     };
     ClientConnection::new(Arc::new(config), name).map_err(|error| format!("no TLS: {error}"))
 }
 
-/// Who is trusted: the system's authorities, and those in a file.
+/// Tells why a client's certificate and key cannot be used.
+fn of_client_certificate(certfile: &Path, keyfile: &Path, error: &TlsError) -> String {
+    let (certfile, keyfile) = (certfile.display(), keyfile.display());
+    match error {
+        TlsError::InconsistentKeys(_) => {
+            format!(
+                "{keyfile} (keyfile) is not the key of the certificate in {certfile} (certfile)"
+            )
+        }
+        _ => format!("{certfile} (certfile) and {keyfile} (keyfile): {error}; {KEYS}"),
+    }
+}
+
+/// Reads who is trusted: the system's authorities, and those in a file.
 fn authorities(cacertfile: Option<&Path>) -> Result<RootCertStore, String> {
     let mut authorities = RootCertStore::empty();
     let system = rustls_native_certs::load_native_certs();
@@ -215,6 +215,23 @@ struct Verifier {
     algorithms: WebPkiSupportedAlgorithms,
 }
 
+impl Verifier {
+    /// Reads who is trusted. The error says which file cannot be read.
+    fn new(tls: &Tls) -> Result<Verifier, String> {
+        let algorithms = ring::default_provider().signature_verification_algorithms;
+        if tls.verify_none {
+            // Said with -q too.
+            error!(
+                "verify=verify_none is unsafe: anybody on the way can read the password and the calls"
+            );
+            return Ok(Verifier { authorities: None, algorithms });
+        }
+
+        let authorities = authorities(tls.cacertfile.as_deref())?;
+        Ok(Verifier { authorities: Some(authorities), algorithms })
+    }
+}
+
 impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
@@ -224,18 +241,19 @@ impl ServerCertVerifier for Verifier {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, TlsError> {
-        if let Some(authorities) = &self.authorities {
-            let certificate = ParsedCertificate::try_from(end_entity)?;
-            let algorithms = self.algorithms.all;
-            verify_server_cert_signed_by_trust_anchor(
-                &certificate,
-                authorities,
-                intermediates,
-                now,
-                algorithms,
-            )?;
-            verify_server_name(&certificate, name)?;
-        }
+        let Some(authorities) = &self.authorities else {
+            return Ok(ServerCertVerified::assertion());
+        };
+
+        let certificate = ParsedCertificate::try_from(end_entity)?;
+        verify_server_cert_signed_by_trust_anchor(
+            &certificate,
+            authorities,
+            intermediates,
+            now,
+            self.algorithms.all,
+        )?;
+        verify_server_name(&certificate, name)?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -266,7 +284,7 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// Why what the broker signed during the handshake is not accepted, though its certificate is.
+/// Tells why what the broker signed during the handshake is not accepted, though its certificate is.
 fn of_signature(certificate: &CertificateDer<'_>, error: TlsError) -> TlsError {
     let TlsError::InvalidCertificate(reason) = &error else { return error };
     let reason = match (unusable_key(certificate), reason) {
@@ -293,7 +311,7 @@ impl fmt::Display for SignatureRefused {
     }
 }
 
-/// The kind of a certificate's key, if it is one that ring cannot use and brokers have.
+/// Returns the kind of a certificate's key, if it is one that ring cannot use and brokers have.
 fn unusable_key(certificate: &CertificateDer<'_>) -> Option<&'static str> {
     /// The curve secp521r1 in DER (RFC 5480, section 2.1.1.1).
     const P521: &[u8] = b"\x06\x05\x2b\x81\x04\x00\x23";
@@ -311,13 +329,13 @@ fn unusable_key(certificate: &CertificateDer<'_>) -> Option<&'static str> {
     }
 }
 
-/// Why TLS ended the opening of a connection, if it was that. With TLS 1.3 a client learns only after
+/// Tells why TLS ended the opening of a connection, if it was that. With TLS 1.3 a client learns only after
 /// the handshake that its certificate is missing or refused (RFC 8446, section 4.4.2.4).
 pub fn refusal(endpoint: &Endpoint, error: &io::Error) -> Option<Failure> {
     failure(endpoint, error, true)
 }
 
-/// [`refusal`]. `has_answered`: by then, the broker had chosen among what the client offered.
+/// Does what [`refusal`] does. `has_answered`: by then, the broker had chosen among what the client offered.
 fn failure(endpoint: &Endpoint, error: &io::Error, has_answered: bool) -> Option<Failure> {
     let error = error.get_ref()?.downcast_ref()?;
     debug!("TLS handshake with {endpoint}: {error}");

@@ -92,9 +92,12 @@ impl fmt::Debug for Endpoint {
 /// All that RFC 3986 does not call unreserved is encoded.
 const RESERVED: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// The endpoints of a comma-separated list of URIs, in its order. A comma that no `amqp://` or
-/// `amqps://` follows belongs to the URI it stands in. Fails with [`FailureKind::Configuration`],
-/// what is wrong and with which URI of several.
+/// Returns the endpoints of a comma-separated list of URIs, in its order. A comma that no `amqp://` or
+/// `amqps://` follows belongs to the URI it stands in.
+///
+/// # Errors
+///
+/// [`FailureKind::Configuration`], with what is wrong and with which URI of several.
 pub fn parse_list(list: &str) -> Result<Vec<Endpoint>, Failure> {
     let uris = split(list);
     let several = uris.len() > 1;
@@ -108,7 +111,7 @@ pub fn parse_list(list: &str) -> Result<Vec<Endpoint>, Failure> {
     uris.iter().enumerate().map(endpoint).collect()
 }
 
-/// Whether one of a list of URIs has a password in it, well-formed or not.
+/// Returns whether one of a list of URIs has a password in it, well-formed or not.
 pub fn has_password(list: &str) -> bool {
     split(list).into_iter().any(|uri| {
         // In one that is not well-formed, a password can have any character.
@@ -133,7 +136,7 @@ fn split(list: &str) -> Vec<&str> {
     uris
 }
 
-/// The endpoint of one URI, or what is wrong with it.
+/// Parses one URI. The error says what is wrong with it.
 fn parse(uri: &str) -> Result<Endpoint, String> {
     let (scheme, rest) = uri.split_once("://").ok_or(match uri {
         "" => "it is empty",
@@ -191,7 +194,7 @@ fn vhost(path: Option<&str>) -> Result<String, String> {
     }
 }
 
-/// What stands before the first `mark`, and, if there is one, what stands behind it.
+/// Returns what stands before the first `mark`, and, if there is one, what stands behind it.
 fn split_at_first(text: &str, mark: char) -> (&str, Option<&str>) {
     text.split_once(mark).map_or((text, None), |(before, behind)| (before, Some(behind)))
 }
@@ -254,7 +257,7 @@ fn decode(text: &str, part: &str) -> Result<String, String> {
     }
 }
 
-/// A number in decimal digits alone; `parse` takes a plus sign too.
+/// Parses a number in decimal digits alone; `parse` takes a plus sign too.
 fn number<T: FromStr>(text: &str) -> Option<T> {
     text.parse().ok().filter(|_| !text.starts_with('+'))
 }

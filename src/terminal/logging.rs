@@ -20,6 +20,7 @@ pub fn init(program: &'static str, quiet: bool, verbose: u8) {
         (_, 2) => (LevelFilter::Debug, LevelFilter::Off),
         (_, _) => (LevelFilter::Trace, LevelFilter::Trace),
     };
+
     let mut builder = Builder::new();
     let rules = std::env::var("RUST_LOG").unwrap_or_default();
     let checked = check(&rules);
@@ -32,6 +33,7 @@ pub fn init(program: &'static str, quiet: bool, verbose: u8) {
     } else {
         builder.parse_filters(&rules);
     }
+
     builder.format(move |_, record| {
         match record.target() {
             target if target.starts_with(SECRET) => {}
@@ -42,11 +44,12 @@ pub fn init(program: &'static str, quiet: bool, verbose: u8) {
         }
         Ok(())
     });
-    // It fails if there is a logger already, which then goes on.
+    // Fails if there is a logger already, which then goes on.
     let _ = builder.try_init();
     if let Err(error) = checked {
         warn!("RUST_LOG is ignored: {error}");
     }
+
     std::panic::set_hook(Box::new(|panic| {
         // The client library's I/O thread can panic when both sides close at once. What that comes
         // to, its caller is told as an error.
@@ -62,7 +65,7 @@ pub fn init(program: &'static str, quiet: bool, verbose: u8) {
     }));
 }
 
-/// What is wrong with `rules`. env_logger would tell it as it stands there, control characters and all.
+/// Returns what is wrong with `rules`. env_logger would tell it as it stands there, control characters and all.
 fn check(rules: &str) -> Result<(), ParseError> {
     env_filter::Builder::new().try_parse(rules).map(drop)
 }

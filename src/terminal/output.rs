@@ -12,8 +12,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once, OnceLock};
 use std::time::{Duration, Instant};
 
-/// [`crate::error::FailureKind::Internal`] if standard output was closed when the program began: what
-/// is written would vanish.
+/// Makes sure that standard output was not closed when the program began: what is written would vanish.
+///
+/// # Errors
+///
+/// [`crate::error::FailureKind::Internal`] if it was.
 pub fn check() -> Result<(), ProgramError> {
     match WERE_CLOSED[1].load(Ordering::Relaxed) {
         true => written(Err(io::Error::other("it is closed"))),
@@ -23,15 +26,22 @@ pub fn check() -> Result<(), ProgramError> {
 
 /// Writes a line of a transcript to standard output, to be seen at once. It stays one line, whatever a
 /// stranger's text in it is ([`text::one_line`]).
-/// Its errors are those of [`check`] and [`written`].
+///
+/// # Errors
+///
+/// Those of [`check`] and [`written`].
 pub fn line(line: fmt::Arguments<'_>) -> Result<(), ProgramError> {
     check()?;
     // Flushed at the end of each line.
     written(writeln!(io::stdout(), "{}", text::one_line(&line.to_string())))
 }
 
-/// What an attempt to write to standard output came to: [`ProgramError::OutputClosed`] if nobody reads it
-/// any more, or [`crate::error::FailureKind::Internal`] (say, a full disk).
+/// Tells what an error of writing to standard output means.
+///
+/// # Errors
+///
+/// [`ProgramError::OutputClosed`] if nobody reads it any more, or
+/// [`crate::error::FailureKind::Internal`] (say, a full disk).
 pub fn written(result: io::Result<()>) -> Result<(), ProgramError> {
     result.map_err(|error| match error.kind() {
         io::ErrorKind::BrokenPipe => ProgramError::OutputClosed,
@@ -42,12 +52,12 @@ pub fn written(result: io::Result<()>) -> Result<(), ProgramError> {
 /// The progress line, if there is one. It makes room for every other line on standard error.
 pub static PROGRESS: OnceLock<ProgressBar> = OnceLock::new();
 
-/// The threads that write for a service. None: each line is written by who tells it.
+/// The threads that write for a service. Without them, each line is written by who tells it.
 static WRITERS: OnceLock<Writers> = OnceLock::new();
 
 struct Writers {
     log: Arc<Writer>,
-    /// The same one if both go to the same place, so that their lines stay in order. Otherwise it is another, since one
+    /// Is the log's if both go to the same place, so that their lines stay in order. Otherwise it is another, since one
     /// of the two places can be full, or frozen, and the other not.
     transcript: Option<Arc<Writer>>,
 }
@@ -80,7 +90,7 @@ pub fn write_by_threads(
     Ok(Transcript(transcript))
 }
 
-/// Whether standard output and standard error are the same terminal, pipe or file.
+/// Returns whether standard output and standard error are the same terminal, pipe or file.
 fn is_one_place() -> bool {
     match (fstat(io::stdout()), fstat(io::stderr())) {
         (Ok(output), Ok(error)) => (output.st_dev, output.st_ino) == (error.st_dev, error.st_ino),
@@ -121,7 +131,7 @@ impl Transcript {
 /// Whether the transcript could not be written.
 static IS_GIVEN_UP: AtomicBool = AtomicBool::new(false);
 
-/// What a writer does about an error. If it is standard error's, there is nobody to tell.
+/// Takes an error of a writer. Of standard error, there is nobody to tell.
 fn failed(stream: Stream, error: io::Error) {
     if let (Stream::Output, Err(error)) = (stream, written(Err(error))) {
         give_up_transcript(&error);

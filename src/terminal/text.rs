@@ -13,7 +13,7 @@ const EXCERPT_CHARS: usize = 64;
 /// longest of our own, about a list of brokers, fits in; a stranger's sentence may have 16 MiB.
 const MESSAGE_CHARS: usize = 2_000;
 
-/// Whether a character can move a terminal's cursor or change its state (controls), make a line
+/// Returns whether a character can move a terminal's cursor or change its state (controls), make a line
 /// read as something else (bidirectional controls), or hide in it (characters that show nothing).
 /// These are Unicode's categories Cc and Cf, apart from signs that belong to a script, and the
 /// separators of lines and paragraphs.
@@ -25,22 +25,22 @@ pub fn is_harmful(c: char) -> bool {
             | '\u{e0000}'..='\u{e007f}')
 }
 
-/// A message for standard error: at most 2,000 characters of it, as [`one_line`].
+/// Returns a message for standard error: at most 2,000 characters of `text`, as [`one_line`] has them.
 pub fn message(text: &str) -> String {
     one_line(&sentence(text)).into_owned()
 }
 
-/// As much of a stranger's sentence as a message has room for: 2,000 characters.
+/// Returns as much of a stranger's sentence as a message has room for: 2,000 characters.
 pub fn sentence(text: &str) -> Cow<'_, str> {
     cut(text, MESSAGE_CHARS)
 }
 
-/// `text` on one line, with its harmful characters as escapes such as `\n` and `\u{1b}`.
+/// Returns `text` on one line, with its harmful characters as escapes such as `\n` and `\u{1b}`.
 pub fn one_line(text: &str) -> Cow<'_, str> {
     escaped(text, |_| false)
 }
 
-/// `text` with its harmful characters as escapes, but for newlines and tabs, which lay it out.
+/// Returns `text` with its harmful characters as escapes, but for newlines and tabs, which lay it out.
 pub fn on_terminal(text: &str) -> Cow<'_, str> {
     escaped(text, |c| c == '\n' || c == '\t')
 }
@@ -50,6 +50,7 @@ fn escaped(text: &str, is_kept: impl Fn(char) -> bool) -> Cow<'_, str> {
     if !text.contains(is_escaped) {
         return text.into();
     }
+
     let mut out = String::with_capacity(2 * text.len());
     for c in text.chars() {
         match is_escaped(c) {
@@ -60,7 +61,7 @@ fn escaped(text: &str, is_kept: impl Fn(char) -> bool) -> Cow<'_, str> {
     out.into()
 }
 
-/// `text`, or, if it is longer, its first `most` characters and an ellipsis.
+/// Returns `text`, or, if it is longer, its first `most` characters and an ellipsis.
 fn cut(text: &str, most: usize) -> Cow<'_, str> {
     match text.char_indices().nth(most) {
         Some((end, _)) => format!("{}…", &text[..end]).into(),
@@ -68,38 +69,42 @@ fn cut(text: &str, most: usize) -> Cow<'_, str> {
     }
 }
 
-/// At most 64 characters of `bytes`, what is not UTF-8 replaced: a request must not be able to
-/// fill the server's log.
+/// Returns at most 64 characters of `bytes`, what is not UTF-8 replaced: a request must not be able
+/// to fill the server's log.
 pub fn excerpt(bytes: &[u8]) -> String {
     // No character is longer than 4 bytes: what lies behind cannot be among the first ones.
     let head = &bytes[..bytes.len().min(4 * (EXCERPT_CHARS + 1))];
     cut(&String::from_utf8_lossy(head), EXCERPT_CHARS).into_owned()
 }
 
-/// A call as a person knows it: `fib(30)`.
+/// Names a call as a person knows it: `fib(30)`.
 pub fn call(procedure: &str, argument: &[u8]) -> String {
     format!("{}({})", excerpt(procedure.as_bytes()), excerpt(argument))
 }
 
-/// The beginning of an id, enough for a person to follow one call in two programs' logs.
+/// Returns the beginning of an id, enough for a person to follow one call in two programs' logs.
 pub fn short(id: Option<&str>) -> &str {
     let Some(id) = id else { return "none" };
-    id.char_indices().nth(8).map_or(id, |(end, _)| &id[..end])
+    match id.char_indices().nth(8) {
+        Some((end, _)) => &id[..end],
+        None => id,
+    }
 }
 
-/// A queue's name; of one that the broker made up only the beginning, for the same purpose.
+/// Returns a queue's name; of one that the broker made up only the beginning, enough for a person to
+/// follow it through two programs' logs.
 pub fn short_queue(name: &str) -> Cow<'_, str> {
     let most = if name.starts_with("amq.") { 12 } else { EXCERPT_CHARS };
     cut(name, most)
 }
 
-/// `n` of something.
+/// Says how many of something there are: `1 line`, `2 lines`.
 pub fn count(n: impl Into<u64>, one: &str, more: &str) -> String {
     let n = n.into();
     format!("{n} {}", if n == 1 { one } else { more })
 }
 
-/// A duration in whole milliseconds, rounded up: `1s 500ms`. What is left of a time limit, or a
+/// Shows a duration in whole milliseconds, rounded up: `1s 500ms`. What is left of a time limit, or a
 /// delay that was drawn by lot, has nanoseconds, which tell nobody anything.
 pub fn duration(duration: Duration) -> String {
     let milliseconds = duration.as_nanos().div_ceil(1_000_000);

@@ -43,7 +43,7 @@ impl Stream {
     }
 }
 
-/// [`Stream::write`] to a descriptor, whether it blocks or not: who shares it with this process can change that.
+/// Writes all of `bytes` to a descriptor, whether it blocks or not: who shares it with this process can change that.
 fn write(to: &impl AsFd, mut bytes: &[u8], mut progress: impl FnMut()) -> io::Result<()> {
     while !bytes.is_empty() {
         match rustix::io::write(to, &bytes[..bytes.len().min(PIECE)]) {
@@ -198,7 +198,7 @@ impl Queue {
         true
     }
 
-    /// What is to be written next. Behind all others, that is how many lines were left out.
+    /// Takes what is to be written next. Behind all others, that is how many lines were left out.
     fn next(&mut self, program: &str) -> Option<Chunk> {
         if let Some(chunk) = self.chunks.pop_front() {
             return Some(chunk);
@@ -210,7 +210,7 @@ impl Queue {
         Some(Chunk { stream, lines })
     }
 
-    /// What [`Queue::next`] gave is written, or cannot be.
+    /// Makes room: what [`Queue::next`] gave is written, or cannot be.
     fn written(&mut self, lines: &str) {
         self.bytes -= lines.len();
     }
