@@ -401,7 +401,7 @@ fn statistics_are_told_at_the_end() {
 #[test]
 fn a_killed_servers_request_goes_to_another() {
     let queue = Queue::new();
-    let first = server(&queue, &["--algorithm", "recursive", "--max-n", "93"]);
+    let first = server(&queue, &["--drill", "slow=1h"]);
     let args = ["--queue", queue.name(), "fib", "93"];
     let waiting = Process::spawn(&mut client_command(&broker(), &args));
     first.await_stdout(" [.] fib(93)\n");

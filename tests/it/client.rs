@@ -318,8 +318,7 @@ fn a_failed_call_does_not_stop_the_rest() {
 #[test]
 fn a_server_slower_than_the_timeout() {
     let queue = Queue::new();
-    // F(93) by recursion takes some hours.
-    let _server = server(&queue, &["--algorithm", "recursive", "--max-n", "93"]);
+    let _server = server(&queue, &["--drill", "slow=1h"]);
     let ended = queue.client(&["--timeout", "1s", "fib", "93"]);
     let stderr = format!(
         "rpc_client: fib(93): no answer within 1s: 1 consumer serves the queue \"{}\", where 0 requests wait, and may be busy with earlier calls; give more time with --timeout, or start more servers\n",
@@ -331,7 +330,7 @@ fn a_server_slower_than_the_timeout() {
 #[test]
 fn a_busy_server_and_requests_ahead() {
     let queue = Queue::new();
-    let _server = server(&queue, &["--algorithm", "recursive", "--max-n", "93"]);
+    let _server = server(&queue, &["--drill", "slow=1h"]);
     let amqp = Amqp::new();
     let properties = AmqpProperties::default().with_reply_to(amqp.exclusive());
     for _ in 0..3 {
@@ -362,7 +361,7 @@ fn a_frozen_server() {
 #[test]
 fn a_server_that_leaves_during_the_call() {
     let queue = Queue::new();
-    let server = server(&queue, &["--algorithm", "recursive", "--max-n", "93"]);
+    let server = server(&queue, &["--drill", "slow=1h"]);
     let args = ["--queue", queue.name(), "--timeout", "5s", "fib", "93"];
     let waiting = Process::spawn(&mut client_command(&broker(), &args));
     server.await_stdout(" [.] fib(93)\n");
@@ -419,7 +418,7 @@ fn an_expired_request_is_not_computed() {
 #[test]
 fn a_signal_ends_it_as_a_shell_expects() {
     let queue = Queue::new();
-    let _server = server(&queue, &["--algorithm", "recursive", "--max-n", "93"]);
+    let _server = server(&queue, &["--drill", "slow=1h"]);
     for (n, signal, code) in [("93", "INT", 130), ("92", "TERM", 143)] {
         let args = ["--queue", queue.name(), "-v", "fib", n];
         let waiting = Process::spawn(&mut client_command(&broker(), &args));
@@ -440,7 +439,7 @@ fn a_signal_ends_it_though_its_output_is_stuck() {
     let mut stuck = client_command(&broker(), &args).stdout(writer).spawn().unwrap();
     // More than the pipe holds is yet to come, wherever it is by now.
     reader.read_exact(&mut [0; 10]).unwrap();
-    std::thread::sleep(Duration::from_secs(1));
+    await_that("its output is stuck", || rustix::io::ioctl_fionread(&reader).unwrap() >= 60_000);
     let started = Instant::now();
     kill(stuck.id(), "TERM");
     while stuck.try_wait().unwrap().is_none() && started.elapsed() < PATIENCE {

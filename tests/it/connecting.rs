@@ -2,6 +2,7 @@
 //! peers, frozen and alarmed brokers.
 
 use crate::harness::*;
+use crate::proxy::{Action, Proxy};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread;
@@ -354,7 +355,7 @@ fn a_reply_queue_that_is_deleted_during_the_call() {
 fn a_frozen_broker_during_a_call() {
     let node = Node::start();
     let queue = Queue::at(&node.url);
-    let server = server_at(&node.url, &queue, &["--algorithm", "recursive", "--max-n", "93"]);
+    let server = server_at(&node.url, &queue, &["--drill", "slow=1h"]);
     let pid = node.pid();
     let args = ["--queue", queue.name(), "--timeout", "3s", "fib", "93"];
     let waiting = Process::spawn(&mut client_command(&node.url, &args));
@@ -427,10 +428,12 @@ fn a_broker_that_blocks_publishing_ends_a_batch() {
 fn calls_outlive_their_connection() {
     let node = Node::start();
     let queue = Queue::at(&node.url);
-    let busy = server_at(&node.url, &queue, &["--algorithm", "recursive", "--max-n", "93"]);
+    let busy = server_at(&node.url, &queue, &["--drill", "slow=1h"]);
     let args = ["--queue", queue.name(), "--timeout", "10m", "--format", "json", "fib", "93"];
     let patient = Process::spawn(&mut client_command(&node.url, &args));
     busy.await_stdout(" [.] fib(93)\n");
+    // Or it would be back, and take the request again.
+    busy.signal("STOP");
     let args = ["--queue", queue.name(), "--timeout", "10m", "--no-retry", "fib", "92"];
     let hasty = Process::spawn(&mut client_command(&node.url, &args));
     queue.await_state((1, 1));
@@ -491,7 +494,7 @@ fn a_client_that_has_all_answers_needs_no_broker() {
 fn not_all_calls_outlive_their_connection() {
     let node = Node::start();
     let queue = Queue::at(&node.url);
-    let busy = server_at(&node.url, &queue, &["--algorithm", "recursive", "--max-n", "93"]);
+    let busy = server_at(&node.url, &queue, &["--drill", "slow=1h"]);
     let args = ["-v", "--queue", queue.name(), "--timeout", "20s", "fib", "-"];
     let (client, mut stdin) = Process::spawn_with_stdin(&mut client_command(&node.url, &args));
     stdin.write_all(b"93\n").unwrap();
@@ -597,7 +600,8 @@ fn a_signal_cuts_an_attempt_to_connect_short() {
 #[test]
 fn a_signal_cuts_an_attempt_to_connect_again_short() {
     let node = Node::start();
-    let url = format!("{}?heartbeat=1", node.url);
+    let proxy = Proxy::start(&node.url, |_| Action::Pass);
+    let url = format!("{}?heartbeat=1", proxy.url);
     let queue = Queue::at(&node.url);
     let server = server_at(&node.url, &queue, &[]);
     server.signal("STOP");
@@ -609,8 +613,7 @@ fn a_signal_cuts_an_attempt_to_connect_again_short() {
     let pid = node.pid();
     kill(pid, "STOP");
     waiting.await_stderr("it sent no heartbeat; trying again\n");
-    // The pause before the attempt is shorter.
-    thread::sleep(Duration::from_millis(500));
+    await_that("the attempt to connect again", || proxy.connections() == 2);
     waiting.signal("TERM");
     let ended = waiting.wait();
     kill(pid, "CONT");

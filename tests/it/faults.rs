@@ -165,11 +165,11 @@ fn a_server_stops_though_its_broker_is_frozen() {
 fn a_long_call_does_not_cost_the_connection() {
     let queue = Queue::new();
     let url = format!("{}?heartbeat=1", broker());
-    // Some 4 s in an unoptimised build.
-    let server = server_at(&url, &queue, &["--algorithm", "recursive"]);
+    let server = server_at(&url, &queue, &["--drill", "slow=4s"]);
     queue.client(&["--timeout", "10m", "fib", "42"]).expect(0, "267914296\n", "");
     server.signal("TERM");
-    server.wait().expect(0, " [x] Awaiting RPC requests\n [.] fib(42)\n", "");
+    let waits = "rpc_server: drill slow=4s: fib(42) waits\n";
+    server.wait().expect(0, " [x] Awaiting RPC requests\n [.] fib(42)\n", waits);
 }
 
 /// Calls that were not made are no success.

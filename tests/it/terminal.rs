@@ -109,7 +109,7 @@ fn a_queues_name_is_escaped_in_both_programs() {
 fn what_the_broker_says_is_escaped_in_both_programs() {
     let node = Node::start();
     let queue = Queue::at(&node.url);
-    let server = server_at(&node.url, &queue, &["--algorithm", "recursive", "--max-n", "93"]);
+    let server = server_at(&node.url, &queue, &["--drill", "slow=1h"]);
     let args = ["--queue", queue.name(), "--no-retry", "fib", "93"];
     let waiting = Process::spawn(&mut client_command(&node.url, &args));
     server.await_stdout(" [.] fib(93)\n");
