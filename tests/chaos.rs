@@ -1,15 +1,21 @@
 //! Servers and clients under load, while servers are killed and restarted, the broker is killed
 //! and restarted, an operator closes all connections, and unreadable messages come in. Some calls are to a
-//! built-in procedure, some to a program. No call may be lost, none answered wrong, and no process may hang.
+//! built-in procedure, some to programs, of which some leave their process group or their session. One takes longer
+//! than the broker lets it. One server and one client are behind a slow link. No call may be lost, none
+//! answered wrong, and no process may hang.
 //!
 //! `scripts/chaos.sh [SECONDS [SEED]]` runs it; the seed fixes what happens in which order.
 
 #[path = "it/harness/mod.rs"]
 #[allow(dead_code, reason = "shared with the other tests")]
 mod harness;
+#[path = "it/proxy.rs"]
+#[allow(dead_code, reason = "shared with the other tests")]
+mod proxy;
 
 use fastrand::Rng;
 use harness::{Ended, Node, Process, Queue, client_command, kill, raw, server_command};
+use proxy::Proxy;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -19,9 +25,26 @@ use std::time::{Duration, Instant};
 
 const SERVERS: usize = 3;
 
-/// Two procedures that answer alike: a built-in one, and a program that takes its time.
-const PROCEDURES: [&str; 2] = ["fun", "times=sh -c 'read n; sleep 0.01; echo ${n}00'"];
+/// Procedures that answer alike: a built-in one, and programs that take their time.
+const PROCEDURES: [&str; 4] = [
+    "fun",
+    "times=sh -c 'read n; sleep 0.01; echo ${n}00'",
+    "limited=timeout 60 sh -c 'read n; sleep 0.01; echo ${n}00'",
+    "session=setsid -w sh -c 'read n; sleep 0.01; echo ${n}00'",
+];
+
+/// A program that takes longer than the broker's `consumer_timeout`: such a call fails, with 75.
+const TOO_LONG: &str = "long=sh -c 'read n; setsid -w sleep 20; echo ${n}00'";
+
+/// Closes the channel of a consumer that has not acked a delivery after four seconds. It has to be said again after a restart.
+const CONSUMER_TIMEOUT: &str = "[application:set_env(rabbit, K, V) || \
+     {K, V} <- [{consumer_timeout, 4000}, {channel_tick_interval, 1000}]].";
+
+/// Clients at the broker itself; one more is behind the slow link.
 const CLIENTS: usize = 2;
+
+/// How many bytes a second the slow link passes each way.
+const SLOW: usize = 500_000;
 
 /// Each call's time limit. A process that takes longer than its calls may is said to hang: fewer than 200
 /// calls, of which 64 are in flight at a time, may take four time limits.
@@ -34,6 +57,8 @@ struct Tally {
     right: usize,
     wrong: usize,
     lost: usize,
+    /// Calls that the broker gave no time to be answered.
+    too_long: usize,
     /// Calls without an answer, by the exit code of the client that told so.
     failed: BTreeMap<i32, usize>,
     said: Vec<String>,
@@ -84,37 +109,62 @@ fn main() -> ExitCode {
     println!("chaos for {seconds} s, seed {seed}: {SERVERS} servers, {CLIENTS} clients");
 
     let node = Node::start();
+    node.ctl(&["eval", CONSUMER_TIMEOUT]);
+    let link = Proxy::slow(&node.url, SLOW);
     let queue = Queue::at(&node.url);
     let tally = Mutex::new(Tally::default());
     let over = AtomicBool::new(false);
     let (events, servers) = thread::scope(|scope| {
-        let (node, queue, tally, over) = (&node, &queue, &tally, &over);
-        for client in 0..CLIENTS {
+        let (node, link, queue, tally, over) = (&node, &link, &queue, &tally, &over);
+        for client in 0..=CLIENTS {
             let mut random = Rng::with_seed(seed + 1 + client as u64);
             scope.spawn(move || {
                 while !over.load(Ordering::SeqCst) {
-                    make_calls(node, queue, tally, &mut random);
+                    match client {
+                        CLIENTS => make_large_calls(link, queue, tally, &mut random),
+                        _ => make_calls(node, queue, tally, &mut random),
+                    }
                 }
             });
         }
-        let done = disturb(node, queue, Duration::from_secs(seconds), seed);
+        let done = disturb(node, link, queue, Duration::from_secs(seconds), seed);
         over.store(true, Ordering::SeqCst);
         done
     });
     report(&tally.into_inner().unwrap(), &events, servers)
 }
 
-/// One client with a batch of calls.
+/// One client with a batch of calls, or, now and then, with one that takes too long.
 fn make_calls(node: &Node, queue: &Queue, tally: &Mutex<Tally>, random: &mut Rng) {
+    let (procedure, most) = match random.u32(0..50) {
+        0 => (TOO_LONG, 2),
+        _ => (PROCEDURES[random.usize(0..PROCEDURES.len())], 200),
+    };
     let arguments: Vec<String> =
-        (0..random.usize(1..200)).map(|_| random.u64(1..).to_string()).collect();
+        (0..random.usize(1..most)).map(|_| random.u64(1..).to_string()).collect();
+    call(&node.url, queue, procedure, &arguments, tally);
+}
+
+/// One client behind the slow link: each call takes that link a tenth of a second each way.
+fn make_large_calls(link: &Proxy, queue: &Queue, tally: &Mutex<Tally>, random: &mut Rng) {
+    let number = |random: &mut Rng| (0..SLOW / 10).map(|_| random.char('1'..='9')).collect();
+    let arguments: Vec<String> = (0..random.usize(1..6)).map(|_| number(random)).collect();
+    call(&link.url, queue, "fun", &arguments, tally);
+}
+
+fn call(url: &str, queue: &Queue, procedure: &str, arguments: &[String], tally: &Mutex<Tally>) {
     let timeout = format!("{}s", TIMEOUT.as_secs());
-    let procedure = PROCEDURES[random.usize(0..2)].split('=').next().unwrap();
-    let args = ["-q", "--wait", "--timeout", &timeout, "--queue", queue.name(), procedure];
+    let name = procedure.split('=').next().unwrap();
+    let args = ["-q", "--wait", "--timeout", &timeout, "--queue", queue.name(), name];
     let given: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let mut command = client_command(&node.url, &[&args, &given[..]].concat());
+    let mut command = client_command(url, &[&args, &given[..]].concat());
     let ended = Process::spawn(&mut command).wait_for(TIMEOUT * 5);
-    tally.lock().unwrap().add(&arguments, &ended);
+    let mut tally = tally.lock().unwrap();
+    if procedure == TOO_LONG && ended.code() == 75 {
+        tally.too_long += 1;
+    } else {
+        tally.add(arguments, &ended);
+    }
 }
 
 /// What was done to the system, and when.
@@ -131,13 +181,23 @@ fn counts<'a>(events: impl Iterator<Item = &'a (Instant, &'static str)>) -> Stri
 
 /// Does one thing after another to the system. Returns the servers still running: the clients
 /// have calls to bring to an end.
-fn disturb(node: &Node, queue: &Queue, time: Duration, seed: u64) -> (Events, Vec<Process>) {
+fn disturb(
+    node: &Node,
+    link: &Proxy,
+    queue: &Queue,
+    time: Duration,
+    seed: u64,
+) -> (Events, Vec<Process>) {
     let mut random = Rng::with_seed(seed);
     let mut events = Events::new();
-    let [built_in, program] = PROCEDURES.map(|procedure| format!("--procedure={procedure}"));
-    let args = ["-q", "--queue", queue.name(), "--prefetch", "4", &built_in, &program];
-    let start = || Process::spawn(&mut server_command(&node.url, &args));
-    let mut servers: Vec<Process> = (0..SERVERS).map(|_| start()).collect();
+    let offers = PROCEDURES.iter().chain([&TOO_LONG]).flat_map(|offer| ["--procedure", offer]);
+    let settings = ["-q", "--queue", queue.name(), "--workers", "2", "--prefetch", "4"];
+    let args: Vec<&str> = settings.into_iter().chain(offers).collect();
+    let start = |index| {
+        let url = if index == 0 { &link.url } else { &node.url };
+        Process::spawn(&mut server_command(url, &args))
+    };
+    let mut servers: Vec<Process> = (0..SERVERS).map(start).collect();
     let started = Instant::now();
     while started.elapsed() < time {
         thread::sleep(Duration::from_millis(random.u64(200..2_000)));
@@ -146,7 +206,7 @@ fn disturb(node: &Node, queue: &Queue, time: Duration, seed: u64) -> (Events, Ve
             0..=9 => {
                 let index = random.usize(0..SERVERS);
                 servers[index].signal("KILL");
-                servers[index] = start();
+                servers[index] = start(index);
                 "servers killed and restarted"
             }
             10..=14 => {
@@ -162,6 +222,7 @@ fn disturb(node: &Node, queue: &Queue, time: Duration, seed: u64) -> (Events, Ve
                 kill(node.pid(), "KILL");
                 thread::sleep(Duration::from_millis(random.u64(0..2_000)));
                 node.restart();
+                node.ctl(&["eval", CONSUMER_TIMEOUT]);
                 "brokers killed and restarted"
             }
         };
@@ -182,6 +243,7 @@ fn report(tally: &Tally, events: &Events, servers: Vec<Process>) -> ExitCode {
     for (code, count) in &tally.failed {
         println!("{count:8} failed, exit code {code}");
     }
+    println!("{:8} that took too long, exit code 75", tally.too_long);
     println!("{:8} wrong", tally.wrong);
     println!("{:8} lost", tally.lost);
     if let Some((gap, end)) = tally.gap {

@@ -54,6 +54,8 @@ pub struct Proxy {
 
 struct Shared {
     rule: Mutex<Rule>,
+    /// How many bytes pass in a second, each way.
+    rate: Option<usize>,
     /// Both ends of each connection that there ever was.
     connections: Mutex<Vec<[TcpStream; 2]>>,
     passed: Mutex<HashMap<Method, usize>>,
@@ -62,12 +64,25 @@ struct Shared {
 impl Proxy {
     /// A proxy for the broker at `url` where `rule` decides on each method frame.
     pub fn start(url: &str, rule: impl Fn(&Frame<'_>) -> Action + Send + Sync + 'static) -> Proxy {
+        Proxy::start_at(url, None, rule)
+    }
+
+    /// One by which everything passes, `rate` bytes a second each way.
+    pub fn slow(url: &str, rate: usize) -> Proxy {
+        Proxy::start_at(url, Some(rate), |_| Action::Pass)
+    }
+
+    fn start_at(
+        url: &str,
+        rate: Option<usize>,
+        rule: impl Fn(&Frame<'_>) -> Action + Send + Sync + 'static,
+    ) -> Proxy {
         let broker = url.rsplit(['@', '/']).next().unwrap().to_owned();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("amqp://{}", listener.local_addr().unwrap());
         let (connections, passed) = (Mutex::default(), Mutex::default());
         let rule: Rule = Arc::new(rule);
-        let shared = Arc::new(Shared { rule: Mutex::new(rule), connections, passed });
+        let shared = Arc::new(Shared { rule: Mutex::new(rule), rate, connections, passed });
         let proxy = Proxy { url, shared: Arc::clone(&shared) };
         thread::spawn(move || {
             for near in listener.incoming().flatten() {
@@ -138,6 +153,9 @@ impl Shared {
             let size = u32::from_be_bytes([frame[3], frame[4], frame[5], frame[6]]) as usize;
             frame.resize(7 + size + 1, 0);
             from.read_exact(&mut frame[7..])?;
+            if let Some(rate) = self.rate {
+                thread::sleep(Duration::from_secs_f64(frame.len() as f64 / rate as f64));
+            }
             let (1, [_, _, _, _, _, _, _, payload @ ..]) = (frame[0], &frame[..]) else {
                 to.write_all(&frame)?;
                 continue;

@@ -87,6 +87,13 @@ impl Captured {
     }
 }
 
+/// Returns a command as a failing test shows it, its arguments cut short.
+fn name_of(command: &Command) -> String {
+    let words = [command.get_program()].into_iter().chain(command.get_args());
+    let words: Vec<String> = words.map(|word| format!("{:.200}", word.to_string_lossy())).collect();
+    words.join(" ")
+}
+
 /// A running program. It is killed and reaped when its test ends, however it ends; if that is by
 /// a failure, what the program wrote is shown.
 pub struct Process {
@@ -139,7 +146,7 @@ impl Ended {
 
 impl Process {
     pub fn spawn(command: &mut Command) -> Process {
-        let name = format!("{command:?}");
+        let name = name_of(command);
         let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -152,7 +159,7 @@ impl Process {
 
     /// One whose standard output goes elsewhere. As long as there is the `command`, it is open.
     pub fn spawn_writing(command: &mut Command, stdout: Stdio) -> Process {
-        let name = format!("{command:?}");
+        let name = name_of(command);
         let mut child = command.stdout(stdout).stderr(Stdio::piped()).spawn().unwrap();
         let stderr = Captured::start(child.stderr.take().unwrap());
         Process { child, name, stdout: Captured::start(std::io::empty()), stderr }
