@@ -327,6 +327,10 @@ impl Broker {
                 1 => self.method(class, number, channel).unwrap(),
                 _ => self.message(channel),
             });
+            // Nothing comes for a channel that was closed until it is opened again.
+            if (class, number) == (20, 40) {
+                stream.extend(self.method(20, 11, channel).unwrap());
+            }
         }
         stream
     }

@@ -2,7 +2,7 @@
 //! bounded time whatever the broker does, and an error tells what broke.
 
 use crate::amqp::errors;
-use crate::amqp::inbox::Inbox;
+use crate::amqp::inbox::{Close, Inbox};
 use crate::amqp::inspector::Inspector;
 use crate::amqp::sanitizer::FRAME_MAX;
 use crate::amqp::traffic::Traffic;
@@ -125,6 +125,7 @@ impl Session {
             );
             opened.map_err(|error| {
                 in_login = matches!(error, Error::InvalidCredentials);
+                let error = told(error, &inbox);
                 match inbox.violation() {
                     Some(reason) => errors::no_handshake(endpoint, &reason),
                     None => errors::of_handshake(endpoint, error, began.elapsed()),
@@ -175,9 +176,9 @@ impl Session {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns how many bytes have arrived at the broker's end of the connection by now.
-    pub fn sent(&self) -> u64 {
-        self.watchdog.sent()
+    /// Returns how many bytes have gone over the connection by now, to the broker or both ways.
+    pub fn count(&self, flow: Flow) -> u64 {
+        self.watchdog.count(flow)
     }
 
     /// Opens a channel.
@@ -286,11 +287,7 @@ impl Session {
             return Failure::new(FailureKind::ConnectionLost, message);
         }
         if !is_aborted {
-            // The library can fail in the middle of being told, and so not tell it.
-            return match self.inbox.connection_close() {
-                Some(close) => errors::of_close(&self.name, close),
-                None => errors::of_connection(&self.name, &cause),
-            };
+            return errors::of_connection(&self.name, &told(cause, &self.inbox));
         }
         self.blocked().unwrap_or_else(|| {
             let message = format!("{} no longer answers; the connection was given up", self.name);
@@ -327,6 +324,16 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         let _ = self.close_connection();
+    }
+}
+
+/// The broker's reason, where the library failed in the middle of being told that it closes the connection.
+fn told(error: Error, inbox: &Inbox) -> Error {
+    match (error, inbox.connection_close()) {
+        (Error::IoThreadPanic | Error::EventLoopDropped, Some(Close { code, text })) => {
+            Error::ServerClosedConnection { code: *code, message: text.clone() }
+        }
+        (error, _) => error,
     }
 }
 

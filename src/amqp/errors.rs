@@ -126,12 +126,6 @@ pub fn of_connection(endpoint: &str, cause: &Error) -> Failure {
     Failure::new(FailureKind::ConnectionLost, message)
 }
 
-/// The failure that it is when the broker has closed a connection for that reason.
-pub fn of_close(endpoint: &str, close: &Close) -> Failure {
-    let message = format!("{endpoint} closed the connection: {}", close.text);
-    Failure::new(FailureKind::ConnectionLost, message)
-}
-
 /// Why a broker that was reached did not open the connection, `after` a time.
 pub fn of_handshake(endpoint: &Endpoint, error: Error, after: Duration) -> Failure {
     use FailureKind::{AccessRefused, BrokerUnreachable, Configuration};
@@ -180,6 +174,9 @@ pub fn of_handshake(endpoint: &Endpoint, error: Error, after: Duration) -> Failu
         }
         Error::ServerClosedConnection { message, .. } => {
             (BrokerUnreachable, format!("closed the connection: {message}"))
+        }
+        Error::IoThreadPanic | Error::EventLoopDropped => {
+            (BrokerUnreachable, "closed the connection during the handshake".into())
         }
         Error::IoErrorReadingSocket { source } => return no_handshake(endpoint, source),
         _ => return no_handshake(endpoint, &error),

@@ -207,6 +207,9 @@ impl Sanitizer {
     pub fn check(&mut self, bytes: &mut [u8]) -> Result<Piece, String> {
         if self.body_frame > 0 {
             let length = bytes.len().min(self.body_frame);
+            if length == 0 {
+                return Ok(Piece::Incomplete);
+            }
             self.body_frame -= length;
             if self.body_frame == 0 {
                 check_end(bytes[length - 1])?;
@@ -590,6 +593,18 @@ mod tests {
         assert_eq!(table[4..6], [0, b'x']);
         let reason = "it sent a frame of 1200020 bytes, where 131072 are the most";
         refused([deliver(), large].concat(), reason);
+    }
+
+    /// Whatever there is of it: a head alone, too.
+    #[test]
+    fn a_body_that_has_not_come_yet_is_waited_for() {
+        let whole = [deliver(), header(2, &[0, 0]), frame(BODY, b"12")].concat();
+        for missing in 0..OVERHEAD {
+            let there = whole[..whole.len() - missing].to_vec();
+            let (checked, reason) = check(there.clone());
+            let known = if missing > 3 { whole.len() - OVERHEAD - 2 } else { there.len() };
+            assert_eq!((checked.len(), reason), (known, None), "{missing}");
+        }
     }
 
     #[test]

@@ -92,9 +92,9 @@ impl Watchdog {
         self.watch(limit, Some(Extension { by: limit, flow, counted, left: EXTENSIONS_MAX }), call)
     }
 
-    /// Returns how many bytes have arrived at the other end of the connection by now.
-    pub fn sent(&self) -> u64 {
-        self.0.count(Flow::Sent)
+    /// Returns how many such bytes there were by now.
+    pub fn count(&self, flow: Flow) -> u64 {
+        self.0.count(flow)
     }
 
     fn watch<T>(

@@ -4,6 +4,7 @@
 use crate::amqp::backoff::Backoff;
 use crate::amqp::connection::Session;
 use crate::amqp::consumer::ConsumerError;
+use crate::amqp::watchdog::Flow;
 use crate::amqp::{MAX_BODY, errors, traffic};
 use crate::cancellation::{Cancelled, RunningCalls};
 use crate::error::{Failure, FailureKind};
@@ -100,7 +101,7 @@ pub fn supervise(
         }
     }));
     let (workers, restarts) = (Workers::default(), Restarts::new());
-    let mut supervisor = Supervisor { session, context, workers, restarts };
+    let mut supervisor = Supervisor { session, context, workers, moved: 0, restarts };
     let served = supervisor.watch(stop, state);
     // No worker may go on waiting for it.
     let _ = supervisor.context.announced.set(());
@@ -129,6 +130,8 @@ struct Supervisor {
     session: Session,
     context: Arc<Context>,
     workers: Workers,
+    /// How many bytes had gone over the connection when the workers' time to be ready began.
+    moved: u64,
     restarts: Restarts,
 }
 
@@ -182,7 +185,7 @@ impl Supervisor {
                 recv(context.events.1) -> event => self.take(event)?,
                 send(open, ()) -> _ => self.start_worker(Slot(ended.clone()))?,
                 recv(pause) -> _ => {}
-                recv(too_late) -> _ => return Err(self.session.abort()),
+                recv(too_late) -> _ => self.grant_more_time()?,
             }
             if self.workers.are_ready() && slots.is_full() && context.announced.get().is_none() {
                 if state.serves() {
@@ -193,6 +196,18 @@ impl Supervisor {
                 notify_service_manager(NotifyState::Ready);
             }
         }
+    }
+
+    /// The workers do not consume yet. That ends the connection, unless bytes flow: the answers may come behind large
+    /// requests.
+    fn grant_more_time(&mut self) -> Result<(), Failure> {
+        let moved = self.session.count(Flow::Either);
+        if !traffic::flows(moved.saturating_sub(self.moved), READY_LIMIT) {
+            return Err(self.session.abort());
+        }
+        self.moved = moved;
+        self.workers.ready_by = Some(Instant::now() + READY_LIMIT);
+        Ok(())
     }
 
     fn start_worker(&mut self, slot: Slot) -> Result<(), Failure> {
@@ -208,6 +223,9 @@ impl Supervisor {
         };
         let spawned = thread::Builder::new().name("worker".into()).spawn(work);
         spawned.map_err(Failure::internal("cannot start a worker"))?;
+        if self.workers.ready_by.is_none() {
+            self.moved = self.session.count(Flow::Either);
+        }
         self.workers.start(Instant::now());
         Ok(())
     }
@@ -260,12 +278,13 @@ impl Supervisor {
             let is_attended = self.context.giving_back.load(SeqCst) == 0;
             let is_computing = is_attended && !self.context.calls.is_empty();
             if deadline.is_none() {
-                sent = self.session.sent();
+                sent = self.session.count(Flow::Sent);
             }
             deadline = drain_deadline(deadline, now, is_computing, is_blocked);
             if deadline.is_some_and(|deadline| deadline <= now) {
                 // A large reply by a slow link takes its time.
-                if !is_blocked && traffic::flows(self.session.sent() - sent, STOP_LIMIT) {
+                let sent_since = self.session.count(Flow::Sent).saturating_sub(sent);
+                if !is_blocked && traffic::flows(sent_since, STOP_LIMIT) {
                     deadline = None;
                     continue;
                 }

@@ -20,6 +20,7 @@ use crate::terminal::text::{short, short_queue};
 use amiquip::{Channel, Consumer, ConsumerOptions, Delivery, Error};
 use crossbeam_channel::{Receiver, Sender, never, select_biased};
 use log::{info, warn};
+use std::cell::Cell;
 use std::mem::take;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
@@ -143,6 +144,8 @@ pub struct Worker<'a> {
     in_hand: Arc<InHand>,
     /// The last request that came. None before the first.
     current: Option<Current>,
+    /// Whether the consumer was cancelled.
+    is_cancelled: Cell<bool>,
     /// Whether the request in hand is to go back to its queue, since its reply did not go out.
     is_withheld: bool,
 }
@@ -170,6 +173,7 @@ impl<'a> Worker<'a> {
             unconfirmed: Vec::new(),
             in_hand,
             current: None,
+            is_cancelled: Cell::new(false),
             is_withheld: false,
         }
     }
@@ -553,6 +557,9 @@ impl<'a> Worker<'a> {
     /// Cancels the consumer, if it was not, and gives back what it still has.
     fn end_consumer(&self) -> Result<(), Error> {
         let Some(consumer) = &self.consumer else { return Ok(()) };
+        if self.is_cancelled.replace(true) {
+            return Ok(());
+        }
         info!("cancel the consumer of {}", self.service.args.common.queue);
         consumer.cancel()?;
         for delivery in consumer::remaining(consumer) {

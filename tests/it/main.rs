@@ -5,6 +5,7 @@
 mod batch;
 mod bounds;
 mod calls;
+mod channels;
 mod client;
 mod cluster;
 mod commands;
