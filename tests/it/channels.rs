@@ -4,11 +4,9 @@
 use crate::harness::*;
 use crate::proxy::{Action, BASIC_PUBLISH, Proxy};
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::Read;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::thread;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
@@ -326,39 +324,12 @@ fn a_frozen_broker_does_not_hold_a_stop_in_the_middle_of_a_call() {
 
 // Slow links.
 
-/// A way to the broker that takes a megabyte a second from the programs.
-fn slow_link(url: &str) -> String {
-    let broker = url.rsplit(['@', '/']).next().unwrap().to_owned();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    thread::spawn(move || {
-        for mut near in listener.incoming().flatten() {
-            let mut far = TcpStream::connect(&broker).unwrap();
-            let (mut back, mut forth) = (far.try_clone().unwrap(), near.try_clone().unwrap());
-            thread::spawn(move || {
-                let _ = std::io::copy(&mut back, &mut forth);
-                let _ = forth.shutdown(std::net::Shutdown::Both);
-            });
-            thread::spawn(move || {
-                let mut piece = [0; 10_000];
-                while let Ok(read @ 1..) = near.read(&mut piece) {
-                    if far.write_all(&piece[..read]).is_err() {
-                        break;
-                    }
-                    thread::sleep(Duration::from_secs(1) * read as u32 / 1_000_000);
-                }
-                let _ = far.shutdown(std::net::Shutdown::Both);
-            });
-        }
-    });
-    format!("amqp://{address}")
-}
-
 #[test]
 fn a_stop_waits_for_a_large_reply_that_flows() {
     let (queue, runs) = (Queue::new(), Runs::new());
     let procedure = runs.procedure("head -c 12000000 /dev/zero");
-    let server = server_at(&slow_link(&broker()), &queue, &[&procedure]);
+    let link = Proxy::slow(&broker(), 1_000_000);
+    let server = server_at(&link.url, &queue, &[&procedure]);
     let client =
         spawn_client(&broker(), &queue, &["--timeout", "10m", "--format", "raw", "p", "1"]);
     server.await_stdout("[.] p(1)");
