@@ -2,7 +2,9 @@
 # The transcript of a remote procedure call: builds the programs, gets a broker (see broker.sh), starts
 # rpc_server, calls it with rpc_client, stops it, and prints what both printed.
 #
-# usage: demo.sh [PROCEDURE ARGUMENT...]      (without words: fib 30)
+# usage: demo.sh [--programs FOLDER] [PROCEDURE ARGUMENT...]      (without words: fib 30)
+#
+# --programs FOLDER has the programs already: nothing is built.
 # Exit code: that of rpc_client; 69 if something is missing; 70 if the build fails.
 set -euo pipefail
 here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
@@ -43,7 +45,7 @@ demo() {
     trap 'exit 130' INT
     trap 'exit 143' TERM
 
-    "$target/release/rpc_server" --prefetch 1 ${queue:+--queue "$queue"} >"$folder/server" &
+    "$programs/rpc_server" --prefetch 1 ${queue:+--queue "$queue"} >"$folder/server" &
     server=$!
     until grep -qs 'Awaiting RPC requests' "$folder/server"; do
         if ! kill -0 "$server" 2>/dev/null; then
@@ -55,7 +57,7 @@ demo() {
     done
 
     # In the background, so that a signal to this script does not wait for it.
-    "$target/release/rpc_client" --format transcript ${queue:+--queue "$queue"} "$@" >"$folder/client" <&0 &
+    "$programs/rpc_client" --format transcript ${queue:+--queue "$queue"} "$@" >"$folder/client" <&0 &
     client=$!
     wait "$client" || code=$?
     client=''
@@ -70,20 +72,32 @@ demo() {
     exit "$code"
 }
 
-case ${1-} in
-    -h | --help)
-        show_help "$here/demo.sh"
-        exit
-        ;;
-    --with-broker)
-        shift
-        enter_root "$here"
-        demo "$@"
-        ;;
-esac
-if [ $# = 0 ]; then set -- fib 30; fi
+programs='' with_broker=''
+while :; do
+    case ${1-} in
+        -h | --help)
+            show_help "$here/demo.sh"
+            exit
+            ;;
+        --with-broker)
+            with_broker=yes
+            shift
+            ;;
+        --programs)
+            [ -x "${2-}/rpc_server" ] || fail 64 "--programs: there is no rpc_server in '${2-}'; usage: demo.sh [--programs FOLDER] [PROCEDURE ARGUMENT...]"
+            programs=$(cd "$2" && pwd)
+            shift 2
+            ;;
+        *) break ;;
+    esac
+done
 enter_root "$here"
-need_build
-build
+if [ "$with_broker" ]; then demo "$@"; fi
+if [ $# = 0 ]; then set -- fib 30; fi
+if [ -z "$programs" ]; then
+    need_build
+    build
+    programs=$target/release
+fi
 unset BROKER_DIR
-exec "$here/broker.sh" run -- "$here/demo.sh" --with-broker "$@"
+exec "$here/broker.sh" run -- "$here/demo.sh" --with-broker --programs "$programs" "$@"

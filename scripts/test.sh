@@ -52,11 +52,8 @@ targets=''
 case $# in
     1) case $1 in *[!A-Za-z0-9_:]*) ;; *) targets=$(targets_of "$1") ;; esac ;;
 esac
-# Without a broker yet, so that a compile error shows at once. Documentation tests cannot be built apart.
+# Before the tests, so that a compile error shows at once.
 # shellcheck disable=SC2086  # a list of options
-case " $* " in
-    *' --doc '*) ;;
-    *) cargo test --locked --no-run $targets "$@" ;;
-esac
+cargo test --locked --no-run $targets "$@"
 # shellcheck disable=SC2086  # a list of options
 exec "$here/broker.sh" guard -- cargo test --locked $targets "$@"

@@ -10,11 +10,12 @@ mod harness;
 use amiquip::{AmqpProperties, ExchangeDeclareOptions, ExchangeType, QueueDeclareOptions};
 use harness::{Amqp, Ended, Node, PATIENCE, Process};
 use harness::{client_at, kill, program, raw, server_command, shown};
+use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{LazyLock, OnceLock};
 use std::time::Instant;
-use uuid::Uuid;
 
 const ALL: [&str; 10] = [
     "send",
@@ -73,29 +74,41 @@ fn stop(receiver: Process, stdout: &str) {
     receiver.wait().expect(0, stdout, "");
 }
 
-/// The node that the tests share. It ends with the last test that uses it.
-fn node() -> Arc<Node> {
-    static SHARED: Mutex<Weak<Node>> = Mutex::new(Weak::new());
-    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-    shared.upgrade().unwrap_or_else(|| {
-        let node = Arc::new(Node::start());
-        *shared = Arc::downgrade(&node);
+/// How many vhosts the shared node has: more than there are tests.
+const VHOSTS: usize = 50;
+
+/// Returns the node that the tests share. Its vhosts are made all at once, since each word of `rabbitmqctl` takes
+/// half a second.
+fn node() -> &'static Node {
+    static SHARED: LazyLock<Node> = LazyLock::new(|| {
+        let node = Node::start();
+        let names = || (0..VHOSTS).map(|number| format!("test-{number}"));
+        let vhosts: Vec<_> = names().map(|name| json!({ "name": name })).collect();
+        let all = |name| json!({ "user": "guest", "vhost": name, "configure": ".*", "write": ".*", "read": ".*" });
+        let definitions =
+            json!({ "vhosts": vhosts, "permissions": names().map(all).collect::<Vec<_>>() });
+
+        let file = node.folder().join("fib-rpc-node/definitions.json");
+        std::fs::write(&file, definitions.to_string()).unwrap();
+        node.ctl(&["import_definitions", file.to_str().unwrap()]);
         node
-    })
+    });
+    &SHARED
 }
 
 /// A vhost that no other test has.
 struct Vhost {
-    node: Arc<Node>,
+    node: &'static Node,
     name: String,
     url: String,
 }
 
 impl Vhost {
     fn new() -> Vhost {
-        let (node, name) = (node(), format!("test-{}", Uuid::new_v4()));
-        node.ctl(&["add_vhost", &name]);
-        node.ctl(&["set_permissions", "-p", &name, "guest", ".*", ".*", ".*"]);
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        assert!(number < VHOSTS, "make more of them");
+        let (node, name) = (node(), format!("test-{number}"));
         let url = format!("{}/{name}", node.url);
         Vhost { node, name, url }
     }

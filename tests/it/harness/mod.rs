@@ -24,7 +24,7 @@ use uuid::Uuid;
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// The longest time for which the programs wait for a broker's answer, where no other limit is
-/// shorter (`ANSWER_LIMIT` in `src/amqp/connection.rs`). What ends sooner was ended by a shorter one.
+/// shorter (`CALL_TIMEOUT` in `src/amqp/connection.rs`). What ends sooner was ended by a shorter one.
 pub const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// Returns the URL of the broker that all tests share: that of `AMQP_URL`, or of a private node.
