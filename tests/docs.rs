@@ -1,10 +1,15 @@
 //! Every command in the documents is typed into terminals, and what these show is what the documents
 //! say, ids, ports and times aside.
 //!
-//! Each section of a document is a test of its own, with a folder, a private node and terminals of its
-//! own. The line in front of a block names its terminal, as in "Terminal 2 goes on:"; without a name it
+//! Each section of a document is a test of its own, with a folder, a private node (see `harness/node.rs`) and
+//! terminals of its own. The line in front of a block names its terminal, as in "Terminal 2 goes on:"; without a name it
 //! is the first. A terminal keeps its state to the end of the section.
 
+#[path = "it/harness/mod.rs"]
+#[allow(dead_code, reason = "shared with the other tests")]
+mod harness;
+
+use harness::Node;
 use libtest_mimic::{Arguments, Trial};
 use pty_process::Size;
 use pty_process::blocking::{self, Pty};
@@ -15,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Once};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
@@ -86,24 +91,22 @@ const PATIENCE: Duration = Duration::from_secs(360);
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // Each has a node, and waits for most of its time.
-    arguments.test_threads.get_or_insert(3);
+    // As libtest has it. Each has a node, and waits for most of its time.
+    let threads = env::var("RUST_TEST_THREADS").ok().and_then(|threads| threads.parse().ok());
+    arguments.test_threads.get_or_insert(threads.unwrap_or(3));
     let texts = DOCUMENTS.map(|name| fs::read_to_string(root().join(name)).expect(name));
     for (command, _) in NOT_TYPED {
         let line = format!("\n$ {command}\n");
         assert!(texts.iter().any(|text| text.contains(&line)), "no document has {command}");
     }
-    // Cargo does so for all tests together, but not for this one alone.
-    let build = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--locked", "--examples"])
-        .current_dir(root())
-        .status();
-    assert!(build.is_ok_and(|status| status.success()), "the examples cannot be built");
     let mut trials = Vec::new();
     for (document, text) in DOCUMENTS.into_iter().zip(texts) {
         for section in sections(document, &text) {
             let name = format!("{document}: {}", section.heading);
-            trials.push(Trial::test(name, move || Ok(section.run()?)));
+            trials.push(Trial::test(name, move || {
+                build_examples();
+                Ok(section.run()?)
+            }));
         }
         if text.contains("In the code:") {
             let name = format!("{document}: names in the code");
@@ -113,6 +116,17 @@ fn main() -> ExitCode {
     // The last lessons take longest.
     trials.reverse();
     libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// Cargo does so for all tests together, but not for this one alone.
+fn build_examples() {
+    static BUILT: Once = Once::new();
+    BUILT.call_once(|| {
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "--locked", "--examples"]).current_dir(root());
+        let is_built = build.status().is_ok_and(|status| status.success());
+        assert!(is_built, "the examples cannot be built");
+    });
 }
 
 fn root() -> &'static Path {
@@ -261,7 +275,7 @@ impl Section {
 /// A folder with the scripts in it, and a private node unless the section starts its own.
 struct Stage {
     folder: PathBuf,
-    url: String,
+    node: Option<Node>,
 }
 
 impl Stage {
@@ -271,16 +285,11 @@ impl Stage {
         let folder = env::temp_dir().join(format!("fib-rpc-docs-{}-{number}", std::process::id()));
         fs::create_dir(&folder).unwrap();
         std::os::unix::fs::symlink(root().join("scripts"), folder.join("scripts")).unwrap();
-        let mut stage = Stage { folder, url: String::new() };
         let starts_one =
             |line: &Line| line.text.contains("broker.sh start") || line.text.contains("cluster.sh");
-        if !section.blocks.iter().flat_map(|block| &block.lines).any(starts_one) {
-            let started = stage.shell("scripts/broker.sh start");
-            let complaint = String::from_utf8_lossy(&started.stderr);
-            assert!(started.status.success(), "{complaint}");
-            stage.url = String::from_utf8(started.stdout).unwrap().trim().into();
-        }
-        stage
+        let mut lines = section.blocks.iter().flat_map(|block| &block.lines);
+        let node = (!lines.any(starts_one)).then(Node::start);
+        Stage { folder, node }
     }
 
     fn shell(&self, script: &str) -> Output {
@@ -292,12 +301,9 @@ impl Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        // Killed, because nobody needs their data, and to stop in good order takes them a second.
-        self.shell(
-            "kill -9 $(scripts/broker.sh pid; for n in 1 2 3; do scripts/cluster.sh pid $n; done)",
-        );
-        let stopped = self.shell("scripts/broker.sh stop && scripts/cluster.sh stop");
-        assert!(stopped.status.success(), "{stopped:?}");
+        // What the section started itself.
+        let ended = self.shell("scripts/broker.sh kill && scripts/cluster.sh kill");
+        assert!(ended.status.success(), "{ended:?}");
         fs::remove_dir_all(&self.folder).unwrap();
     }
 }
@@ -340,7 +346,8 @@ impl Terminal {
             .envs(inherited.into_iter().filter_map(|name| Some((name, env::var_os(name)?))))
             .envs([("TERM", "dumb"), ("HISTFILE", "/dev/null")])
             .envs([("TMPDIR", stage.folder.as_os_str()), ("PATH", &path.unwrap())])
-            .envs((!stage.url.is_empty()).then_some(("AMQP_URL", &stage.url)))
+            .envs(stage.node.iter().map(|node| ("AMQP_URL", &node.url)))
+            .envs(stage.node.iter().map(|node| ("BROKER_DIR", node.folder())))
             .current_dir(&stage.folder)
             .spawn(pts)
             .unwrap();
