@@ -4,7 +4,6 @@
 use crate::harness::*;
 use crate::proxy::{Action, BASIC_PUBLISH, Proxy};
 use std::fs;
-use std::io::Read;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
