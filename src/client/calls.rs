@@ -17,9 +17,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-/// What a call came to.
-pub type Outcome = Result<Vec<u8>, Failure>;
-
 /// One call, from its argument to its outcome.
 #[derive(Debug)]
 pub struct Call {
@@ -33,14 +30,14 @@ pub struct Call {
     pub deadline: Deadline,
     /// How often it was published: 1 unless a connection was lost, or the broker refused or returned it.
     pub attempts: u32,
-    /// That of the last attempt. An earlier attempt's reply is not awaited any more.
+    /// What tells the reply to the last attempt from others. A reply to an earlier attempt is not awaited any more.
     pub correlation_id: String,
     /// The number of the last attempt's message on its channel, until the broker has confirmed it.
     pub unconfirmed: Option<u64>,
     /// Whether the broker did not take the last attempt: it is to be published again.
     pub is_refused: bool,
     /// None while the call is pending.
-    outcome: Option<Outcome>,
+    outcome: Option<Result<Vec<u8>, Failure>>,
     size: Size,
 }
 
@@ -86,7 +83,7 @@ impl Call {
     }
 
     /// Sets its outcome. There is no other way in which a call ends.
-    pub fn finish(&mut self, outcome: Outcome) {
+    pub fn finish(&mut self, outcome: Result<Vec<u8>, Failure>) {
         self.elapsed = self.started.elapsed();
         self.size.grow(outcome.as_ref().map_or(0, Vec::len));
         self.outcome = Some(outcome);
@@ -94,11 +91,14 @@ impl Call {
 
     /// Finishes it with what its reply says, if it is one.
     pub fn finish_with(&mut self, reply: Result<Reply, Failure>) {
-        let id = &self.correlation_id;
-        self.finish(reply.and_then(|reply| {
-            info!("reply: {}, correlation_id {}", reply.kind(), short(Some(id)));
-            reply.outcome.map_err(Failure::from)
-        }));
+        match reply {
+            Ok(reply) => {
+                let id = short(Some(&self.correlation_id));
+                info!("reply: {}, correlation_id {id}", reply.kind());
+                self.finish(reply.outcome.map_err(Failure::from));
+            }
+            Err(failure) => self.finish(Err(failure)),
+        }
     }
 }
 
@@ -111,39 +111,64 @@ pub struct Calls<'a> {
     calls: VecDeque<Call>,
     /// How many bytes their results have together. What bounds the arguments is the input.
     results: Rc<Cell<usize>>,
-    /// How many calls are still to be made. None: that depends on what the input has.
-    to_make: Option<u64>,
-    /// Why no more calls could be made, if it was not for want of arguments; and how many are not made then,
-    /// as far as is known.
-    pub input_failure: Option<Failure>,
-    unmade: Option<u64>,
-    /// Whether nobody would answer: nothing is published until a look at the queue says otherwise.
-    pub is_held: bool,
+    input: InputState,
     /// The broker to which calls are published, and the largest body that each takes which has said so.
     broker: String,
     max_bodies: BTreeMap<String, usize>,
-    /// While no call can be made: the deadline of the next one, and when its wait began.
-    next: Option<(Deadline, Instant)>,
     /// How many replies came that no call awaited.
     discarded: u32,
     has_logged_refusal: bool,
 }
 
+/// Where the input stands.
+#[derive(Debug)]
+enum InputState {
+    /// Calls are made: so many more, or with None as many as standard input has. The next one may have waited for
+    /// that already.
+    Open { left: Option<u64>, waited: Option<Wait> },
+    /// No calls are made for now, since nobody would answer them: there is no connection, no queue or no server.
+    /// The next one waits.
+    Held { left: Option<u64>, wait: Wait },
+    /// No more calls are made: there are no more arguments, or something kept calls from being made.
+    Closed(Option<Unmade>),
+}
+
+/// How long the next call has waited to be made, and when that is long enough.
+#[derive(Debug, Clone, Copy)]
+struct Wait {
+    since: Instant,
+    until: Deadline,
+}
+
+impl Wait {
+    fn begin(timeout: Duration) -> Wait {
+        Wait { since: Instant::now(), until: Deadline::after(timeout) }
+    }
+}
+
+/// Calls that could not be made.
+#[derive(Debug, Clone)]
+pub struct Unmade {
+    /// What kept them from being made.
+    pub failure: Failure,
+    /// How many they are. None: that depended on standard input.
+    pub calls: Option<u64>,
+    /// When the first of them began to wait.
+    since: Instant,
+}
+
 impl Calls<'_> {
-    /// No call yet, of those that `args` ask for. The time of the first one begins now, whatever it
-    /// waits for.
+    /// Makes the state before the first of the calls that `args` ask for. The time of that one begins now, whatever
+    /// it waits for.
     pub fn new(args: &cli::Client) -> Calls<'_> {
+        let wait = Wait::begin(args.timeout);
         Calls {
             args,
             calls: VecDeque::new(),
             results: Rc::default(),
-            to_make: args.calls(),
-            input_failure: None,
-            unmade: None,
-            is_held: false,
+            input: InputState::Held { left: args.calls(), wait },
             broker: String::new(),
             max_bodies: BTreeMap::new(),
-            next: Some((Deadline::after(args.timeout), Instant::now())),
             discarded: 0,
             has_logged_refusal: false,
         }
@@ -151,10 +176,14 @@ impl Calls<'_> {
 
     /// Adds a call, to be published at once. One that is too large for the broker is finished already.
     pub fn start(&mut self, argument: Argument) -> &mut Call {
-        self.next = None;
-        // Counted now: if this waited for the input's end, a lost connection would be opened again with no
-        // call left.
-        self.to_make = self.to_make.map(|calls| calls.saturating_sub(1));
+        if let InputState::Open { left, waited } = &mut self.input {
+            *left = left.map(|calls| calls - 1);
+            *waited = None;
+            if *left == Some(0) {
+                // If this waited for the input's end, a lost connection would be opened again with no call left.
+                self.end_input(None);
+            }
+        }
         let mut call = Call::new(argument, Instant::now(), self.args.timeout);
         call.size.total = Rc::clone(&self.results);
         let limit = self.max_bodies.get(&self.broker).copied().unwrap_or(MAX_BODY);
@@ -168,14 +197,17 @@ impl Calls<'_> {
         &mut self.calls[newest]
     }
 
-    /// How many calls could not be made for [`Calls::input_failure`]. None: that depended on standard input.
-    pub fn unmade_count(&self) -> Option<u64> {
-        self.unmade
+    /// Returns what kept calls from being made, if anything did.
+    pub fn unmade(&self) -> Option<&Unmade> {
+        match &self.input {
+            InputState::Closed(unmade) => unmade.as_ref(),
+            _ => None,
+        }
     }
 
-    /// A call that cannot be made, and has waited for that since it was wanted.
-    pub fn unmade(&self, argument: Argument) -> Call {
-        let started = self.next.map_or_else(Instant::now, |(_, since)| since);
+    /// Makes one of the calls that could not be made, to be told: it has waited since it was wanted.
+    pub fn unmade_call(&self, argument: Argument) -> Call {
+        let started = self.unmade().map_or_else(Instant::now, |unmade| unmade.since);
         let elapsed = started.elapsed();
         Call { elapsed, ..Call::new(argument, started, self.args.timeout) }
     }
@@ -200,7 +232,7 @@ impl Calls<'_> {
 
     /// Takes out the oldest calls that are finished, in input order. If the first failure ends the batch,
     /// there are no calls after one that failed.
-    pub fn take_finished(&mut self) -> impl Iterator<Item = (Call, Outcome)> {
+    pub fn take_finished(&mut self) -> impl Iterator<Item = (Call, Result<Vec<u8>, Failure>)> {
         let failed = |call: &Call| matches!(call.outcome, Some(Err(_)));
         if self.args.fail_fast
             && let Some(first) = self.calls.iter().position(failed)
@@ -221,7 +253,9 @@ impl Calls<'_> {
 
     /// Takes out the calls that are finished behind one that is not, and drops the others: before an end at which
     /// they will never have an outcome.
-    pub fn take_finished_behind(&mut self) -> impl Iterator<Item = (Call, Outcome)> {
+    pub fn take_finished_behind(
+        &mut self,
+    ) -> impl Iterator<Item = (Call, Result<Vec<u8>, Failure>)> {
         std::mem::take(&mut self.calls).into_iter().filter_map(|mut call| {
             let outcome = call.outcome.take()?;
             Some((call, outcome))
@@ -230,68 +264,91 @@ impl Calls<'_> {
 
     /// Whether every call was made, finished and taken out.
     pub fn are_over(&self) -> bool {
-        self.calls.is_empty() && self.to_make == Some(0)
+        self.calls.is_empty() && matches!(self.input, InputState::Closed(_))
     }
 
     /// Whether another argument can be taken. A blocked broker would only collect requests whose time
     /// runs out; one at a time still goes, for its time to run out.
     pub fn want_input(&self, is_blocked: bool) -> bool {
-        if self.to_make == Some(0) || self.is_held {
-            return false;
-        }
+        let InputState::Open { .. } = self.input else { return false };
         let has_room =
             self.calls.len() < self.args.in_flight.into() && self.results.get() < MAX_BYTES;
         self.calls.is_empty() || has_room && !is_blocked
     }
 
-    /// No more calls are made: there are no more arguments, or there is a `failure`. Those that were made
-    /// go on.
+    /// Makes no more calls: there are no more arguments, or there is a `failure`. Calls that were made go on.
     pub fn end_input(&mut self, failure: Option<Failure>) {
-        self.unmade = self.to_make.replace(0);
-        self.input_failure = failure;
+        let (calls, since) = match self.input {
+            InputState::Open { left, waited: None } => (left, Instant::now()),
+            InputState::Open { left, waited: Some(wait) } | InputState::Held { left, wait } => {
+                (left, wait.since)
+            }
+            InputState::Closed(_) => (Some(0), Instant::now()),
+        };
+        let unmade = failure.map(|failure| Unmade { failure, calls, since });
+        self.input = InputState::Closed(unmade);
     }
 
-    /// There is no next call yet, and so none that has waited.
-    pub fn restart_next(&mut self) {
-        self.next = None;
-    }
-
-    /// The input has no more arguments. What it failed with, if it did, is known.
+    /// Makes no more calls, since the input has no more arguments. What it failed with, if it did, is known.
     pub fn input_is_over(&mut self) {
-        self.to_make = Some(0);
+        match self.input {
+            InputState::Open { .. } | InputState::Held { .. } => self.end_input(None),
+            InputState::Closed(_) => {}
+        }
     }
 
-    /// Makes no more calls for now, and waits for a queue with a server as long as for an answer.
+    /// Makes no more calls for now. The next one waits as long as for an answer, and if it has waited before it
+    /// could be made, since then.
     fn hold(&mut self) {
-        self.is_held = true;
-        self.next_deadline();
+        if let InputState::Open { left, waited } = self.input {
+            let wait = waited.unwrap_or_else(|| Wait::begin(self.args.timeout));
+            self.input = InputState::Held { left, wait };
+        }
     }
 
-    /// Somebody serves the queue again: calls are made.
+    /// Makes calls again, since somebody serves the queue.
     pub fn resume(&mut self) {
-        self.is_held = false;
+        if let InputState::Held { left, wait } = self.input {
+            self.input = InputState::Open { left, waited: Some(wait) };
+        }
     }
 
-    /// When the first of the pending calls, or without any the next call that is held, has waited for
+    /// Makes no calls while there is no connection. If the client was `idle`, it waited for its input until now, and
+    /// no call for the client.
+    pub fn lose_connection(&mut self, idle: bool) {
+        if idle {
+            self.renew_wait();
+        }
+        self.hold();
+    }
+
+    /// The next call has its whole time from now on, or from when it is wanted.
+    fn renew_wait(&mut self) {
+        match &mut self.input {
+            InputState::Open { waited, .. } => *waited = None,
+            InputState::Held { wait, .. } => *wait = Wait::begin(self.args.timeout),
+            InputState::Closed(_) => {}
+        }
+    }
+
+    /// Returns when the first of the pending calls, or without any the next call that is held, has waited for
     /// long enough. All calls have the same time limit, so that the oldest is the first.
-    pub fn deadline(&mut self) -> Deadline {
-        let first = self.unanswered().next().map(|call| call.deadline);
-        first.unwrap_or_else(|| match self.is_held {
-            true => self.next_deadline(),
-            false => Deadline::NEVER,
-        })
+    pub fn deadline(&self) -> Deadline {
+        let first = self.calls.iter().find(|call| call.is_pending());
+        first.map_or_else(|| self.next_deadline(), |call| call.deadline)
     }
 
-    /// The deadline of the newest pending call. Without one: that of the next call, whose wait begins when this
-    /// is first asked.
-    pub fn last_deadline(&mut self) -> Deadline {
-        let last = self.unanswered().next_back().map(|call| call.deadline);
-        last.unwrap_or_else(|| self.next_deadline())
+    /// Returns when the newest pending call, or without any the next call that is held, has waited for long enough.
+    pub fn last_deadline(&self) -> Deadline {
+        let last = self.calls.iter().rfind(|call| call.is_pending());
+        last.map_or_else(|| self.next_deadline(), |call| call.deadline)
     }
 
-    fn next_deadline(&mut self) -> Deadline {
-        let timeout = self.args.timeout;
-        self.next.get_or_insert_with(|| (Deadline::after(timeout), Instant::now())).0
+    fn next_deadline(&self) -> Deadline {
+        match self.input {
+            InputState::Held { wait, .. } => wait.until,
+            _ => Deadline::NEVER,
+        }
     }
 
     /// Finishes the calls whose deadline had passed `by` then.
@@ -299,7 +356,8 @@ impl Calls<'_> {
         self.fail(failure, |call| call.deadline.has_passed(by));
     }
 
-    /// The same after a look at the queue, which also says whether more calls can be answered.
+    /// Finishes the calls whose deadline had passed `by` then, after a look at the queue which also says whether more
+    /// calls can be answered.
     pub fn time_out(&mut self, by: Instant, diagnosis: Diagnosis) {
         let Diagnosis { mut failure, is_unserved } = diagnosis;
         if self.discarded > 0 {
@@ -307,16 +365,17 @@ impl Calls<'_> {
             failure.message += &format!("; {replies} came that no call awaits");
         }
         self.expire(by, &failure);
+
         // The next call has waited for a server as long as another waits for its answer.
-        let is_over = self.is_held && self.next.is_some_and(|(next, _)| next.has_passed(by));
-        if is_unserved && self.args.wait && !is_over {
+        let has_waited = self.next_deadline().has_passed(by);
+        if is_unserved && self.args.wait && !has_waited {
             self.hold();
         // Of a blocked broker, the next call would have to wait as long.
         } else if is_unserved || self.is_blocked_by(&failure) {
             self.stop_input(failure);
         } else {
-            // Somebody serves: the next call has its whole time.
-            self.next = None;
+            // Somebody serves.
+            self.renew_wait();
         }
     }
 
@@ -327,9 +386,9 @@ impl Calls<'_> {
 
     /// Makes no more calls, if there are more to make.
     fn stop_input(&mut self, failure: Failure) {
-        self.is_held = false;
-        if self.to_make != Some(0) {
-            self.end_input(Some(failure));
+        match self.input {
+            InputState::Open { .. } | InputState::Held { .. } => self.end_input(Some(failure)),
+            InputState::Closed(_) => {}
         }
     }
 
@@ -339,12 +398,13 @@ impl Calls<'_> {
         let (code, text) = (request.reply_code, &request.reply_text);
         info!("return: {code} {text}, correlation_id {}", short(id.as_deref()));
         let wait = self.args.wait;
+        let is_first = !self.unanswered().any(|call| call.is_refused);
         let Some(call) = self.pending(id) else { return };
         if !wait {
             return call.finish(Err(failure));
         }
         call.is_refused = true;
-        if !self.is_held {
+        if is_first {
             warn!("waiting: {failure}");
         }
         self.hold();
@@ -409,11 +469,21 @@ mod tests {
 
     const TIMEOUT: Duration = Duration::from_secs(30);
 
-    /// Those that a command line with these options asks for, two in flight.
+    /// Returns the calls that a command line with these options asks for, two in flight, once there is a connection.
     fn calls(options: &[&str]) -> Calls<'static> {
         let args =
             [&["rpc_client", "--in-flight=2", "--timeout=30s"], options, &["fib", "-"]].concat();
-        Calls::new(Box::leak(Box::new(cli::Client::parse_from(args))))
+        let mut calls = Calls::new(Box::leak(Box::new(cli::Client::parse_from(args))));
+        calls.resume();
+        calls
+    }
+
+    fn is_held(calls: &Calls) -> bool {
+        matches!(calls.input, InputState::Held { .. })
+    }
+
+    fn input_failure(calls: &Calls) -> Option<Failure> {
+        Some(calls.unmade()?.failure.clone())
     }
 
     fn failure(kind: FailureKind) -> Failure {
@@ -436,7 +506,7 @@ mod tests {
         calls
     }
 
-    fn finish(calls: &mut Calls, id: &str, outcome: Outcome) {
+    fn finish(calls: &mut Calls, id: &str, outcome: Result<Vec<u8>, Failure>) {
         calls.pending(&Some(id.into())).unwrap().finish(outcome);
     }
 
@@ -448,7 +518,7 @@ mod tests {
 
     /// What is finished, and the kind of failure or the result.
     fn finished(calls: &mut Calls) -> Vec<(String, Result<Vec<u8>, FailureKind>)> {
-        let outcome = |(call, outcome): (Call, Outcome)| {
+        let outcome = |(call, outcome): (Call, Result<Vec<u8>, Failure>)| {
             (
                 String::from_utf8(call.argument.bytes.to_vec()).unwrap(),
                 outcome.map_err(|failure| failure.kind),
@@ -496,6 +566,8 @@ mod tests {
     fn the_last_of_a_known_number_of_calls_ends_the_input() {
         let args = cli::Client::parse_from(["rpc_client", "fib", "1", "2"]);
         let mut calls = Calls::new(&args);
+        assert!(!calls.want_input(false), "there is no connection yet");
+        calls.resume();
         calls.start(argument("1"));
         assert!(calls.want_input(false));
         calls.start(argument("2"));
@@ -512,7 +584,7 @@ mod tests {
         let error = Error::new(ErrorKind::OutOfRange, "too large");
         calls.pending(&Some("a".into())).unwrap().finish_with(reply(Ok("1".into())));
         calls.pending(&Some("b".into())).unwrap().finish_with(reply(Err(error)));
-        let outcomes: Vec<Outcome> = calls.take_finished().map(|(_, outcome)| outcome).collect();
+        let outcomes: Vec<_> = calls.take_finished().map(|(_, outcome)| outcome).collect();
         assert_eq!(
             outcomes,
             [
@@ -558,10 +630,11 @@ mod tests {
     fn a_call_that_waits_for_a_server_has_its_whole_time_when_there_is_one() {
         let mut calls = published(&["--wait"], &["a"]);
         calls.time_out(after(TIMEOUT), diagnosis(FailureKind::TimedOut, true));
-        assert!(calls.is_held && finished(&mut calls).len() == 1);
-        calls.next = Some((Deadline::after(Duration::from_nanos(1)), Instant::now()));
+        assert!(is_held(&calls) && finished(&mut calls).len() == 1);
+        let InputState::Held { wait, .. } = &mut calls.input else { unreachable!() };
+        wait.until = Deadline::after(Duration::from_nanos(1));
         calls.time_out(after(TIMEOUT), diagnosis(FailureKind::TimedOut, false));
-        assert!(calls.is_held && !calls.deadline().has_passed(Instant::now()));
+        assert!(is_held(&calls) && !calls.deadline().has_passed(Instant::now()));
     }
 
     #[test]
@@ -570,8 +643,8 @@ mod tests {
         calls.calls[1].deadline = Deadline::after(2 * TIMEOUT);
         calls.time_out(after(TIMEOUT), diagnosis(FailureKind::TimedOut, true));
         assert_eq!(finished(&mut calls), failed(&["a"], FailureKind::TimedOut));
-        assert!(!calls.want_input(false) && !calls.is_held);
-        assert_eq!(calls.input_failure, Some(failure(FailureKind::TimedOut)));
+        assert!(!calls.want_input(false) && !is_held(&calls));
+        assert_eq!(input_failure(&calls), Some(failure(FailureKind::TimedOut)));
         assert!(!calls.are_over(), "b is still pending");
         finish(&mut calls, "b", Ok("2".into()));
         assert_eq!(finished(&mut calls).len(), 1);
@@ -580,7 +653,7 @@ mod tests {
         let mut calls = published(&[], &["a"]);
         calls.end_input(None);
         calls.time_out(after(TIMEOUT), diagnosis(FailureKind::TimedOut, true));
-        assert_eq!(calls.input_failure, None);
+        assert_eq!(input_failure(&calls), None);
     }
 
     #[test]
@@ -588,16 +661,16 @@ mod tests {
         let mut calls = published(&["--wait"], &["a"]);
         calls.time_out(after(TIMEOUT), diagnosis(FailureKind::TimedOut, true));
         assert_eq!(finished(&mut calls), failed(&["a"], FailureKind::TimedOut));
-        assert!(calls.is_held && !calls.want_input(false) && !calls.are_over());
+        assert!(is_held(&calls) && !calls.want_input(false) && !calls.are_over());
         assert_ne!(calls.deadline(), Deadline::NEVER, "the next call waits as long as another");
         calls.time_out(after(TIMEOUT / 2), diagnosis(FailureKind::TimedOut, true));
-        assert!(calls.is_held, "its time is not over");
-        calls.is_held = false;
-        assert!(!calls.is_held && calls.want_input(false));
+        assert!(is_held(&calls), "its time is not over");
+        calls.resume();
+        assert!(!is_held(&calls) && calls.want_input(false));
         calls.hold();
         calls.time_out(after(TIMEOUT), diagnosis(FailureKind::TimedOut, true));
-        assert!(!calls.is_held && calls.are_over());
-        assert_eq!(calls.input_failure, Some(failure(FailureKind::TimedOut)));
+        assert!(!is_held(&calls) && calls.are_over());
+        assert_eq!(input_failure(&calls), Some(failure(FailureKind::TimedOut)));
     }
 
     #[test]
@@ -605,7 +678,7 @@ mod tests {
         let mut calls = published(&[], &["a", "b"]);
         calls.calls[1].deadline = Deadline::after(2 * TIMEOUT);
         calls.time_out(after(TIMEOUT), diagnosis(FailureKind::Blocked, false));
-        assert_eq!(calls.input_failure, None, "b still waits");
+        assert_eq!(input_failure(&calls), None, "b still waits");
         calls.time_out(after(2 * TIMEOUT), diagnosis(FailureKind::Blocked, false));
         assert_eq!(finished(&mut calls), failed(&["a", "b"], FailureKind::Blocked));
         assert!(calls.are_over());
@@ -630,7 +703,7 @@ mod tests {
         assert_eq!(finished(&mut calls), failed(&["a"], FailureKind::QueueMissing));
         let mut calls = published(&["--wait"], &["a", "b"]);
         calls.return_request(&returned("a"), failure(FailureKind::QueueMissing));
-        assert!(calls.is_held);
+        assert!(is_held(&calls));
         assert_eq!(to_resend(&mut calls), ["a"]);
         assert_eq!(finished(&mut calls), []);
     }
@@ -641,8 +714,8 @@ mod tests {
         let mut calls = published(&["--wait"], &["a"]);
         calls.end_input(None);
         calls.return_request(&returned("a"), failure(FailureKind::QueueMissing));
-        assert!(calls.is_held && !calls.are_over());
-        calls.is_held = false;
+        assert!(!calls.are_over());
+        calls.resume();
         assert_eq!(to_resend(&mut calls).len(), 1);
         finish(&mut calls, "a", Ok("1".into()));
         assert_eq!(finished(&mut calls).len(), 1);
@@ -682,7 +755,7 @@ mod tests {
         let mut calls = published(options, &["a", "b"]);
         calls.abort(&failure(FailureKind::NoConsumer));
         assert_eq!(finished(&mut calls), failed(&["a"], FailureKind::NoConsumer));
-        assert_eq!(calls.input_failure, None, "it is told with the call");
+        assert_eq!(input_failure(&calls), None, "it is told with the call");
     }
 
     #[test]
@@ -704,19 +777,31 @@ mod tests {
             [("a".to_owned(), Err(FailureKind::NoConsumer)), ("b".to_owned(), Ok(b"2".to_vec()))];
         assert_eq!(finished(&mut calls), both);
         assert!(calls.are_over());
-        assert_eq!(calls.input_failure, Some(failure(FailureKind::NoConsumer)));
-        assert_eq!(calls.unmade(argument("c")).attempts, 0);
+        assert_eq!(input_failure(&calls), Some(failure(FailureKind::NoConsumer)));
+        assert_eq!(calls.unmade_call(argument("c")).attempts, 0);
     }
 
     #[test]
     fn a_call_that_cannot_be_made_has_waited_since_it_was_wanted() {
         let mut calls = calls(&[]);
+        calls.lose_connection(false);
         let first = calls.last_deadline();
         std::thread::sleep(Duration::from_millis(2));
+        calls.resume();
+        calls.lose_connection(false);
         assert_eq!(calls.last_deadline(), first, "no other deadline for another attempt");
-        assert!(calls.unmade(argument("a")).elapsed >= Duration::from_millis(2));
         // A call that is made has its own time, and so has the next one.
+        calls.resume();
         calls.start(argument("b")).finish(Ok(Vec::new()));
+        calls.lose_connection(false);
         assert_ne!(calls.last_deadline(), first);
+        // What an idle client waited for was its input.
+        let second = calls.last_deadline();
+        std::thread::sleep(Duration::from_millis(2));
+        calls.lose_connection(true);
+        assert_ne!(calls.last_deadline(), second);
+        std::thread::sleep(Duration::from_millis(2));
+        calls.abort(&failure(FailureKind::NoConsumer));
+        assert!(calls.unmade_call(argument("a")).elapsed >= Duration::from_millis(2));
     }
 }

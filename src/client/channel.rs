@@ -81,6 +81,9 @@ pub struct RpcChannel<'a> {
     resend: Receiver<Instant>,
     /// The look at the queue that is under way.
     look: Option<Look>,
+    /// Whether nobody served the queue when it was last known, and calls wait for it: it is looked at until somebody
+    /// does.
+    awaits_server: bool,
 }
 
 /// A question about the request queue that the broker has not answered yet.
@@ -131,6 +134,7 @@ impl<'a> RpcChannel<'a> {
             was_used: false,
             resend: never(),
             look: None,
+            awaits_server: false,
         })
     }
 
@@ -180,7 +184,7 @@ impl<'a> RpcChannel<'a> {
         let (no_answer, no_limit) = (never(), never());
         loop {
             let input = match calls.want_input(self.session.is_blocked()) {
-                true => self.input,
+                true => self.input.arguments(),
                 false => &nothing,
             };
             let (answer, limit) = match &self.look {
@@ -188,7 +192,7 @@ impl<'a> RpcChannel<'a> {
                 None => (&no_answer, &no_limit),
             };
             let next_look = match &self.look {
-                None if calls.is_held => after(INTERVAL),
+                None if self.awaits_server => after(INTERVAL),
                 _ => never(),
             };
             let deadline = match &self.look {
@@ -205,7 +209,10 @@ impl<'a> RpcChannel<'a> {
                     let delivery = consumer::delivery(Ok(self.received(message)?));
                     return Ok(Event::Reply(delivery.map_err(|error| self.lost_replies(error))?));
                 }
-                recv(self.returns) -> returned => return Ok(Event::Returned(self.received(returned)?)),
+                recv(self.returns) -> returned => {
+                    self.awaits_server = self.args.wait;
+                    return Ok(Event::Returned(self.received(returned)?));
+                }
                 recv(self.confirms.receiver()) -> confirm => {
                     return Ok(Event::Confirmed(self.received(confirm)?.into()));
                 }
@@ -295,6 +302,7 @@ impl<'a> RpcChannel<'a> {
         if !is_served {
             return Ok(None);
         }
+        self.awaits_server = false;
         self.resend = after(Duration::ZERO);
         Ok(Some(Event::Served))
     }
@@ -310,6 +318,7 @@ impl<'a> RpcChannel<'a> {
         });
         let others = calls.unanswered().count().saturating_sub(1);
         let diagnosis = diagnosis::timed_out(self.args, answer, self.has_confirms, others);
+        self.awaits_server |= self.args.wait && diagnosis.is_unserved;
         Event::TimedOut(by, diagnosis)
     }
 

@@ -4,11 +4,12 @@ use crate::amqp::MAX_BODY;
 use crate::cli::{self, SendOn};
 use crate::error::Failure;
 use crate::terminal::output;
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use rustix::io::Errno;
 use std::io::{self, BufRead, Read};
 use std::ops::Deref;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 /// How many arguments are read ahead.
@@ -88,80 +89,136 @@ impl Budget {
     }
 }
 
-/// Where arguments come from. One that cannot be read is the last.
-pub type Input = Receiver<Result<Argument, Failure>>;
-
-/// Each argument of `args` in turn, as often as it is to be repeated; in place of an argument `-`, what
-/// standard input has, as it comes; without any argument, one that is empty. Ends with the first error
-/// of reading.
-///
-/// Standard input is read on a thread of its own, so that an input which pauses keeps no reply waiting.
-/// The system may have no thread to give. The second result can be upgraded as long as there is more to come.
-pub fn arguments(args: &cli::Client) -> io::Result<(Input, Weak<()>)> {
-    let reading = Arc::new(());
-    let is_read = Arc::downgrade(&reading);
-    let (repeat, send_on) = (args.repeat, args.send_on.unwrap_or(SendOn::Newline));
-    let arguments = match &args.arguments[..] {
-        [] => vec![String::new()],
-        some => some.to_vec(),
-    };
-    let few = repeat == 1 && args.stdins() == 0;
-    let (sender, input) = bounded(if few { arguments.len() } else { AHEAD });
-    // Those of a command line are all there to begin with.
-    let budget = (!few).then(Arc::<Budget>::default);
-    // None: there is nothing more to send, since reading failed, or nobody receives any more.
-    let send = move |bytes: io::Result<Vec<u8>>, line| {
-        let argument = match bytes {
-            Ok(bytes) => match &budget {
-                Some(budget) => Argument { bytes: Arc::new(budget.spend(bytes)), line },
-                None => Argument::new(bytes, line),
-            },
-            Err(error) => {
-                let failure = Failure::internal("cannot read standard input")(error);
-                let _ = sender.send(Err(failure));
-                return None;
-            }
-        };
-        (0..repeat).try_for_each(|_| sender.send(Ok(argument.clone())).ok())
-    };
-    let read = move || {
-        let _reading = reading;
-        let mut line = 0;
-        for argument in arguments {
-            let sent = match send_on {
-                _ if argument != "-" => send(Ok(argument.into_bytes()), None),
-                // Rust has /dev/null there then.
-                _ if output::stdin_was_closed() => send(Err(Errno::BADF.into()), None),
-                SendOn::Eof => send(whole(io::stdin().lock()), None),
-                SendOn::Newline | SendOn::Nul => {
-                    let end = if send_on == SendOn::Nul { b'\0' } else { b'\n' };
-                    lines(io::stdin().lock(), end).try_for_each(|bytes| {
-                        line += 1;
-                        send(bytes, Some(line))
-                    })
-                }
-            };
-            if sent.is_none() {
-                return;
-            }
-        }
-    };
-    if few {
-        read();
-    } else {
-        thread::Builder::new().name("input".into()).spawn(read)?;
-    }
-    Ok((input, is_read))
+/// Where arguments come from.
+pub struct Input {
+    arguments: Receiver<Result<Argument, Failure>>,
+    has_ended: Arc<AtomicBool>,
 }
 
-/// All of `input`, up to [`LONGEST`].
+impl Input {
+    /// Opens the input that `args` describe: each argument in turn, as often as it is to be repeated; in place of
+    /// an argument `-`, what standard input has, as it comes; without any argument, one that is empty. It ends
+    /// with the first error of reading.
+    ///
+    /// Standard input is read on a thread of its own, so that an input which pauses keeps no reply waiting.
+    /// Fails if the system has no thread to give.
+    pub fn open(args: &cli::Client) -> io::Result<Input> {
+        let arguments = match &args.arguments[..] {
+            [] => vec![String::new()],
+            some => some.to_vec(),
+        };
+        let are_few = args.repeat == 1 && args.stdins() == 0;
+        let (sender, receiver) = bounded(if are_few { arguments.len() } else { AHEAD });
+        let has_ended = Arc::new(AtomicBool::new(false));
+        let reader = Reader {
+            sender,
+            repeat: args.repeat,
+            // The arguments of a command line are all there to begin with.
+            budget: (!are_few).then(Arc::default),
+            line: 0,
+            has_ended: Arc::clone(&has_ended),
+        };
+
+        let send_on = args.send_on.unwrap_or(SendOn::Newline);
+        let read = move || drop(reader.read(arguments, send_on));
+        if are_few {
+            read();
+        } else {
+            thread::Builder::new().name("input".into()).spawn(read)?;
+        }
+        Ok(Input { arguments: receiver, has_ended })
+    }
+
+    /// Returns where arguments come, in their order. A failure to read more is the last.
+    pub fn arguments(&self) -> &Receiver<Result<Argument, Failure>> {
+        &self.arguments
+    }
+
+    /// Whether nothing has been read that was not taken.
+    pub fn is_empty(&self) -> bool {
+        self.arguments.is_empty()
+    }
+
+    /// Whether everything was read and taken. It may be so a moment before this says it.
+    pub fn is_over(&self) -> bool {
+        self.has_ended.load(SeqCst) && self.is_empty()
+    }
+}
+
+/// Why reading ends early: it failed, or nobody receives any more.
+struct Ended;
+
+/// Reads arguments, and sends each as often as it is to be repeated.
+struct Reader {
+    sender: Sender<Result<Argument, Failure>>,
+    repeat: u64,
+    /// What bounds the bytes of all arguments, if they are many.
+    budget: Option<Arc<Budget>>,
+    /// The number of the last line that was read of standard input.
+    line: u64,
+    has_ended: Arc<AtomicBool>,
+}
+
+impl Reader {
+    fn read(mut self, arguments: Vec<String>, send_on: SendOn) -> Result<(), Ended> {
+        for argument in arguments {
+            if argument != "-" {
+                self.send(Ok(argument.into_bytes()), None)?;
+                continue;
+            }
+            match send_on {
+                // Rust has /dev/null there then.
+                _ if output::stdin_was_closed() => self.send(Err(Errno::BADF.into()), None)?,
+                SendOn::Eof => self.send(whole(io::stdin().lock()), None)?,
+                SendOn::Newline => self.read_lines(b'\n')?,
+                SendOn::Nul => self.read_lines(b'\0')?,
+            }
+        }
+        Ok(())
+    }
+
+    fn read_lines(&mut self, end: u8) -> Result<(), Ended> {
+        for bytes in lines(io::stdin().lock(), end) {
+            self.line += 1;
+            self.send(bytes, Some(self.line))?;
+        }
+        Ok(())
+    }
+
+    fn send(&self, bytes: io::Result<Vec<u8>>, line: Option<u64>) -> Result<(), Ended> {
+        let bytes = match bytes {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                let failure = Failure::internal("cannot read standard input")(error);
+                let _ = self.sender.send(Err(failure));
+                return Err(Ended);
+            }
+        };
+        let argument = match &self.budget {
+            Some(budget) => Argument { bytes: Arc::new(budget.spend(bytes)), line },
+            None => Argument::new(bytes, line),
+        };
+        for _ in 0..self.repeat {
+            self.sender.send(Ok(argument.clone())).map_err(|_| Ended)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.has_ended.store(true, SeqCst);
+    }
+}
+
+/// Reads all of `input`, up to [`LONGEST`].
 fn whole(input: impl Read) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     input.take(LONGEST).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// The lines of `input`, without the byte that ends each. What is beyond [`LONGEST`] is read when the
+/// Reads the lines of `input`, without the byte that ends each. What is beyond [`LONGEST`] is read when the
 /// next one is, and thrown away: an input without that byte, such as `/dev/zero`, takes no memory
 /// without end.
 fn lines(mut input: impl BufRead, end: u8) -> impl Iterator<Item = io::Result<Vec<u8>>> {

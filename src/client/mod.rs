@@ -15,8 +15,9 @@ use crate::amqp::uri::{self, Endpoint};
 use crate::cli::{self, Format};
 use crate::error::{Failure, FailureKind, ProgramError};
 use crate::signals::{self, Stop};
+use amiquip::Channel;
 use anyhow::Context;
-use calls::Calls;
+use calls::{Calls, Unmade};
 use channel::{Interrupted, RpcChannel};
 use crossbeam_channel::{Receiver, TryRecvError, never};
 use input::Input;
@@ -24,7 +25,6 @@ use log::info;
 use report::{PROGRAM, Report};
 use retry::RetryPolicy;
 use std::process::ExitCode;
-use std::sync::Weak;
 use std::time::{Duration, Instant};
 
 /// How long the process goes on after a signal: it may be waiting for a broker, or for whoever reads
@@ -43,35 +43,20 @@ pub fn run(args: &cli::Client, exchange: Exchange) -> Result<ExitCode, ProgramEr
     let brokers = uri::parse_list(&args.common.url)?;
     // Before anything of the input is read.
     let report = Report::new(args);
-    let (input, is_read) = input::arguments(args).context("cannot read the arguments")?;
+    let input = Input::open(args).context("cannot read the arguments")?;
     let mut client = Client {
         args,
         brokers,
-        report,
         input,
-        is_read,
         stop: None,
         session: None,
         calls: Calls::new(args),
         retry: RetryPolicy::new(args),
-        opened: None,
-        was_used: false,
+        report,
     };
     while !client.calls.are_over() {
-        let attempted = client.attempt(exchange);
-        match attempted.or_else(|interrupted| client.recover(interrupted)) {
-            Ok(()) => {}
-            Err(Interrupted::Stopped(stop)) => {
-                report_stopped(&mut client.calls, &mut client.report)?;
-                client.report.end()?;
-                stop.end_process();
-            }
-            Err(Interrupted::Output(error)) => return Err(error),
-            Err(Interrupted::Disconnected(failure)) => {
-                client.calls.abort(&failure);
-                break;
-            }
-        }
+        let ended = client.attempt(exchange);
+        client.recover(ended)?;
     }
     client.finish()
 }
@@ -80,148 +65,221 @@ struct Client<'a> {
     args: &'a cli::Client,
     brokers: Vec<Endpoint>,
     input: Input,
-    /// Can be upgraded as long as more may come to `input`.
-    is_read: Weak<()>,
     /// Where signals come from, once they are handled.
     stop: Option<Receiver<Stop>>,
     /// A connection that is good, while there is no queue or no server.
     session: Option<Session>,
     calls: Calls<'a>,
     retry: RetryPolicy<'a>,
-    /// When the connection was opened on which calls could be made, and whether requests were
-    /// published on it.
-    opened: Option<Instant>,
-    was_used: bool,
     report: Report<'a>,
 }
 
+/// How a connection, or the attempt to open one, ended.
+enum Ended {
+    /// The calls are over.
+    Finished,
+    /// A signal asks to stop.
+    Stopped(Stop),
+    /// Standard output takes nothing more.
+    Output(ProgramError),
+    /// There is no connection on which calls can be made.
+    Unreachable(Failure),
+    /// A connection was lost on which calls could be made. It `held` so long; any request that was published on it
+    /// may have been computed.
+    Lost { failure: Failure, held: Duration, was_used: bool },
+}
+
 impl Client<'_> {
-    /// Connects, looks whether somebody consumes from the queue, and makes calls.
-    fn attempt(&mut self, exchange: Exchange) -> Result<(), Interrupted> {
-        let (args, common) = (self.args, &self.args.common);
+    /// Opens a connection, and makes calls on it until it ends.
+    fn attempt(&mut self, exchange: Exchange) -> Ended {
+        match self.connect() {
+            Ok((session, channel)) => self.make_calls(session, &channel, exchange),
+            Err(failure) => Ended::Unreachable(failure),
+        }
+    }
+
+    /// Connects, and looks whether somebody consumes from the queue.
+    fn connect(&mut self) -> Result<(Session, Channel), Failure> {
+        let common = &self.args.common;
         let limit = RetryPolicy::attempt_limit(self.calls.last_deadline());
         let mut session = match self.session.take() {
             Some(session) => session,
             None => Session::open_within(limit, &self.brokers, common.connect_timeout, PROGRAM)
                 .inspect(|session| info!("connected to {}", session.name()))?,
         };
-        self.calls.set_broker(session.name());
+
         // The declares to come are part of the attempt.
         session.set_call_timeout(limit);
-        let channel = match diagnosis::served(&mut session, &common.queue, self.retry.waits()) {
-            Ok(channel) => channel,
-            Err(failure) => {
-                self.session = (failure.kind != FailureKind::ConnectionLost).then_some(session);
-                return Err(failure.into());
+        match diagnosis::served(&mut session, &common.queue, self.retry.waits()) {
+            Ok(channel) => {
+                // Until calls are made there is nothing to bring to an end, and a signal ends the process.
+                if self.stop.is_none() {
+                    self.stop = Some(signals::stop_requests(Some(STOP_LIMIT), || {})?);
+                }
+                Ok((session, channel))
             }
-        };
-        (self.opened, self.was_used) = (Some(Instant::now()), false);
-        // Until calls are made there is nothing to bring to an end, and a signal ends the process.
-        if self.stop.is_none() {
-            self.stop = Some(signals::stop_requests(Some(STOP_LIMIT), || {})?);
+            Err(failure) => {
+                if failure.kind != FailureKind::ConnectionLost {
+                    self.session = Some(session);
+                }
+                Err(failure)
+            }
         }
-        let stop = self.stop.clone().unwrap_or_else(never);
-        self.calls.resume();
-        let input = &self.input;
-        // With several brokers: the node that took a request can die before it has passed it on.
-        let has_confirms = self.brokers.len() > 1 || common.confirm;
-        let mut rpc = RpcChannel::open(args, &mut session, &channel, has_confirms, input, stop)?;
-        let ended = exchange(&mut rpc, &mut self.calls, &mut self.report);
-        self.was_used = rpc.was_used;
-        if let Err(Interrupted::Stopped(_)) = ended {
-            // There may be no time for it after the connection is closed.
-            report_stopped(&mut self.calls, &mut self.report)?;
-        }
-        ended
     }
 
-    /// Waits before the next attempt, if another one may help, and finishes the calls whose time has run
-    /// out by then.
-    fn recover(&mut self, interrupted: Interrupted) -> Result<(), Interrupted> {
-        let Interrupted::Disconnected(failure) = interrupted else { return Err(interrupted) };
-        let delay = match self.opened.take() {
-            Some(opened) => {
-                if self.input.is_empty() {
-                    // What an idle client waited for was its input.
-                    self.calls.restart_next();
-                }
-                // First, finish the calls that must not be published again.
-                let mut kind = failure.kind;
-                if let FailureKind::TooLarge { limit } = kind {
-                    self.calls.limit_body(limit, &failure);
-                    kind = FailureKind::ConnectionLost;
-                }
-                if self.args.no_retry {
-                    self.calls.fail(&Failure { kind, ..failure.clone() }, |_| true);
-                }
-                self.retry.after_lost(&failure, opened.elapsed(), self.was_used)?
+    fn make_calls(&mut self, mut session: Session, channel: &Channel, exchange: Exchange) -> Ended {
+        let opened = Instant::now();
+        let mut was_used = false;
+        self.calls.resume();
+        self.calls.set_broker(session.name());
+
+        // With several brokers: the node that took a request can die before it has passed it on.
+        let has_confirms = self.brokers.len() > 1 || self.args.common.confirm;
+        let stop = self.stop.clone().unwrap_or_else(never);
+        let (args, input) = (self.args, &self.input);
+        let rpc = RpcChannel::open(args, &mut session, channel, has_confirms, input, stop);
+        let ended = rpc.map_err(Interrupted::from).and_then(|mut rpc| {
+            let ended = exchange(&mut rpc, &mut self.calls, &mut self.report);
+            was_used = rpc.was_used;
+            if let Err(Interrupted::Stopped(_)) = ended {
+                // There may be no time for it after the connection is closed.
+                report_stopped(&mut self.calls, &mut self.report)?;
             }
-            None => self.retry.after_unreachable(&failure, self.calls.last_deadline())?,
+            ended
+        });
+        match ended {
+            Ok(()) => Ended::Finished,
+            Err(Interrupted::Stopped(stop)) => Ended::Stopped(stop),
+            Err(Interrupted::Output(error)) => Ended::Output(error),
+            Err(Interrupted::Disconnected(failure)) => {
+                Ended::Lost { failure, held: opened.elapsed(), was_used }
+            }
+        }
+    }
+
+    /// Brings the calls to an end for which no other attempt can do anything, and waits before it, if there is one.
+    fn recover(&mut self, ended: Ended) -> Result<(), ProgramError> {
+        let (failure, pause) = match ended {
+            Ended::Finished => return Ok(()),
+            Ended::Stopped(stop) => return self.stop(stop),
+            Ended::Output(error) => return Err(error),
+            Ended::Unreachable(failure) => {
+                let pause = self.retry.after_unreachable(&failure, self.calls.last_deadline());
+                (failure, pause)
+            }
+            Ended::Lost { failure, held, was_used } => {
+                self.calls.lose_connection(self.input.is_empty());
+                self.fail_unrepeatable(&failure);
+                let pause = self.retry.after_lost(&failure, held, was_used);
+                (failure, pause)
+            }
         };
+        match pause {
+            Ok(pause) => self.wait(pause, &failure),
+            Err(last) => self.abort(&last),
+        }
+    }
+
+    /// Finishes the calls that must not be published again after a connection was lost by this `failure`.
+    fn fail_unrepeatable(&mut self, failure: &Failure) {
+        let mut kind = failure.kind;
+        if let FailureKind::TooLarge { limit } = kind {
+            self.calls.limit_body(limit, failure);
+            kind = FailureKind::ConnectionLost;
+        }
+        if self.args.no_retry {
+            self.calls.fail(&Failure { kind, ..failure.clone() }, |_| true);
+        }
+    }
+
+    /// Waits until the `pause` before the next attempt is over, which this `failure` made necessary, and finishes the
+    /// calls whose time has run out by then.
+    fn wait(&mut self, pause: Duration, failure: &Failure) -> Result<(), ProgramError> {
         self.report_finished()?;
-        if self.is_read.strong_count() == 0 && self.input.is_empty() {
+        if self.input.is_over() {
             self.calls.input_is_over();
         }
         if self.calls.are_over() {
             return Ok(());
         }
+
         let left = self.calls.last_deadline().left().unwrap_or(Duration::MAX);
-        if let Ok(stop) = self.stop.as_ref().unwrap_or(&never()).recv_timeout(delay.min(left)) {
-            return Err(Interrupted::Stopped(stop));
+        if let Ok(stop) = self.stop.as_ref().unwrap_or(&never()).recv_timeout(pause.min(left)) {
+            return self.stop(stop);
         }
+
         let now = Instant::now();
-        self.calls.expire(now, &diagnosis::not_in_time(&failure, self.args.timeout));
+        self.calls.expire(now, &diagnosis::not_in_time(failure, self.args.timeout));
         self.report_finished()?;
         // The next call could not be made either, or would have to wait as long.
-        if self.calls.last_deadline().has_passed(now) || self.calls.is_blocked_by(&failure) {
-            return Err(self.retry.too_late(&failure).into());
+        if self.calls.last_deadline().has_passed(now) || self.calls.is_blocked_by(failure) {
+            return self.abort(&self.retry.too_late(failure));
         }
         Ok(())
     }
 
+    /// Finishes all calls with `failure`, and makes no more.
+    fn abort(&mut self, failure: &Failure) -> Result<(), ProgramError> {
+        self.calls.abort(failure);
+        self.report_finished()
+    }
+
+    /// Ends the process by a signal.
+    fn stop(&mut self, stop: Stop) -> Result<(), ProgramError> {
+        report_stopped(&mut self.calls, &mut self.report)?;
+        self.report.end()?;
+        stop.end_process()
+    }
+
     /// Reports what is finished, to be read before a wait.
-    fn report_finished(&mut self) -> Result<(), Interrupted> {
+    fn report_finished(&mut self) -> Result<(), ProgramError> {
         self.report.write(self.calls.take_finished())?;
-        Ok(self.report.flush()?)
+        self.report.flush()
     }
 
     /// Reports what is left to report.
     fn finish(mut self) -> Result<ExitCode, ProgramError> {
         self.report.write(self.calls.take_finished())?;
-        let Some(failure) = self.calls.input_failure.clone() else { return self.report.end() };
-        let untold = match self.unmade() {
-            Some(calls) => self.report_unmade(calls, &failure)?,
-            None => u64::from(self.input_has_more() || !self.report.has_begun()),
-        };
-        if untold > 0 || failure.kind == FailureKind::Internal {
-            self.report.no_more_calls(&failure);
+        if let Some(unmade) = self.calls.unmade().cloned() {
+            self.report_unmade(&unmade)?;
         }
         self.report.end()
     }
 
-    /// How many calls were not made of which a word is to be said. None: as many as standard input has, which
-    /// may never end.
-    fn unmade(&self) -> Option<u64> {
-        let calls = self.calls.unmade_count().filter(|_| self.args.stdins() == 0)?;
-        Some(if self.args.fail_fast { calls.min(1) } else { calls })
+    /// Reports calls that could not be made.
+    fn report_unmade(
+        &mut self,
+        Unmade { failure, calls, .. }: &Unmade,
+    ) -> Result<(), ProgramError> {
+        let is_untold = match calls {
+            Some(calls) if self.args.stdins() == 0 => {
+                let wanted = if self.args.fail_fast { 1.min(*calls) } else { *calls };
+                self.write_unmade(wanted, failure)? < wanted
+            }
+            // Lines of standard input may never come.
+            _ => {
+                let read = self.input.arguments().try_recv();
+                !matches!(read, Err(TryRecvError::Disconnected)) || !self.report.has_begun()
+            }
+        };
+        if is_untold || failure.kind == FailureKind::Internal {
+            self.report.no_more_calls(failure);
+        }
+        Ok(())
     }
 
-    /// Reports so many calls that could not be made for this `failure`: JSON has an object for each of them, up
-    /// to a number that can be read. Returns how many have none.
-    fn report_unmade(&mut self, calls: u64, failure: &Failure) -> Result<u64, ProgramError> {
+    /// Counts so many calls that could not be made for this `failure`. JSON has an object for each of them, up to a
+    /// number that can be read: returns how many.
+    fn write_unmade(&mut self, calls: u64, failure: &Failure) -> Result<u64, ProgramError> {
         self.report.count_unmade(calls, failure);
         if self.args.format != Format::Json {
-            return Ok(calls);
+            return Ok(0);
         }
         let told = calls.min(MOST_UNMADE);
-        for argument in self.input.iter().take(told as usize) {
-            self.report.write_unmade(&self.calls.unmade(argument?), failure)?;
+        for argument in self.input.arguments().iter().take(told as usize) {
+            self.report.write_unmade(&self.calls.unmade_call(argument?), failure)?;
         }
-        Ok(calls - told)
-    }
-
-    fn input_has_more(&self) -> bool {
-        !matches!(self.input.try_recv(), Err(TryRecvError::Disconnected))
+        Ok(told)
     }
 }
 

@@ -2,7 +2,7 @@
 //! it all took.
 
 use crate::cli::{self, Format};
-use crate::client::calls::{Call, Outcome};
+use crate::client::calls::Call;
 use crate::client::progress::Progress;
 use crate::error::{Failure, FailureKind, ProgramError};
 use crate::terminal::output;
@@ -88,7 +88,7 @@ impl<'a> Report<'a> {
     /// Writes the outcomes of calls.
     pub fn write(
         &mut self,
-        finished: impl Iterator<Item = (Call, Outcome)>,
+        finished: impl Iterator<Item = (Call, Result<Vec<u8>, Failure>)>,
     ) -> Result<(), ProgramError> {
         for (call, outcome) in finished {
             self.add_up(&call, outcome.as_ref().err());
@@ -302,7 +302,7 @@ mod tests {
         let args = cli::Client::parse_from(["rpc_client", "fib"]);
         let value = |argument: &[u8], outcome| -> serde_json::Value {
             let argument = Argument::new(argument.into(), None);
-            let json = json("fib", &Calls::new(&args).unmade(argument), outcome).unwrap();
+            let json = json("fib", &Calls::new(&args).unmade_call(argument), outcome).unwrap();
             serde_json::from_str(&json).unwrap()
         };
         let failed = value(b"\xff", Err(&failure));
