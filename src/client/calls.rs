@@ -212,12 +212,17 @@ impl Calls<'_> {
         Call { elapsed, ..Call::new(argument, started, self.args.timeout) }
     }
 
-    /// The calls that await a reply, oldest first.
+    /// Returns the calls that await a reply, oldest first.
+    pub fn pending_calls(&self) -> impl DoubleEndedIterator<Item = &Call> {
+        self.calls.iter().filter(|call| call.is_pending())
+    }
+
+    /// Returns the calls that await a reply, oldest first, to be changed.
     pub fn unanswered(&mut self) -> impl DoubleEndedIterator<Item = &mut Call> {
         self.calls.iter_mut().filter(|call| call.is_pending())
     }
 
-    /// The call that awaits a reply with this correlation id.
+    /// Returns the call that awaits a reply with this correlation id.
     pub fn pending(&mut self, correlation_id: &Option<String>) -> Option<&mut Call> {
         let id = correlation_id.as_ref()?;
         self.unanswered().find(|call| call.correlation_id == *id)
@@ -322,7 +327,7 @@ impl Calls<'_> {
         self.hold();
     }
 
-    /// The next call has its whole time from now on, or from when it is wanted.
+    /// Gives the next call its whole time from now on, or from when it is wanted.
     fn renew_wait(&mut self) {
         match &mut self.input {
             InputState::Open { waited, .. } => *waited = None,
@@ -334,14 +339,18 @@ impl Calls<'_> {
     /// Returns when the first of the pending calls, or without any the next call that is held, has waited for
     /// long enough. All calls have the same time limit, so that the oldest is the first.
     pub fn deadline(&self) -> Deadline {
-        let first = self.calls.iter().find(|call| call.is_pending());
-        first.map_or_else(|| self.next_deadline(), |call| call.deadline)
+        match self.pending_calls().next() {
+            Some(oldest) => oldest.deadline,
+            None => self.next_deadline(),
+        }
     }
 
     /// Returns when the newest pending call, or without any the next call that is held, has waited for long enough.
     pub fn last_deadline(&self) -> Deadline {
-        let last = self.calls.iter().rfind(|call| call.is_pending());
-        last.map_or_else(|| self.next_deadline(), |call| call.deadline)
+        match self.pending_calls().next_back() {
+            Some(newest) => newest.deadline,
+            None => self.next_deadline(),
+        }
     }
 
     fn next_deadline(&self) -> Deadline {
@@ -380,8 +389,8 @@ impl Calls<'_> {
     }
 
     /// Whether no call is left that was made, and another one could not be published for this `failure`.
-    pub fn is_blocked_by(&mut self, failure: &Failure) -> bool {
-        failure.kind == FailureKind::Blocked && self.unanswered().next().is_none()
+    pub fn is_blocked_by(&self, failure: &Failure) -> bool {
+        failure.kind == FailureKind::Blocked && self.pending_calls().next().is_none()
     }
 
     /// Makes no more calls, if there are more to make.
@@ -392,7 +401,7 @@ impl Calls<'_> {
         }
     }
 
-    /// A request came back: there is no queue. The call waits for one, if it was asked to.
+    /// Takes a request that came back, since there is no queue. Its call waits for one, if it was asked to.
     pub fn return_request(&mut self, request: &Return, failure: Failure) {
         let id = request.properties.correlation_id();
         let (code, text) = (request.reply_code, &request.reply_text);
@@ -410,7 +419,7 @@ impl Calls<'_> {
         self.hold();
     }
 
-    /// Takes what the broker says of requests. Whether it refused some that are to be published again:
+    /// Takes what the broker says of requests. Returns whether it refused some that are to be published again:
     /// the others that it refused end with `refusal`, which is made up only then.
     pub fn confirm(&mut self, confirmed: Confirmed, refusal: impl Fn() -> Failure) -> bool {
         let no_retry = self.args.no_retry;
@@ -432,12 +441,12 @@ impl Calls<'_> {
         again
     }
 
-    /// From now on, calls are published to the broker that messages call `name`.
+    /// Says to which broker calls are published from now on: its name in messages.
     pub fn set_broker(&mut self, name: &str) {
         self.broker = name.into();
     }
 
-    /// The broker takes no body of more than `limit` bytes: the calls with a larger one end with
+    /// Keeps that the broker takes no body of more than `limit` bytes, and finishes the calls with a larger one with
     /// `failure`. The others lost their connection to it.
     pub fn limit_body(&mut self, limit: usize, failure: &Failure) {
         info!("{} takes bodies of at most {limit} bytes", self.broker);
@@ -445,7 +454,7 @@ impl Calls<'_> {
         self.fail(failure, |call| call.argument.bytes.len() > limit);
     }
 
-    /// Finishes those of the pending calls.
+    /// Finishes the pending calls that `which` chooses.
     pub fn fail(&mut self, failure: &Failure, which: impl Fn(&Call) -> bool) {
         for call in self.unanswered().filter(|call| which(call)) {
             call.finish(Err(failure.clone()));

@@ -6,6 +6,7 @@ use crate::amqp::consumer::{self, ConsumerError};
 use crate::amqp::inspector::Answer;
 use crate::cli;
 use crate::client::calls::{Call, Calls};
+use crate::client::deadline::Deadline;
 use crate::client::diagnosis::{self, Diagnosis};
 use crate::client::input::{Argument, Input};
 use crate::client::retry::INTERVAL;
@@ -89,11 +90,16 @@ pub struct RpcChannel<'a> {
 /// A question about the request queue that the broker has not answered yet.
 struct Look {
     answer: Receiver<Answer>,
-    /// Gets a message when the question is given up.
-    limit: Receiver<Instant>,
-    /// The question is why there was no reply to the calls whose deadline had passed by then. None: it is
-    /// only whether somebody serves the queue again.
-    late: Option<Instant>,
+    /// Which calls the question is for, if calls are late: why there was no reply to them. Otherwise it is only whether
+    /// somebody serves the queue again.
+    late: Option<Late>,
+}
+
+/// The calls whose deadline had passed `by` then. For them the question is given up when its own limit passes.
+#[derive(Clone, Copy)]
+struct Late {
+    by: Instant,
+    limit: Deadline,
 }
 
 impl<'a> RpcChannel<'a> {
@@ -179,26 +185,21 @@ impl<'a> RpcChannel<'a> {
     }
 
     /// Waits for what comes next. Replies come first: one that is there counts, whatever else there is.
-    pub fn next_event(&mut self, calls: &mut Calls) -> Result<Event, Interrupted> {
-        let nothing = never();
-        let (no_answer, no_limit) = (never(), never());
+    pub fn next_event(&mut self, calls: &Calls) -> Result<Event, Interrupted> {
+        let (no_argument, no_answer) = (never(), never());
         loop {
             let input = match calls.want_input(self.session.is_blocked()) {
                 true => self.input.arguments(),
-                false => &nothing,
+                false => &no_argument,
             };
-            let (answer, limit) = match &self.look {
-                Some(look) => (&look.answer, &look.limit),
-                None => (&no_answer, &no_limit),
+            let (answer, alarm) = match &self.look {
+                None => (&no_answer, calls.deadline()),
+                Some(Look { answer, late: None }) => (answer, calls.deadline()),
+                Some(Look { answer, late: Some(late) }) => (answer, late.limit),
             };
-            let next_look = match &self.look {
+            let next_look = match self.look {
                 None if self.awaits_server => after(INTERVAL),
                 _ => never(),
-            };
-            let deadline = match &self.look {
-                // It is about all calls that are late when it ends.
-                Some(Look { late: Some(_), .. }) => never(),
-                _ => calls.deadline().receiver(),
             };
             select_biased! {
                 recv(self.stop) -> stop => match stop {
@@ -220,21 +221,12 @@ impl<'a> RpcChannel<'a> {
                 recv(self.session.blocked_notifications()) -> notification => {
                     self.session.set_blocked(notification)?;
                 }
-                recv(answer) -> answer => {
-                    if let Some(event) = self.looked(answer.ok(), calls)? {
-                        return Ok(event);
-                    }
-                }
-                recv(limit) -> _ => {
-                    if let Some(event) = self.looked(None, calls)? {
-                        return Ok(event);
-                    }
-                }
-                recv(deadline) -> _ => {
-                    if let Some(event) = self.ask_for_reason(calls) {
-                        return Ok(event);
-                    }
-                }
+                recv(answer) -> answer => if let Some(event) = self.looked(answer.ok(), calls)? {
+                    return Ok(event);
+                },
+                recv(alarm.receiver()) -> _ => if let Some(event) = self.is_late(calls)? {
+                    return Ok(event);
+                },
                 recv(next_look) -> _ => self.look = self.ask(None),
                 recv(input) -> argument => return Ok(match argument {
                     Ok(Ok(argument)) => Event::Argument(argument),
@@ -250,42 +242,44 @@ impl<'a> RpcChannel<'a> {
         self.resend = after(INTERVAL);
     }
 
-    /// There is no request queue.
+    /// Returns the failure that there is no request queue.
     pub fn queue_missing(&self) -> Failure {
         diagnosis::no_queue(self.session, &self.args.common.queue, self.args.wait)
     }
 
     /// Asks for the state of the queue. None if the broker still owes the answer to an earlier question.
-    fn ask(&self, late: Option<Instant>) -> Option<Look> {
+    fn ask(&self, late: Option<Late>) -> Option<Look> {
         let answer = self.session.inspector().ask(&self.args.common.queue)?;
-        Some(Look { answer, limit: after(diagnosis::LIMIT), late })
+        Some(Look { answer, late })
     }
 
-    /// A deadline has passed. Asks why; what it comes to without an answer is the result.
-    fn ask_for_reason(&mut self, calls: &mut Calls) -> Option<Event> {
-        let now = Instant::now();
+    /// Takes it that a deadline has passed: of calls, so that the question is why; or of that question.
+    fn is_late(&mut self, calls: &Calls) -> Result<Option<Event>, Failure> {
+        if let Some(Look { late: Some(_), .. }) = self.look {
+            return self.looked(None, calls);
+        }
+
+        let by = Instant::now();
         if let Some(failure) = self.session.blocked() {
-            return Some(Event::TimedOut(now, Diagnosis::blocked(&failure, self.args.timeout)));
+            let diagnosis = Diagnosis::blocked(&failure, self.args.timeout);
+            return Ok(Some(Event::TimedOut(by, diagnosis)));
         }
-        match &mut self.look {
-            // The question is the same, and so will the answer be.
-            Some(look) => look.late = Some(now),
-            None => self.look = self.ask(Some(now)),
-        }
+
+        let late = Some(Late { by, limit: Deadline::after(diagnosis::LIMIT) });
+        self.look = match self.look.take() {
+            // The question is another one, and the answer is the same.
+            Some(Look { answer, .. }) => Some(Look { answer, late }),
+            None => self.ask(late),
+        };
         match self.look {
-            Some(_) => None,
-            None => Some(self.timed_out(now, None, calls)),
+            Some(_) => Ok(None),
+            None => Ok(Some(self.timed_out(by, None, calls))),
         }
     }
 
-    /// The look at the queue is over: with an answer, or without.
-    fn looked(
-        &mut self,
-        answer: Option<Answer>,
-        calls: &mut Calls,
-    ) -> Result<Option<Event>, Failure> {
-        let late = self.look.take().and_then(|look| look.late);
-        if let Some(by) = late {
+    /// Ends the look at the queue: with an answer, or without.
+    fn looked(&mut self, answer: Option<Answer>, calls: &Calls) -> Result<Option<Event>, Failure> {
+        if let Some(Look { late: Some(Late { by, .. }), .. }) = self.look.take() {
             return Ok(Some(self.timed_out(by, answer, calls)));
         }
         let is_served = match answer {
@@ -307,22 +301,22 @@ impl<'a> RpcChannel<'a> {
         Ok(Some(Event::Served))
     }
 
-    fn timed_out(&mut self, by: Instant, answer: Option<Answer>, calls: &mut Calls) -> Event {
+    fn timed_out(&mut self, by: Instant, answer: Option<Answer>, calls: &Calls) -> Event {
         let answer = answer.unwrap_or_else(|| {
             // The connection is worth keeping for the calls that are under way on it.
-            let keep = calls.unanswered().any(|call| !call.deadline.has_passed(by));
+            let keep = calls.pending_calls().any(|call| !call.deadline.has_passed(by));
             Err(match keep {
                 true => diagnosis::no_answer(self.session),
                 false => self.session.abort(),
             })
         });
-        let others = calls.unanswered().count().saturating_sub(1);
+        let others = calls.pending_calls().count().saturating_sub(1);
         let diagnosis = diagnosis::timed_out(self.args, answer, self.has_confirms, others);
         self.awaits_server |= self.args.wait && diagnosis.is_unserved;
         Event::TimedOut(by, diagnosis)
     }
 
-    /// The broker refused a request.
+    /// Returns the failure that the broker refused a request.
     pub fn refusal(&self) -> Failure {
         let (name, queue) = (self.session.name(), &self.args.common.queue);
         let message = format!("{name} refused a request: the queue \"{queue}\" may be full");

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 pub struct Deadline(Option<Instant>);
 
 impl Deadline {
-    /// That of a wait without end.
+    /// Never passes: the deadline of a wait without end.
     pub const NEVER: Deadline = Deadline(None);
 
-    /// That of a wait which begins now and lasts for `timeout`; zero: without end.
+    /// Makes the deadline of a wait that begins now and lasts for `timeout`; zero: without end.
     pub fn after(timeout: Duration) -> Deadline {
         Deadline((!timeout.is_zero()).then(|| Instant::now() + timeout))
     }
@@ -21,12 +21,12 @@ impl Deadline {
         self.0.is_some_and(|deadline| deadline <= by)
     }
 
-    /// How long it is until then, and zero afterwards. None: without end.
+    /// Returns how long it is until then, and zero afterwards. None: without end.
     pub fn left(self) -> Option<Duration> {
         self.0.map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
 
-    /// Gets a message then.
+    /// Returns a receiver that gets a message then.
     pub fn receiver(self) -> Receiver<Instant> {
         self.0.map_or_else(never, at)
     }

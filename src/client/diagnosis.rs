@@ -26,7 +26,7 @@ pub struct Diagnosis {
     pub is_unserved: bool,
 }
 
-/// A channel on which to make calls, if there is the queue and somebody consumes from it; else the
+/// Opens a channel on which to make calls, if there is the queue and somebody consumes from it; else the
 /// failures of [`queue::inspect`], or [`FailureKind::NoConsumer`]. `waits` says whether the client waits
 /// for it already.
 pub fn served(session: &mut Session, queue: &str, waits: bool) -> Result<Channel, Failure> {
@@ -51,7 +51,7 @@ pub fn served(session: &mut Session, queue: &str, waits: bool) -> Result<Channel
     Err(Failure::new(FailureKind::NoConsumer, message))
 }
 
-/// There is no request queue.
+/// Tells that there is no request queue.
 pub fn no_queue(session: &Session, queue: &str, waits: bool) -> Failure {
     let message = format!(
         "there is no queue \"{queue}\" on {}; start rpc_server, or name its queue with --queue{}",
@@ -65,7 +65,7 @@ fn hint(waits: bool) -> &'static str {
     if waits { "" } else { " (--wait waits for it)" }
 }
 
-/// The broker has other things to do than to say in what state the queue is, or no longer answers at all.
+/// Tells that the broker has other things to do than to say in what state the queue is, or no longer answers at all.
 pub fn no_answer(session: &Session) -> Failure {
     let message =
         format!("{} did not say in time whether anybody serves the queue", session.name());
@@ -73,7 +73,7 @@ pub fn no_answer(session: &Session) -> Failure {
 }
 
 impl Diagnosis {
-    /// The broker takes no messages at the moment, which is this `failure`.
+    /// Tells that the broker takes no messages at the moment, which is this `failure`.
     pub fn blocked(failure: &Failure, timeout: Duration) -> Diagnosis {
         Diagnosis { failure: not_in_time(failure, timeout), is_unserved: false }
     }
@@ -109,7 +109,7 @@ pub fn timed_out(
     Diagnosis { failure, is_unserved }
 }
 
-/// Somebody consumes, and has not answered.
+/// Tells that somebody consumes, and has not answered.
 fn busy(queue: &str, state: State, has_confirms: bool, others: usize) -> String {
     let servers = count(state.consumers, "consumer serves", "consumers serve");
     let mut reason = format!(
@@ -128,7 +128,7 @@ fn busy(queue: &str, state: State, has_confirms: bool, others: usize) -> String 
     reason
 }
 
-/// What becomes of a call that `failure` kept from being answered within `timeout`.
+/// Returns what becomes of a call that `failure` kept from being answered within `timeout`.
 pub fn not_in_time(failure: &Failure, timeout: Duration) -> Failure {
     let kind = match failure.kind {
         FailureKind::Blocked => FailureKind::Blocked,

@@ -22,7 +22,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// None where it is not wanted: with `--quiet`; where standard error is not a terminal that can be
+    /// Makes the progress line. None where it is not wanted: with `--quiet`; where standard error is not a terminal that can be
     /// drawn on; where standard output is neither a file nor a device such as `/dev/null`. On the same
     /// terminal the results themselves show how far it is, and a pipe's other end may write to it.
     ///
@@ -49,7 +49,7 @@ impl Progress {
         Some(Progress { bar, bytes })
     }
 
-    /// Another call is finished. The first one was begun then.
+    /// Counts another finished call. The first one of all `began` then.
     pub fn advance(&mut self, call: &Call, began: Option<Instant>) {
         self.bar.inc(1);
         if let (Some((all, done)), Some(_)) = (&mut self.bytes, call.argument.line) {
@@ -63,7 +63,7 @@ impl Progress {
     }
 }
 
-/// How many calls there are, if `calls` of them have `done` bytes and all have `all`.
+/// Estimates how many calls there are, if `calls` of them have `done` bytes and all have `all`.
 fn estimate(calls: u64, all: u64, done: u64) -> u64 {
     let estimate = u128::from(calls) * u128::from(all) / u128::from(done.max(1));
     calls.max(u64::try_from(estimate).unwrap_or(u64::MAX))
@@ -84,7 +84,7 @@ fn goes_to_a_file() -> bool {
     kind.is_ok_and(|kind| kind.is_file() || kind.is_char_device() && !stdout.is_terminal())
 }
 
-/// How many bytes there are to read, if standard input is a file.
+/// Returns how many bytes there are to read, if standard input is a file.
 fn bytes_on_stdin() -> Option<u64> {
     let mut stdin = file(io::stdin()).ok()?;
     let metadata = stdin.metadata().ok().filter(|metadata| metadata.is_file())?;

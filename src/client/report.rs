@@ -41,7 +41,7 @@ pub struct Report<'a> {
 }
 
 impl<'a> Report<'a> {
-    /// A report in the format that `args` ask for.
+    /// Makes a report in the format that `args` ask for.
     pub fn new(args: &'a cli::Client) -> Report<'a> {
         let is_terminal = io::stdout().is_terminal();
         let format = match args.format {
@@ -157,7 +157,7 @@ impl<'a> Report<'a> {
         self.started.is_some()
     }
 
-    /// The time since the first call was begun, if one was.
+    /// Returns the time since the first call was begun, if one was.
     fn elapsed(&self) -> Duration {
         self.started.map_or(Duration::ZERO, |started| started.elapsed())
     }
@@ -231,7 +231,7 @@ impl<'a> Report<'a> {
     }
 }
 
-/// One call as JSON. Characters that are harmful to a terminal are escapes, all of them, wherever it
+/// Writes one call as JSON. Characters that are harmful to a terminal are escapes, all of them, wherever it
 /// goes: they are found in JSON's strings only.
 fn json(procedure: &str, call: &Call, outcome: Result<&[u8], &Failure>) -> io::Result<String> {
     let mut json = Vec::new();

@@ -41,7 +41,7 @@ pub struct RetryPolicy<'a> {
 }
 
 impl RetryPolicy<'_> {
-    /// That of a client which was asked by `args` to wait or not, and to try again what was lost or not.
+    /// Makes the policy of a client that was asked by `args` to wait or not, and to try again what was lost or not.
     pub fn new(args: &cli::Client) -> RetryPolicy<'_> {
         RetryPolicy {
             args,
@@ -58,12 +58,12 @@ impl RetryPolicy<'_> {
         self.args.wait || self.was_connected
     }
 
-    /// How long an attempt to connect may take altogether, if nobody waits after `deadline`.
+    /// Returns how long an attempt to connect may take altogether, if nobody waits after `deadline`.
     pub fn attempt_limit(deadline: Deadline) -> Duration {
         deadline.left().map_or(Duration::MAX, |left| left.max(SHORTEST_ATTEMPT))
     }
 
-    /// The pause after an attempt that led to no connection on which calls could be made.
+    /// Returns the pause after an attempt that led to no connection on which calls could be made.
     pub fn after_unreachable(
         &mut self,
         failure: &Failure,
@@ -99,7 +99,7 @@ impl RetryPolicy<'_> {
         }
     }
 
-    /// The pause after the loss of a connection on which calls could be made. It `held` so long, and was
+    /// Returns the pause after the loss of a connection on which calls could be made. It `held` so long, and was
     /// used if any request was published on it.
     pub fn after_lost(
         &mut self,
@@ -131,7 +131,7 @@ impl RetryPolicy<'_> {
         Ok(self.lost.delay())
     }
 
-    /// What becomes of the calls that can still not be made at the end of their time: they have waited
+    /// Returns what becomes of the calls that can still not be made at the end of their time: they have waited
     /// for what was never there, or for the end of a failure that interrupted them.
     pub fn too_late(&self, failure: &Failure) -> Failure {
         if self.was_connected {
@@ -166,7 +166,7 @@ mod tests {
         deadline
     }
 
-    /// That of a client with these options.
+    /// Returns the policy of a client with these options.
     fn policy_of(options: &[&str]) -> RetryPolicy<'static> {
         let args = [&["rpc_client", "--timeout=30s"], options, &["fib"]].concat();
         RetryPolicy::new(Box::leak(Box::new(cli::Client::parse_from(args))))
