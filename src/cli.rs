@@ -29,7 +29,7 @@ Examples:
   rpc_server --procedure 'words=wc -w'  a program as a procedure
   AMQP_URL=amqp://user:password@host/vhost rpc_server
 
-SIGINT and SIGTERM: the call in hand is finished and answered, then the server exits with 0; a \
+SIGINT, SIGTERM and SIGHUP: the call in hand is finished and answered, then the server exits with 0; a \
 second signal ends it at once, and kills the programs that run.
 
 Exit codes: 0 stopped in good order, 64 usage, 69 queue unusable, 70 failed, 77 access refused, \

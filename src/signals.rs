@@ -1,11 +1,14 @@
-//! SIGINT and SIGTERM: the first asks, the second ends.
+//! SIGINT, SIGTERM and SIGHUP: the first asks, the second ends.
 
 use crate::error::Failure;
 use crossbeam_channel::{Receiver, bounded};
-use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM, SIGXFSZ};
+use nix::libc;
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 use signal_hook::iterator::Signals;
 use signal_hook::low_level;
+use std::mem::MaybeUninit;
+use std::ptr;
 use std::sync::Arc;
 use std::time::Duration;
 use std::{process, thread};
@@ -19,7 +22,7 @@ const TOGETHER: Duration = Duration::from_millis(100);
 pub struct Stop(i32);
 
 impl Stop {
-    /// Ends the process by the signal, as if there had been no handler: a shell sees 130 or 143,
+    /// Ends the process by the signal, as if there had been no handler: a shell sees 130, 143 or 129,
     /// and one that runs a loop ends the loop too, which an exit code would not make it do.
     pub fn end_process(self) -> ! {
         // The first process of a container is spared such signals (pid_namespaces(7)).
@@ -51,8 +54,18 @@ fn handle(signal: i32) -> Result<(), Failure> {
     registered.map(drop).map_err(Failure::internal("cannot handle signals"))
 }
 
-/// A channel that gets the first SIGINT or SIGTERM that comes. A second one, not sent together with
-/// it, ends the process at once by that signal, so that a shell sees 130 or 143; `at_end` is done before.
+/// Returns whether SIGHUP is ignored, which is inherited.
+fn is_hangup_ignored() -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: Without a new action, sigaction(2) changes nothing, and writes the present one where it is told.
+    let is_known = unsafe { libc::sigaction(libc::SIGHUP, ptr::null(), action.as_mut_ptr()) } == 0;
+    // SAFETY: It is written; before that, zeros are an action too.
+    is_known && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
+}
+
+/// Returns a channel that gets the first SIGINT, SIGTERM or SIGHUP that comes. A second one, not sent together with
+/// it, ends the process at once by that signal, so that a shell sees 130, 143 or 129; `at_end` is done before. SIGHUP,
+/// which tells that the terminal is closed, stays ignored if whoever started this process ignores it (nohup(1)).
 /// The first does so too when the process goes on for longer than `limit`, whatever it waits for.
 /// [`crate::error::FailureKind::Internal`] if the system takes no handler.
 pub fn stop_requests(
@@ -60,7 +73,9 @@ pub fn stop_requests(
     at_end: impl Fn() + Send + 'static,
 ) -> Result<Receiver<Stop>, Failure> {
     let failure = Failure::internal("cannot handle signals");
-    let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(failure)?;
+    let handled: &[i32] =
+        if is_hangup_ignored() { &[SIGINT, SIGTERM] } else { &[SIGINT, SIGTERM, SIGHUP] };
+    let mut signals = Signals::new(handled).map_err(failure)?;
     let (tell, stop) = bounded(1);
     let wait = move || {
         let Some(first) = signals.forever().next() else { return };

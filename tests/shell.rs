@@ -60,7 +60,8 @@ fn server_page() -> Page {
     let mut exit_status =
         vec![("0".into(), "stopped in good order; or standard output was closed early".into())];
     exit_status.extend(exits.map(|(kind, text)| (kind.code().to_string(), text.into())));
-    exit_status.push(("130, 143".into(), "stopped by a second SIGINT, SIGTERM".into()));
+    exit_status
+        .push(("129, 130, 143".into(), "stopped by a second SIGHUP, SIGINT, SIGTERM".into()));
     Page {
         synopsis: "rpc_server [OPTION]...",
         description: &[
@@ -76,7 +77,7 @@ fn server_page() -> Page {
             "A request queue that exists is used as it is; otherwise the server creates it, durable. \
              A connection that is lost, or a broker that is not there yet, is tried again, with \
              backoff, through the list of brokers.",
-            "At the first SIGINT or SIGTERM, the calls in hand are finished and answered, and the \
+            "At the first SIGINT, SIGTERM or SIGHUP, the calls in hand are finished and answered, and the \
              server exits with 0; a second one kills the programs that run and ends it at once.",
             cli::DURATION,
         ],
