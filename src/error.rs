@@ -153,12 +153,15 @@ pub struct Failure<K = FailureKind> {
     pub message: String,
     /// What a program exited with on the server, 0 to 255, if it was that which failed.
     pub exit_code: Option<u8>,
+    /// The end of what a program wrote to standard error on the server, if it failed. A stranger's text, of a few
+    /// KiB at most.
+    pub stderr: Option<String>,
 }
 
 impl<K> Failure<K> {
     /// A failure of `kind`, told by `message`.
     pub fn new(kind: K, message: impl Into<String>) -> Failure<K> {
-        Failure { kind, message: message.into(), exit_code: None }
+        Failure { kind, message: message.into(), exit_code: None, stderr: None }
     }
 }
 
@@ -170,8 +173,8 @@ impl Failure {
 }
 
 impl From<Failure<ErrorKind>> for Failure {
-    fn from(Failure { kind, message, exit_code }: Failure<ErrorKind>) -> Failure {
-        Failure { kind: FailureKind::Procedure(kind), message, exit_code }
+    fn from(Failure { kind, message, exit_code, stderr }: Failure<ErrorKind>) -> Failure {
+        Failure { kind: FailureKind::Procedure(kind), message, exit_code, stderr }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use crate::amqp;
 use crate::cancellation::Cancelled;
-use crate::command::{Call, Command, End, Groups};
+use crate::command::{Call, Command, Descendants, End, Ended, memory};
 use crate::error::{ErrorKind, Failure};
 use crate::fib::{self, Algorithm};
 use crate::terminal::text::excerpt;
@@ -11,6 +11,7 @@ use log::warn;
 use rustix::io::Errno;
 use signal_hook::low_level::signal_name;
 use std::collections::BTreeMap;
+use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitStatus;
@@ -63,7 +64,12 @@ pub struct Offer {
     pub name: String,
     /// The words of the command that it is, one at least. None: it is built in.
     pub words: Option<Vec<String>>,
+    /// A word without quotes that a shell would take for an operator. Here it is an argument like any other.
+    pub operator: Option<&'static str>,
 }
+
+/// What a shell takes for an operator where it stands alone and without quotes.
+const OPERATORS: [&str; 9] = ["|", "||", "&", "&&", ";", "<", ">", ">>", "2>&1"];
 
 impl Offer {
     /// What `NAME` or `NAME=COMMAND` offers, or what is wrong with it.
@@ -72,7 +78,7 @@ impl Offer {
         let name = amqp::name(name.unwrap_or(text))?;
         let Some(command) = command else {
             if built_in_names().contains(&name.as_str()) {
-                return Ok(Offer { name, words: None });
+                return Ok(Offer { name, words: None, operator: None });
             }
             return Err(format!(
                 "the built-in procedures are {}; a program is offered by NAME=COMMAND",
@@ -86,8 +92,16 @@ impl Offer {
         if words.is_empty() {
             return Err("the command is empty".into());
         }
-        Ok(Offer { name, words: Some(words) })
+        let operator = bare_operator(command, &words);
+        Ok(Offer { name, words: Some(words), operator })
     }
+}
+
+/// Returns an operator that stands in `command` without quotes, and so is one of its `words`.
+fn bare_operator(command: &str, words: &[String]) -> Option<&'static str> {
+    let is_bare = |operator: &&str| command.split_whitespace().any(|piece| piece == *operator);
+    let is_word = |operator: &&str| words.iter().any(|word| word == operator);
+    OPERATORS.into_iter().find(|operator| is_bare(operator) && is_word(operator))
 }
 
 /// The procedures of a server.
@@ -98,38 +112,48 @@ pub struct Procedures {
     pub default: String,
     settings: Settings,
     /// The programs that run.
-    pub programs: Groups,
+    pub programs: Descendants,
 }
 
 impl Procedures {
     /// Those that are `offers`, or, if there are none, the built-in ones; `ping` and `list` in any case.
     /// Its errors are those of [`Command::find`].
     pub fn new(offers: &[Offer], settings: Settings) -> Result<Procedures, Failure> {
-        let built_in = |name: &str| Offer { name: name.into(), words: None };
+        let built_in = |name: &str| Offer { name: name.into(), words: None, operator: None };
         let all: Vec<Offer> = optional_names().into_iter().map(built_in).collect();
         let offers = if offers.is_empty() { &all } else { offers };
         let mut offered = BTreeMap::from(ALWAYS.map(|name| (name.into(), None)));
-        for Offer { name, words } in offers {
+        for Offer { name, words, operator } in offers {
+            if let Some(operator) = operator {
+                warn!(
+                    "--procedure {name}: no shell is involved, so that {operator} is an argument of the program; \
+                     --procedure \"{name}=sh -c '…'\" has a shell take it for what it means there"
+                );
+            }
             let command = words.as_ref().map(|words| Command::find(name, words)).transpose()?;
             offered.insert(name.clone(), command);
         }
         let default = offers[0].name.clone();
-        Ok(Procedures { offered, default, settings, programs: Groups::default() })
+        Ok(Procedures { offered, default, settings, programs: Descendants::default() })
     }
 
     /// Calls the procedure `name` with the bytes of a request's body, which are `call`'s input. The rest
     /// of `call` is for programs. The error says that the call was cancelled meanwhile.
     pub fn call(&self, name: &str, call: &Call<'_>) -> Result<Outcome, Cancelled> {
         let built_in = BUILT_IN.iter().find(|(built_in, _)| *built_in == name);
-        match (self.offered.get(name), built_in) {
-            (Some(Some(command)), _) => self.run(name, command, call),
-            (Some(None), Some((_, answer))) => Ok(guarded(name, || answer(self, call.input))),
+        let outcome = match (self.offered.get(name), built_in) {
+            (Some(Some(command)), _) => self.run(name, command, call)?,
+            (Some(None), Some((_, answer))) => guarded(name, || answer(self, call.input)),
             _ => {
                 let (name, names) = (excerpt(name.as_bytes()), self.names(", "));
                 let message = format!("there is no procedure \"{name}\"; there are {names}");
-                Ok(Err(Error::new(ErrorKind::UnknownProcedure, message)))
+                Err(Error::new(ErrorKind::UnknownProcedure, message))
             }
-        }
+        };
+        Ok(match outcome {
+            Ok(result) if !memory::has_room_for(result.len()) => Err(no_memory()),
+            outcome => outcome,
+        })
     }
 
     fn names(&self, separator: &str) -> String {
@@ -137,38 +161,50 @@ impl Procedures {
     }
 
     fn run(&self, name: &str, command: &Command, call: &Call<'_>) -> Result<Outcome, Cancelled> {
-        let error = match command.run(call, &self.programs) {
-            Ok(End::Exited(status, output, _)) if status.success() => return Ok(Ok(output)),
-            Ok(End::Exited(status, _, last_line)) => failed(name, status, last_line),
-            Ok(End::OutOfRange) => {
+        let Ended { end, last_line, stderr } = match command.run(call, &self.programs) {
+            Ok(ended) => ended,
+            Err(error) => return Ok(Err(not_started(name, &error))),
+        };
+        let error = match end {
+            End::Exited(status, output) if status.success() => return Ok(Ok(output)),
+            End::Exited(status, _) => failed(name, status, last_line),
+            End::OutOfRange => {
                 let message =
                     format!("the result has over {} bytes, which the broker takes", call.most);
                 Error::new(ErrorKind::OutOfRange, message)
             }
-            Ok(End::TimedOut) => {
-                Error::new(ErrorKind::TimedOut, format!("{name} did not end in time"))
-            }
-            Ok(End::Cancelled(reason)) => return Err(reason),
-            Ok(End::Unobserved(error)) => {
+            End::TimedOut => Error::new(ErrorKind::TimedOut, format!("{name} did not end in time")),
+            End::Cancelled(reason) => return Err(reason),
+            End::OutOfMemory => no_memory(),
+            End::Unobserved(error) => {
                 let message = format!("{name} was killed: the server could not follow it: {error}");
                 warn!("{message}");
                 Error::new(ErrorKind::Internal, message)
             }
-            Err(error) => {
-                let message = format!("{name} cannot be started: {error}");
-                warn!("{message}");
-                let kind = match Errno::from_io_error(&error) {
-                    // No process, descriptor or memory is left, or the file is being written.
-                    Some(
-                        Errno::AGAIN | Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::TXTBSY,
-                    ) => ErrorKind::Unavailable,
-                    _ => ErrorKind::Internal,
-                };
-                Error::new(kind, message)
-            }
         };
-        Ok(Err(error))
+        Ok(Err(Error { stderr, ..error }))
     }
+}
+
+/// The error of a program that was not started.
+fn not_started(name: &str, error: &io::Error) -> Error {
+    let message = format!("{name} cannot be started: {error}");
+    warn!("{message}");
+    let kind = match Errno::from_io_error(error) {
+        // No process, descriptor or memory is left, or the file is being written.
+        Some(Errno::AGAIN | Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::TXTBSY) => {
+            ErrorKind::Unavailable
+        }
+        _ => ErrorKind::Internal,
+    };
+    Error::new(kind, message)
+}
+
+/// The error of a result that there is no memory for.
+fn no_memory() -> Error {
+    let message = "the server has no memory for the result";
+    warn!("{message}");
+    Error::new(ErrorKind::Unavailable, message)
 }
 
 /// The error of a program that did not exit with 0. The numbers are those of sysexits.h.
@@ -186,7 +222,7 @@ fn failed(name: &str, status: ExitStatus, last_line: Option<String>) -> Error {
         },
         None => format!("{name} exited with {}", exit_code.unwrap_or_default()),
     });
-    Error { kind, message, exit_code }
+    Error { exit_code, ..Error::new(kind, message) }
 }
 
 /// Runs a procedure so that its panic is the caller's error, not the server's end. There is no state
@@ -356,6 +392,23 @@ mod tests {
         assert_eq!(call(&offers, "a", b"").unwrap_err().kind, ErrorKind::UnknownProcedure);
         let default = |offers| Procedures::new(offers, SETTINGS).unwrap().default;
         assert_eq!((default(&offers), default(&[])), ("up".into(), "fib".into()));
+    }
+
+    #[test]
+    fn what_a_shell_would_take_for_an_operator() {
+        for (command, operator) in [
+            ("sort | uniq", Some("|")),
+            ("sort > sorted", Some(">")),
+            ("make && echo done", Some("&&")),
+            ("sort '|' uniq", None),
+            ("cut -d '|' -f 1", None),
+            ("find . -exec wc {} \\;", None),
+            ("sh -c 'sort | uniq'", None),
+            ("grep a|b", None),
+        ] {
+            let offer = Offer::parse(&format!("p={command}")).unwrap();
+            assert_eq!(offer.operator, operator, "{command}");
+        }
     }
 
     #[test]

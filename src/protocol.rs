@@ -6,9 +6,10 @@
 //! its options say otherwise), the argument as the body. Reply: the request's `correlation_id`;
 //! `type` says `result` or `error` (absent means `result`, which is what the tutorial's servers
 //! send). A result may be any bytes. On an error the header `error` has its kind, `exit_code` what a
-//! program exited with, if it did, and the body is a sentence.
+//! program exited with, if it did, `stderr` the end of what it wrote to standard error, and the body is a sentence.
 
 use crate::amqp::sanitizer::SUBSTITUTE;
+use crate::command::STDERR_LIMIT;
 use crate::error::{ErrorKind, Failure, FailureKind};
 use crate::procedure::{Error, Outcome};
 use crate::terminal::text;
@@ -24,6 +25,7 @@ const TYPE_RESULT: &str = "result";
 const TYPE_ERROR: &str = "error";
 const HEADER_ERROR: &str = "error";
 const HEADER_EXIT_CODE: &str = "exit_code";
+const HEADER_STDERR: &str = "stderr";
 
 /// A call, as it stands in a message.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -165,6 +167,10 @@ impl Reply {
                 if let Some(code) = error.exit_code {
                     headers.insert(HEADER_EXIT_CODE.into(), AmqpValue::LongInt(code.into()));
                 }
+                if let Some(stderr) = &error.stderr {
+                    let stderr = AmqpValue::LongString(stderr.clone());
+                    headers.insert(HEADER_STDERR.into(), stderr);
+                }
                 let properties = properties.with_type_(TYPE_ERROR.into()).with_headers(headers);
                 (error.message.as_bytes(), properties)
             }
@@ -182,6 +188,7 @@ impl Reply {
                 kind: error_kind(properties),
                 message: String::from_utf8_lossy(&body).into_owned(),
                 exit_code: exit_code(properties),
+                stderr: stderr(properties),
             }),
             kind if body.is_empty() && kind != Some(TYPE_RESULT) => {
                 let message = "the reply is empty: what answered is not an RPC server";
@@ -215,6 +222,11 @@ fn exit_code(properties: &AmqpProperties) -> Option<u8> {
         _ => return None,
     };
     code.try_into().ok()
+}
+
+fn stderr(properties: &AmqpProperties) -> Option<String> {
+    let AmqpValue::LongString(stderr) = header(properties, HEADER_STDERR)? else { return None };
+    Some(text::last_bytes(stderr, STDERR_LIMIT).into())
 }
 
 fn error_kind(properties: &AmqpProperties) -> ErrorKind {
@@ -307,6 +319,20 @@ mod tests {
             let properties = AmqpProperties::default().with_headers(headers);
             assert_eq!(exit_code(&properties), code, "{value:?}");
         }
+    }
+
+    #[test]
+    fn what_a_program_wrote_to_standard_error_goes_with_its_error() {
+        for (sent, received) in
+            [("why\n".into(), "why\n".into()), ("é".repeat(4_000), "é".repeat(STDERR_LIMIT / 2))]
+        {
+            let error = Error { stderr: Some(sent), ..Error::new(ErrorKind::Internal, "no") };
+            let reply = Reply { correlation_id: None, outcome: Err(error) };
+            assert_eq!(stderr(&reply.to_publish("q").properties), Some(received));
+        }
+        let mut headers = FieldTable::new();
+        headers.insert(HEADER_STDERR.into(), AmqpValue::LongInt(1));
+        assert_eq!(stderr(&AmqpProperties::default().with_headers(headers)), None);
     }
 
     #[test]

@@ -125,9 +125,13 @@ proptest! {
         result in any::<Vec<u8>>(),
         message in "(?s).{0,100}",
         exit_code in any::<Option<u8>>(),
+        stderr in prop::option::of("(?s).{0,100}"),
         kind in prop::option::of(prop::sample::select(&ErrorKind::ALL)),
     ) {
-        let outcome = kind.map_or(Ok(result), |kind| Err(Error { kind, message, exit_code }));
+        let outcome = match kind {
+            Some(kind) => Err(Error { exit_code, stderr, ..Error::new(kind, message) }),
+            None => Ok(result),
+        };
         let reply = Reply { correlation_id, outcome };
         let publish = reply.to_publish("queue");
         prop_assert_eq!(Reply::decode(&publish.properties, publish.body.to_vec()), Ok(reply));

@@ -9,6 +9,7 @@ use crate::terminal::output;
 use crate::terminal::text::{self, excerpt};
 use base64::prelude::{BASE64_STANDARD, Engine};
 use hdrhistogram::Histogram;
+use log::info;
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
@@ -202,7 +203,11 @@ impl<'a> Report<'a> {
             FailureKind::Procedure(kind) => format!(" ({})", kind.name()),
             _ => String::new(),
         };
-        output::error_line(PROGRAM, format_args!("{line}{}: {failure}{kind}", self.name(call)));
+        let name = self.name(call);
+        output::error_line(PROGRAM, format_args!("{line}{name}: {failure}{kind}"));
+        for line in failure.stderr.iter().flat_map(|stderr| stderr.lines()) {
+            info!("{name}, standard error: {}", line.trim_end());
+        }
         Ok(())
     }
 
@@ -242,8 +247,9 @@ fn json(procedure: &str, call: &Call, outcome: Result<&[u8], &Failure>) -> io::R
     object.serialize_entry("ok", &outcome.is_ok())?;
     match outcome {
         Ok(result) => json_bytes(&mut object, "result", result)?,
-        Err(Failure { kind, message, exit_code }) => {
-            let error = JsonError { kind: kind.name(), message, exit_code: *exit_code };
+        Err(Failure { kind, message, exit_code, stderr }) => {
+            let (kind, stderr) = (kind.name(), stderr.as_deref());
+            let error = JsonError { kind, message, exit_code: *exit_code, stderr };
             object.serialize_entry("error", &error)?;
         }
     }
@@ -270,6 +276,8 @@ struct JsonError<'a> {
     message: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     exit_code: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stderr: Option<&'a str>,
 }
 
 /// JSON's strings are text: bytes that are not UTF-8 go into another field.
@@ -297,6 +305,7 @@ mod tests {
         };
         let failure = Failure {
             exit_code: Some(0),
+            stderr: Some("why\n".into()),
             ..Failure::new(FailureKind::Procedure(ErrorKind::Internal), "it failed")
         };
         let args = cli::Client::parse_from(["rpc_client", "fib"]);

@@ -43,6 +43,7 @@ pub fn run(args: cli::Server, serve: Serve) -> Result<ExitCode, ProgramError> {
         args,
     });
     signals::handle_sigchld()?;
+    service.procedures.programs.adopt_orphans()?;
     let to_kill = Arc::clone(&service);
     let at_end = move || {
         to_kill.procedures.programs.kill_all();

@@ -69,6 +69,15 @@ fn cut(text: &str, most: usize) -> Cow<'_, str> {
     }
 }
 
+/// Returns the end of `text`: whole characters, at most `most` bytes.
+pub fn last_bytes(text: &str, most: usize) -> &str {
+    let mut start = text.len().saturating_sub(most);
+    while !text.is_char_boundary(start) {
+        start += 1;
+    }
+    &text[start..]
+}
+
 /// Returns at most 64 characters of `bytes`, what is not UTF-8 replaced: a request must not be able
 /// to fill the server's log.
 pub fn excerpt(bytes: &[u8]) -> String {

@@ -16,42 +16,42 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 /// A folder for a test's scripts and for what they write. Any user may do so.
-struct Folder(PathBuf);
+pub struct Folder(pub PathBuf);
 
 impl Folder {
-    fn new() -> Folder {
+    pub fn new() -> Folder {
         let folder = std::env::temp_dir().join(format!("fib-rpc-test-{}", Uuid::new_v4()));
         fs::create_dir(&folder).unwrap();
         fs::set_permissions(&folder, Permissions::from_mode(0o777)).unwrap();
         Folder(folder)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
     /// A file that may be executed, or not.
-    fn write(&self, name: &str, text: &str, mode: u32) -> PathBuf {
+    pub fn write(&self, name: &str, text: &str, mode: u32) -> PathBuf {
         fs::write(self.path(name), text).unwrap();
         fs::set_permissions(self.path(name), Permissions::from_mode(mode)).unwrap();
         self.path(name)
     }
 
     /// The option for a procedure `p` that is a shell's script, in which `$0` is this folder.
-    fn procedure(&self, script: &str) -> String {
+    pub fn procedure(&self, script: &str) -> String {
         assert!(!script.contains('\''), "{script}");
         format!("--procedure=p=sh -c '{script}' {}", self.0.display())
     }
 
     /// The lines of a file. It may not be there yet.
-    fn lines(&self, name: &str) -> Vec<String> {
+    pub fn lines(&self, name: &str) -> Vec<String> {
         let text = fs::read_to_string(self.path(name)).unwrap_or_default();
         text.lines().map(str::to_owned).collect()
     }
 
     /// Waits until a script has written that many process ids to `pids`, one a line.
     #[track_caller]
-    fn await_pids(&self, number: usize) -> Vec<u32> {
+    pub fn await_pids(&self, number: usize) -> Vec<u32> {
         await_that("the pids are there", || self.lines("pids").len() >= number);
         self.lines("pids").iter().map(|pid| pid.parse().unwrap()).collect()
     }
@@ -64,7 +64,7 @@ impl Drop for Folder {
 }
 
 /// The fields after the name in proc_pid_stat(5): state, parent, process group. None: there is none.
-fn stat(pid: &str) -> Option<(char, u32, u32)> {
+pub fn stat(pid: &str) -> Option<(char, u32, u32)> {
     let stat = fs::read_to_string(Path::new("/proc").join(pid).join("stat")).ok()?;
     let mut fields = stat.rsplit(") ").next()?.split(' ');
     let mut field = || fields.next();
@@ -72,12 +72,12 @@ fn stat(pid: &str) -> Option<(char, u32, u32)> {
 }
 
 /// Whether a process has ended; its parent need not have reaped it.
-fn has_ended(pid: u32) -> bool {
+pub fn has_ended(pid: u32) -> bool {
     stat(&pid.to_string()).is_none_or(|(state, ..)| state == 'Z')
 }
 
 /// The children of a process, zombies among them.
-fn children(parent: u32) -> usize {
+pub fn children(parent: u32) -> usize {
     let processes = fs::read_dir("/proc").unwrap().flatten();
     let names = processes.filter_map(|entry| entry.file_name().into_string().ok());
     names.filter(|pid| stat(pid).is_some_and(|(_, of, _)| of == parent)).count()
@@ -88,41 +88,43 @@ fn descriptors(pid: u32) -> usize {
 }
 
 /// A client that may send any message.
-struct Caller<'a> {
+pub struct Caller<'a> {
     amqp: Amqp,
     reply_to: String,
     queue: &'a Queue,
 }
 
 impl Caller<'_> {
-    fn new(queue: &Queue) -> Caller<'_> {
+    pub fn new(queue: &Queue) -> Caller<'_> {
         let amqp = Amqp::new();
         Caller { reply_to: amqp.exclusive(), amqp, queue }
     }
 
-    fn send(&self, body: &[u8], properties: AmqpProperties) {
+    pub fn send(&self, body: &[u8], properties: AmqpProperties) {
         let properties = properties.with_reply_to(self.reply_to.clone());
         self.amqp.publish(self.queue.name(), body, properties);
     }
 
+    /// The outcome, but for what the program wrote to standard error.
     #[track_caller]
-    fn receive(&self) -> Outcome {
+    pub fn receive(&self) -> Outcome {
         let reply = self.amqp.next(&self.reply_to);
-        Reply::decode(&reply.properties, reply.body).unwrap().outcome
+        let outcome = Reply::decode(&reply.properties, reply.body).unwrap().outcome;
+        outcome.map_err(|error| Error { stderr: None, ..error })
     }
 
     #[track_caller]
-    fn call(&self, name: &str, body: &[u8]) -> Outcome {
+    pub fn call(&self, name: &str, body: &[u8]) -> Outcome {
         self.send(body, AmqpProperties::default().with_app_id(name.into()));
         self.receive()
     }
 }
 
-fn failed(kind: ErrorKind, message: &str, exit_code: Option<u8>) -> Outcome {
-    Err(Error { kind, message: message.into(), exit_code })
+pub fn failed(kind: ErrorKind, message: &str, exit_code: Option<u8>) -> Outcome {
+    Err(Error { exit_code, ..Error::new(kind, message) })
 }
 
-fn text(outcome: Outcome) -> String {
+pub fn text(outcome: Outcome) -> String {
     String::from_utf8(outcome.unwrap()).unwrap()
 }
 

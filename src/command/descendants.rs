@@ -1,0 +1,436 @@
+//! Everything that programs start, and what becomes of it when their calls are over.
+//!
+//! A program can start others that leave its process group (`timeout`, `set -m`), its session (`setsid`), or lose
+//! their parent (a double fork). On Linux they are found all the same. What has not lost its parent is below the
+//! program in the tree of processes. What has lost it becomes the server's own child, since the server is the
+//! subreaper of its descendants (PR_SET_CHILD_SUBREAPER(2const)): such an orphan belongs to the program whose session
+//! it is in, or whose cookie it has in its environment. One that has neither belongs to one of the programs that ran
+//! when it was started, and is killed when all of those are over.
+//!
+//! To be cheap where nothing is left, which is nearly always: orphans become children of the server's main thread, and
+//! one read(2) tells whether it has any. A thread of its own looks closer.
+//!
+//! Elsewhere than on Linux, a program's process group is all that is known.
+
+use crate::command::procfs::{self, Process};
+use crate::command::spawn::{self, Child};
+use crate::error::Failure;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use rustix::process::{
+    Pid, Signal, WaitOptions, getpid, kill_process, kill_process_group, waitpid,
+};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::mem;
+use std::os::unix::fs::FileExt;
+use std::process::ExitStatus;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::thread;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// The environment variable with a program's cookie.
+pub const COOKIE: &str = "RPC_RUN";
+
+/// How often the thread looks for orphans if nobody asks it to.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long it waits from one look to the next, at least.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
+
+/// How often in a row it looks for what a signal should have ended, or for what that left behind.
+const MOST_LOOKS: usize = 50;
+
+/// The programs that run and, on Linux, all that they have started. Copies are the same one.
+#[derive(Clone, Default)]
+pub struct Descendants(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    /// To start a program takes long, and many threads do it at once: each holds the outer lock for reading. Whoever
+    /// takes it for writing knows of each child that there is.
+    runs: RwLock<Mutex<HashMap<Pid, Run>>>,
+    /// The number of the last run.
+    last: AtomicU64,
+    /// What tells this server's cookies from those of others.
+    server: OnceLock<String>,
+    orphans: OnceLock<Orphans>,
+}
+
+/// A program that was started and is not reaped.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    number: u64,
+    /// Ticks since the system's start, not after the program's own start.
+    started: u64,
+    /// Whether its call is over, though it has not ended yet.
+    is_over: bool,
+}
+
+/// What it takes to know of orphans.
+struct Orphans {
+    /// The children of the server's main thread, if the kernel has such a file.
+    children: Option<File>,
+    /// Wakes the thread that looks.
+    wake: Sender<()>,
+    /// Children that were there before: of a shell that became the server by `exec`.
+    strangers: Vec<Process>,
+    /// Whether what has become an orphan can be nothing but a program's descendant.
+    are_ours: bool,
+}
+
+impl Descendants {
+    /// Makes the server adopt what its programs leave behind, and starts the thread that looks for it. Where the
+    /// kernel has no such thing, a program's process group is all that is known. To be called once, before the first
+    /// program is started. [`crate::error::FailureKind::Internal`] if there is no thread.
+    pub fn adopt_orphans(&self) -> Result<(), Failure> {
+        let adopts = is_subreaper();
+        let own = getpid();
+        let strangers: Vec<Process> = procfs::trees(own, procfs::children(own));
+        let path = format!("/proc/{0}/task/{0}/children", own.as_raw_nonzero());
+        let (wake, woken) = bounded(1);
+        let orphans = Orphans {
+            children: File::open(path).ok(),
+            wake,
+            // The first process of a container gets the orphans of everything in it.
+            are_ours: adopts && strangers.is_empty() && !own.is_init(),
+            strangers,
+        };
+        let _ = self.0.orphans.set(orphans);
+
+        let shared = Arc::clone(&self.0);
+        let look = move || shared.look_for_ever(&woken);
+        let spawned = thread::Builder::new().name("orphans".into()).spawn(look);
+        spawned.map(drop).map_err(Failure::internal("cannot start a thread to look for orphans"))
+    }
+
+    /// Starts a program by `spawn`, which gets its cookie.
+    pub fn start(&self, spawn: impl FnOnce(String) -> io::Result<Child>) -> io::Result<Child> {
+        let number = self.0.last.fetch_add(1, Ordering::Relaxed);
+        let starting = self.0.starting();
+        let run = Run { number, started: ticks(), is_over: false };
+        let child = spawn(self.0.cookie(number))?;
+        lock(&starting).insert(child.pid, run);
+        Ok(child)
+    }
+
+    /// Sends a signal to a program that is not reaped, and once to each process that belongs to it.
+    pub fn signal(&self, program: Pid, signal: Signal) {
+        let processes = self.0.processes(program);
+        if processes.is_empty() {
+            signal_group(program, signal);
+        }
+        processes.iter().for_each(|process| process.signal(signal));
+    }
+
+    /// Kills a program that is not reaped, and what belongs to it. What was started meanwhile is killed the next time.
+    pub fn kill(&self, program: Pid) {
+        self.signal(program, Signal::KILL);
+        signal_group(program, Signal::KILL);
+    }
+
+    /// Returns whether a program that is not reaped has left anything running that belongs to it.
+    pub fn has_left(&self, program: Pid) -> bool {
+        self.0.reap_orphans(&self.0.orphans());
+        let mut left = self.0.processes(program).into_iter();
+        left.any(|process| process.is_alive && process.pid != program)
+    }
+
+    /// Reaps a program that has ended, and ends its call: of what it has left running, its process group is killed at
+    /// once, and the rest soon, by the thread that looks.
+    pub fn finish(&self, program: Pid) -> io::Result<ExitStatus> {
+        let starting = self.0.starting();
+        lock(&starting).remove(&program);
+        // Before it is reaped: after that, its number is free for others.
+        signal_group(program, Signal::KILL);
+        let status = spawn::wait(program);
+        drop(starting);
+        self.0.look_for_orphans();
+        status
+    }
+
+    /// Ends the call of a program that has not ended: it cannot be watched, or SIGKILL has no effect since it waits for
+    /// a device. The thread that looks kills and reaps it.
+    pub fn abandon(&self, program: Pid) {
+        if let Some(run) = lock(&self.0.starting()).get_mut(&program) {
+            run.is_over = true;
+        }
+        self.0.wake();
+    }
+
+    /// Kills all programs and all that they have started, at once. No program can be started after this.
+    pub fn kill_all(&self) {
+        // Whoever is about to start a program has told of it before this goes on.
+        let runs = self.0.runs.write().unwrap_or_else(PoisonError::into_inner);
+        let programs: Vec<Pid> = lock(&runs).keys().copied().collect();
+        // No number becomes free for others from now on: nobody can reap any more.
+        mem::forget(runs);
+
+        for _ in 0..MOST_LOOKS {
+            programs.iter().for_each(|program| signal_group(*program, Signal::KILL));
+            let mut left = self.0.everything(&programs);
+            left.retain(|process| process.is_alive);
+            if left.is_empty() {
+                break;
+            }
+            left.iter().for_each(|process| process.signal(Signal::KILL));
+            thread::sleep(LOOK_PAUSE);
+        }
+    }
+}
+
+impl Shared {
+    fn starting(&self) -> RwLockReadGuard<'_, Mutex<HashMap<Pid, Run>>> {
+        self.runs.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn cookie(&self, number: u64) -> String {
+        format!("{}-{number}", self.server.get_or_init(|| Uuid::new_v4().simple().to_string()))
+    }
+
+    /// Returns the number of the run whose cookie a process has, if it is one of this server's.
+    fn run_of(&self, process: &Process) -> Option<u64> {
+        let cookie = process.variable(COOKIE)?;
+        let (server, number) = cookie.split_once('-')?;
+        if self.server.get().is_some_and(|own| own == server) { number.parse().ok() } else { None }
+    }
+
+    fn wake(&self) {
+        if let Some(orphans) = self.orphans.get() {
+            // If it is full, it is woken already.
+            let _ = orphans.wake.try_send(());
+        }
+    }
+
+    /// Wakes the thread that looks if there are orphans.
+    fn look_for_orphans(&self) {
+        let Some(Orphans { children: Some(children), .. }) = self.orphans.get() else { return };
+        // A read from the file's beginning tells what holds now.
+        if children.read_at(&mut [0], 0).is_ok_and(|read| read > 0) {
+            self.wake();
+        }
+    }
+
+    /// Returns the children of the server that no program is, dead ones too.
+    fn orphans(&self) -> Vec<Process> {
+        let Some(orphans) = self.orphans.get() else { return Vec::new() };
+        let own = getpid();
+        let mut list = vec![0; 4096];
+        let pids = match &orphans.children {
+            Some(children) => loop {
+                match children.read_at(&mut list, 0) {
+                    Ok(read) if read < list.len() => {
+                        break procfs::parse_list(&String::from_utf8_lossy(&list[..read]));
+                    }
+                    Ok(_) => list.resize(2 * list.len(), 0),
+                    Err(_) => break Vec::new(),
+                }
+            },
+            None => procfs::children(own),
+        };
+        let processes = pids.into_iter().filter_map(Process::find);
+        processes.filter(|process| process.parent == Some(own)).collect()
+    }
+
+    /// Returns a program that is not reaped and the processes that belong to it, dead ones too. None if nothing is
+    /// known of processes.
+    fn processes(&self, program: Pid) -> Vec<Process> {
+        let number = lock(&self.starting()).get(&program).map(|run| run.number);
+        let belongs = |orphan: &Process| {
+            orphan.session == Some(program) || number.is_some() && self.run_of(orphan) == number
+        };
+        let orphans = self.orphans().into_iter().filter(belongs).map(|orphan| orphan.pid);
+        let mut roots: Vec<Pid> = orphans.filter(|orphan| *orphan != program).collect();
+        roots.push(program);
+        procfs::trees(getpid(), roots)
+    }
+
+    /// Returns all processes that one of `programs` has started, or one that is over.
+    fn everything(&self, programs: &[Pid]) -> Vec<Process> {
+        let own = getpid();
+        let is_ours = |pid: &Pid| {
+            let Some(orphans) = self.orphans.get() else { return programs.contains(pid) };
+            if programs.contains(pid) {
+                return true;
+            }
+            let Some(process) = Process::find(*pid) else { return false };
+            !orphans.is_stranger(&process) && (orphans.are_ours || self.run_of(&process).is_some())
+        };
+        let children = procfs::children(own);
+        procfs::trees(own, children.into_iter().filter(is_ours))
+    }
+
+    /// Reaps what has ended of `orphans`, and returns whether there was anything.
+    fn reap_orphans(&self, orphans: &[Process]) -> bool {
+        if orphans.iter().all(|orphan| orphan.is_alive) {
+            return false;
+        }
+        // With each child known, nobody is robbed of the status of his.
+        let runs = self.runs.write().unwrap_or_else(PoisonError::into_inner);
+        let runs = lock(&runs);
+        let dead = orphans.iter().filter(|orphan| !orphan.is_alive);
+        let dead = dead.filter(|orphan| !runs.contains_key(&orphan.pid));
+        dead.filter(|orphan| reap(orphan.pid)).count() > 0
+    }
+
+    fn look_for_ever(&self, woken: &Receiver<()>) {
+        while woken.recv_timeout(LOOK_INTERVAL) != Err(RecvTimeoutError::Disconnected) {
+            for _ in 0..MOST_LOOKS {
+                let has_changed = self.look();
+                thread::sleep(LOOK_PAUSE);
+                if !has_changed {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Reaps what has ended, and kills what belongs to no program that runs. Returns whether there was anything.
+    fn look(&self) -> bool {
+        let orphans = self.orphans();
+        // After that: what is started from now on is not the parent of any of these.
+        let runs = lock(&self.starting()).clone();
+        let abandoned = runs.iter().filter(|(_, run)| run.is_over);
+        let reaped = abandoned.filter(|(program, _)| self.reap_abandoned(**program)).count();
+        let has_reaped = self.reap_orphans(&orphans) || reaped > 0;
+
+        let living = orphans.iter().filter(|orphan| orphan.is_alive);
+        let doomed = living.filter(|orphan| self.is_left_behind(orphan, &runs));
+        let doomed = procfs::trees(getpid(), doomed.map(|orphan| orphan.pid));
+        doomed.iter().for_each(|process| process.signal(Signal::KILL));
+        has_reaped || !doomed.is_empty()
+    }
+
+    /// Whether an orphan belongs to no program that runs.
+    fn is_left_behind(&self, orphan: &Process, runs: &HashMap<Pid, Run>) -> bool {
+        let Some(orphans) = self.orphans.get() else { return false };
+        if runs.contains_key(&orphan.pid) || orphans.is_stranger(orphan) {
+            return false;
+        }
+        let running = || runs.values().filter(|run| !run.is_over);
+        // The number of a session is not given to anything else as long as a process is in it.
+        let session = orphan.session.and_then(|session| runs.get(&session));
+        match (session, self.run_of(orphan)) {
+            (Some(run), _) => run.is_over,
+            (None, Some(number)) => running().all(|run| run.number != number),
+            (None, None) => orphans.are_ours && running().all(|run| run.started > orphan.started),
+        }
+    }
+
+    fn reap_abandoned(&self, program: Pid) -> bool {
+        self.processes(program).iter().for_each(|process| process.signal(Signal::KILL));
+        let runs = self.runs.write().unwrap_or_else(PoisonError::into_inner);
+        let mut runs = lock(&runs);
+        // It may have been seen so some time ago.
+        let is_reaped = runs.get(&program).is_some_and(|run| run.is_over) && reap(program);
+        if is_reaped {
+            runs.remove(&program);
+        }
+        is_reaped
+    }
+}
+
+impl Orphans {
+    fn is_stranger(&self, process: &Process) -> bool {
+        let is_same = |stranger: &&Process| stranger.pid == process.pid;
+        self.strangers.iter().find(is_same).is_some_and(|same| same.started == process.started)
+    }
+}
+
+/// Makes this process adopt its descendants that lose their parents. False: there is no such thing here.
+#[cfg(target_os = "linux")]
+fn is_subreaper() -> bool {
+    rustix::process::set_child_subreaper(Some(getpid())).is_ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_subreaper() -> bool {
+    false
+}
+
+/// Returns the ticks since the system's start, as proc_pid_stat(5) has them.
+#[cfg(target_os = "linux")]
+fn ticks() -> u64 {
+    use rustix::param::clock_ticks_per_second;
+    use rustix::time::{ClockId, clock_gettime};
+
+    let now = clock_gettime(ClockId::Boottime);
+    let (seconds, nanoseconds) = (now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs());
+    let per_second = clock_ticks_per_second();
+    seconds * per_second + nanoseconds * per_second / 1_000_000_000
+}
+
+#[cfg(not(target_os = "linux"))]
+fn ticks() -> u64 {
+    0
+}
+
+/// Signals the process group of a program that is not reaped, and the program itself, which can have gone into another
+/// one.
+fn signal_group(program: Pid, signal: Signal) {
+    let _ = kill_process_group(program, signal);
+    let _ = kill_process(program, signal);
+}
+
+/// Reaps a child, if it has ended.
+fn reap(pid: Pid) -> bool {
+    matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(Some(_)))
+}
+
+fn lock(runs: &Mutex<HashMap<Pid, Run>>) -> MutexGuard<'_, HashMap<Pid, Run>> {
+    runs.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn start(descendants: &Descendants, script: &std::ffi::CStr) -> Child {
+        let words = [c"sh".into(), c"-c".into(), script.into()];
+        let start = |cookie: String| {
+            let environment = spawn::environment(&[], [format!("{COOKIE}={cookie}")].into_iter());
+            spawn::spawn(Path::new("/bin/sh"), &words, &environment)
+        };
+        descendants.start(start).unwrap()
+    }
+
+    #[test]
+    fn a_program_that_is_given_up_is_killed_and_reaped() {
+        let descendants = Descendants::default();
+        let child = start(&descendants, c"trap '' TERM; cat");
+        descendants.signal(child.pid, Signal::TERM);
+        descendants.abandon(child.pid);
+        while !lock(&descendants.0.starting()).is_empty() {
+            descendants.0.look();
+            thread::yield_now();
+        }
+        assert!(Process::find(child.pid).is_none_or(|process| process.parent != Some(getpid())));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_belongs_to_a_program_that_runs() {
+        let descendants = Descendants::default();
+        let children = [c"cat; :", c"cat; :"].map(|script| start(&descendants, script));
+        let [one, two] = children.each_ref().map(|child| child.pid);
+        for program in [one, two] {
+            while descendants.0.processes(program).len() < 2 {
+                thread::yield_now();
+            }
+            assert!(descendants.has_left(program));
+        }
+
+        descendants.kill(one);
+        while descendants.has_left(one) {
+            thread::yield_now();
+        }
+        descendants.finish(one).unwrap();
+        assert!(descendants.has_left(two));
+
+        drop(children);
+        assert!(descendants.finish(two).is_ok());
+    }
+}
