@@ -290,8 +290,8 @@ impl Shared {
     /// Reaps what has ended, and kills what belongs to no program that runs. Returns whether there was anything.
     fn look(&self) -> bool {
         let orphans = self.orphans();
-        // After that: what is started from now on is not the parent of any of these.
-        let runs = lock(&self.starting()).clone();
+        // After that, and when each program that is being started is known: an orphan that is nobody's then stays so.
+        let runs = lock(&self.runs.write().unwrap_or_else(PoisonError::into_inner)).clone();
         let abandoned = runs.iter().filter(|(_, run)| run.is_over);
         let reaped = abandoned.filter(|(program, _)| self.reap_abandoned(**program)).count();
         let has_reaped = self.reap_orphans(&orphans) || reaped > 0;
