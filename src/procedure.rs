@@ -44,15 +44,15 @@ const BUILT_IN: [(&str, BuiltIn); 6] = [
     ("list", |server, _| Ok(server.names("\n").into())),
 ];
 
-/// Those that every server offers.
+/// The built-in procedures that every server offers.
 const ALWAYS: [&str; 2] = ["ping", "list"];
 
-/// The names of the built-in procedures.
+/// Returns the names of the built-in procedures.
 pub fn built_in_names() -> Vec<&'static str> {
     BUILT_IN.map(|(name, _)| name).into()
 }
 
-/// The names of those of which a server can offer some and not others.
+/// Returns the names of the built-in procedures of which a server can offer some and not others.
 pub fn optional_names() -> Vec<&'static str> {
     built_in_names().into_iter().filter(|name| !ALWAYS.contains(name)).collect()
 }
@@ -72,7 +72,7 @@ pub struct Offer {
 const OPERATORS: [&str; 9] = ["|", "||", "&", "&&", ";", "<", ">", ">>", "2>&1"];
 
 impl Offer {
-    /// What `NAME` or `NAME=COMMAND` offers, or what is wrong with it.
+    /// Returns what `NAME` or `NAME=COMMAND` offers, or what is wrong with it.
     pub fn parse(text: &str) -> Result<Offer, String> {
         let (name, command) = text.split_once('=').unzip();
         let name = amqp::name(name.unwrap_or(text))?;
@@ -95,6 +95,19 @@ impl Offer {
         let operator = bare_operator(command, &words);
         Ok(Offer { name, words: Some(words), operator })
     }
+
+    /// Returns the procedure that it names. None: there is no built-in one of that name, which [`Offer::parse`] refuses.
+    fn procedure(&self) -> Result<Option<Procedure>, Failure> {
+        let Some(words) = &self.words else { return Ok(Procedure::built_in(&self.name)) };
+        if let Some(operator) = self.operator {
+            warn!(
+                "--procedure {0}: no shell is involved, so that {operator} is an argument of the program; \
+                 --procedure \"{0}=sh -c '…'\" has a shell take it for what it means there",
+                self.name
+            );
+        }
+        Command::find(&self.name, words).map(|command| Some(Procedure::Program(command)))
+    }
 }
 
 /// Returns an operator that stands in `command` without quotes, and so is one of its `words`.
@@ -104,10 +117,37 @@ fn bare_operator(command: &str, words: &[String]) -> Option<&'static str> {
     OPERATORS.into_iter().find(|operator| is_bare(operator) && is_word(operator))
 }
 
+/// What a procedure is.
+enum Procedure {
+    /// A function.
+    BuiltIn(BuiltIn),
+    /// A program, which is started for each call.
+    Program(Command),
+}
+
+impl Procedure {
+    /// Returns the built-in procedure `name`, if there is one.
+    fn built_in(name: &str) -> Option<Procedure> {
+        let (_, answer) = BUILT_IN.iter().find(|(built_in, _)| *built_in == name)?;
+        Some(Procedure::BuiltIn(*answer))
+    }
+
+    /// Calls it, under the name that `server` offers it by.
+    fn call(&self, name: &str, server: &Procedures, call: &Call<'_>) -> Result<Outcome, Cancelled> {
+        match self {
+            Procedure::BuiltIn(answer) => Ok(guarded(name, || answer(server, call.input))),
+            Procedure::Program(command) => match command.run(call, &server.programs) {
+                Ok(ended) => answer_of(name, ended, call),
+                Err(error) => Ok(Err(not_started(name, &error))),
+            },
+        }
+    }
+}
+
 /// The procedures of a server.
 pub struct Procedures {
-    /// By their names. None: a built-in one.
-    offered: BTreeMap<String, Option<Command>>,
+    /// Each by its name.
+    offered: BTreeMap<String, Procedure>,
     /// The one that a request means which names none.
     pub default: String,
     settings: Settings,
@@ -116,22 +156,19 @@ pub struct Procedures {
 }
 
 impl Procedures {
-    /// Those that are `offers`, or, if there are none, the built-in ones; `ping` and `list` in any case.
+    /// Returns those that are `offers`, or, if there are none, the built-in ones; `ping` and `list` in any case.
     /// Its errors are those of [`Command::find`].
     pub fn new(offers: &[Offer], settings: Settings) -> Result<Procedures, Failure> {
         let built_in = |name: &str| Offer { name: name.into(), words: None, operator: None };
         let all: Vec<Offer> = optional_names().into_iter().map(built_in).collect();
         let offers = if offers.is_empty() { &all } else { offers };
-        let mut offered = BTreeMap::from(ALWAYS.map(|name| (name.into(), None)));
-        for Offer { name, words, operator } in offers {
-            if let Some(operator) = operator {
-                warn!(
-                    "--procedure {name}: no shell is involved, so that {operator} is an argument of the program; \
-                     --procedure \"{name}=sh -c '…'\" has a shell take it for what it means there"
-                );
+
+        let always = ALWAYS.map(built_in);
+        let mut offered = BTreeMap::new();
+        for offer in always.iter().chain(offers) {
+            if let Some(procedure) = offer.procedure()? {
+                offered.insert(offer.name.clone(), procedure);
             }
-            let command = words.as_ref().map(|words| Command::find(name, words)).transpose()?;
-            offered.insert(name.clone(), command);
         }
         let default = offers[0].name.clone();
         Ok(Procedures { offered, default, settings, programs: Descendants::default() })
@@ -140,53 +177,45 @@ impl Procedures {
     /// Calls the procedure `name` with the bytes of a request's body, which are `call`'s input. The rest
     /// of `call` is for programs. The error says that the call was cancelled meanwhile.
     pub fn call(&self, name: &str, call: &Call<'_>) -> Result<Outcome, Cancelled> {
-        let built_in = BUILT_IN.iter().find(|(built_in, _)| *built_in == name);
-        let outcome = match (self.offered.get(name), built_in) {
-            (Some(Some(command)), _) => self.run(name, command, call)?,
-            (Some(None), Some((_, answer))) => guarded(name, || answer(self, call.input)),
-            _ => {
-                let (name, names) = (excerpt(name.as_bytes()), self.names(", "));
-                let message = format!("there is no procedure \"{name}\"; there are {names}");
-                Err(Error::new(ErrorKind::UnknownProcedure, message))
-            }
+        let Some(procedure) = self.offered.get(name) else {
+            let (name, names) = (excerpt(name.as_bytes()), self.names(", "));
+            let message = format!("there is no procedure \"{name}\"; there are {names}");
+            return Ok(Err(Error::new(ErrorKind::UnknownProcedure, message)));
         };
-        Ok(match outcome {
-            Ok(result) if !memory::has_room_for(result.len()) => Err(no_memory()),
-            outcome => outcome,
-        })
+        match procedure.call(name, self, call)? {
+            Ok(result) if !memory::has_room_for(result.len()) => Ok(Err(no_memory())),
+            outcome => Ok(outcome),
+        }
     }
 
     fn names(&self, separator: &str) -> String {
         self.offered.keys().map(String::as_str).collect::<Vec<&str>>().join(separator)
     }
-
-    fn run(&self, name: &str, command: &Command, call: &Call<'_>) -> Result<Outcome, Cancelled> {
-        let Ended { end, last_line, stderr } = match command.run(call, &self.programs) {
-            Ok(ended) => ended,
-            Err(error) => return Ok(Err(not_started(name, &error))),
-        };
-        let error = match end {
-            End::Exited(status, output) if status.success() => return Ok(Ok(output)),
-            End::Exited(status, _) => failed(name, status, last_line),
-            End::OutOfRange => {
-                let message =
-                    format!("the result has over {} bytes, which the broker takes", call.most);
-                Error::new(ErrorKind::OutOfRange, message)
-            }
-            End::TimedOut => Error::new(ErrorKind::TimedOut, format!("{name} did not end in time")),
-            End::Cancelled(reason) => return Err(reason),
-            End::OutOfMemory => no_memory(),
-            End::Unobserved(error) => {
-                let message = format!("{name} was killed: the server could not follow it: {error}");
-                warn!("{message}");
-                Error::new(ErrorKind::Internal, message)
-            }
-        };
-        Ok(Err(Error { stderr, ..error }))
-    }
 }
 
-/// The error of a program that was not started.
+/// Returns what a program's end means for its caller.
+fn answer_of(name: &str, ended: Ended, call: &Call<'_>) -> Result<Outcome, Cancelled> {
+    let error = match ended.end {
+        End::Exited(status, output) if status.success() => return Ok(Ok(output)),
+        End::Exited(status, _) => failed(name, status, ended.last_line),
+        End::OutOfRange => {
+            let most = call.most;
+            let message = format!("the result has over {most} bytes, which the broker takes");
+            Error::new(ErrorKind::OutOfRange, message)
+        }
+        End::TimedOut => Error::new(ErrorKind::TimedOut, format!("{name} did not end in time")),
+        End::Cancelled(reason) => return Err(reason),
+        End::OutOfMemory => no_memory(),
+        End::Unobserved(error) => {
+            let message = format!("{name} was killed: the server could not follow it: {error}");
+            warn!("{message}");
+            Error::new(ErrorKind::Internal, message)
+        }
+    };
+    Ok(Err(Error { stderr: ended.stderr, ..error }))
+}
+
+/// Returns the error of a program that was not started.
 fn not_started(name: &str, error: &io::Error) -> Error {
     let message = format!("{name} cannot be started: {error}");
     warn!("{message}");
@@ -200,14 +229,14 @@ fn not_started(name: &str, error: &io::Error) -> Error {
     Error::new(kind, message)
 }
 
-/// The error of a result that there is no memory for.
+/// Returns the error of a result that there is no memory for.
 fn no_memory() -> Error {
     let message = "the server has no memory for the result";
     warn!("{message}");
     Error::new(ErrorKind::Unavailable, message)
 }
 
-/// The error of a program that did not exit with 0. The numbers are those of sysexits.h.
+/// Returns the error of a program that did not exit with 0. The numbers are those of sysexits.h.
 fn failed(name: &str, status: ExitStatus, last_line: Option<String>) -> Error {
     let kind = match status.code() {
         Some(64 | 65) => ErrorKind::InvalidArgument,
@@ -259,7 +288,7 @@ fn hundredfold(argument: &[u8]) -> Outcome {
     })
 }
 
-/// Whether a decimal integer of any size is negative, and its digits without leading zeros.
+/// Returns whether a decimal integer of any size is negative, and its digits without leading zeros.
 fn integer<'a>(procedure: &str, argument: &'a [u8]) -> Result<(bool, &'a [u8]), Error> {
     let (negative, digits) = match argument {
         [sign @ (b'-' | b'+'), digits @ ..] => (*sign == b'-', digits),

@@ -237,7 +237,7 @@ impl Running<'_> {
         }
     }
 
-    /// When it has to be looked at, at the latest.
+    /// Returns when it has to be looked at, at the latest.
     fn alarm(&self, phase: &Phase) -> Option<Instant> {
         match phase {
             _ if self.stderr.has_more() => Some(Instant::now()),
@@ -247,6 +247,7 @@ impl Running<'_> {
         }
     }
 
+    /// Returns the phase after `phase`, which may be the same.
     fn next(&self, phase: Phase, now: Instant) -> Phase {
         match phase {
             Phase::Running => match self.why_end(now) {
@@ -279,7 +280,7 @@ impl Running<'_> {
         }
     }
 
-    /// Why it is to end now, if it is.
+    /// Returns why it is to end now, if it is.
     fn why_end(&self, now: Instant) -> Option<End> {
         if self.output.len() > self.call.most {
             return Some(End::OutOfRange);
@@ -318,7 +319,7 @@ impl Running<'_> {
         self.child.stdout.is_none() && self.child.stderr.is_none()
     }
 
-    /// The pipes that are open, with what poll(2) is to wait for.
+    /// Returns the pipes that are open, with what poll(2) is to wait for.
     fn pipes(&self) -> impl Iterator<Item = PollFd<'_>> {
         let stdin = self.child.stdin.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::OUT));
         let stdout = self.child.stdout.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::IN));
@@ -395,7 +396,7 @@ impl Drop for Running<'_> {
     }
 }
 
-/// A descriptor that poll(2) reports when the process has ended. It is not reaped by that.
+/// Returns a descriptor that poll(2) reports when the process has ended. The process is not reaped by that.
 fn end_of(process: Pid) -> io::Result<OwnedFd> {
     #[cfg(target_os = "linux")]
     if let Ok(end) = rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty()) {
@@ -404,7 +405,7 @@ fn end_of(process: Pid) -> io::Result<OwnedFd> {
     end_by_thread(process)
 }
 
-/// [`end_of`] where there are no descriptors for processes (a kernel before 5.3, a sandbox): a thread
+/// Does what [`end_of`] does, where there are no descriptors for processes (a kernel before 5.3, a sandbox): a thread
 /// waits, and then closes its end of a pipe.
 fn end_by_thread(process: Pid) -> io::Result<OwnedFd> {
     let (reader, writer) = io::pipe()?;
@@ -417,7 +418,7 @@ fn end_by_thread(process: Pid) -> io::Result<OwnedFd> {
     Ok(reader.into())
 }
 
-/// None: it would have had to wait.
+/// Returns None if it would have had to wait.
 fn without_waiting<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Err(error) if matches!(error.kind(), WouldBlock | Interrupted) => Ok(None),
