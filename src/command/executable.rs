@@ -7,8 +7,9 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 
-/// How much of a file the system looks at (BINPRM_BUF_SIZE).
-const HEAD: u64 = 256;
+/// How much of a file is looked at: more than the system does (BINPRM_BUF_SIZE, 256 bytes) before it knows what the
+/// file is, and enough for the name of a program's loader.
+const HEAD: u64 = 4096;
 
 /// How often an interpreter may be a script itself: what Linux allows.
 const MOST_INTERPRETERS: usize = 5;
@@ -36,9 +37,14 @@ fn check_nested(path: &Path, left: usize) -> Result<(), String> {
                 .into(),
         );
     }
-    match is_for_this_system(&head) {
-        true => Ok(()),
-        false => Err("is not a program for this system (file(1) says for which)".into()),
+    if !is_for_this_system(&head) {
+        return Err("is not a program for this system (file(1) says for which)".into());
+    }
+    match loader(&head) {
+        Some(loader) if !Path::new(&loader).exists() => Err(format!(
+            "is a program whose loader {loader} is not there: it was made for a system with another C library"
+        )),
+        _ => Ok(()),
     }
 }
 
@@ -131,6 +137,39 @@ fn is_for_this_system(_: &[u8]) -> bool {
     true
 }
 
+/// Returns the program that loads the libraries of an ELF file (elf(5), PT_INTERP), as far as `head` has it.
+fn loader(head: &[u8]) -> Option<String> {
+    const PT_INTERP: usize = 3;
+
+    // In files of 32 and of 64 bits: the places of the table of program headers, of the length of each and of their
+    // number; in each, the places of the offset and of the length of what it tells of; and how long such numbers are.
+    let (table, entry_length, entries, offset, length, width) = match head.get(..5)? {
+        [0x7f, b'E', b'L', b'F', 1] => (28, 42, 44, 4, 16, 4),
+        [0x7f, b'E', b'L', b'F', 2] => (32, 54, 56, 8, 32, 8),
+        _ => return None,
+    };
+    let number = |at: usize, width: usize| -> Option<usize> {
+        let mut bytes = head.get(at..at.checked_add(width)?)?.to_vec();
+        if cfg!(target_endian = "little") {
+            bytes.reverse();
+        }
+        bytes
+            .iter()
+            .try_fold(0_usize, |number, byte| number.checked_mul(256)?.checked_add((*byte).into()))
+    };
+    let (first, entry_length) = (number(table, width)?, number(entry_length, 2)?);
+    for index in 0..number(entries, 2)? {
+        let entry = first.checked_add(index.checked_mul(entry_length)?)?;
+        if number(entry, 4)? == PT_INTERP {
+            let start = number(entry.checked_add(offset)?, width)?;
+            let end = start.checked_add(number(entry.checked_add(length)?, width)?)?;
+            let name = String::from_utf8_lossy(head.get(start..end)?);
+            return Some(name.trim_end_matches('\0').into());
+        }
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,6 +203,27 @@ mod tests {
             ),
         ] {
             assert_eq!(check_script(line.as_bytes(), 1), Err(reason.into()), "{line}");
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_program_whose_loader_is_not_there() {
+        let own = head(&std::env::current_exe().unwrap()).unwrap();
+        // One that is linked statically has none.
+        let Some(found) = loader(&own) else { return };
+        assert!(Path::new(&found).is_absolute() && Path::new(&found).exists(), "{found}");
+        let mut other = own.clone();
+        let at = own.windows(found.len()).position(|part| part == found.as_bytes()).unwrap();
+        other[at + 1..at + 4].copy_from_slice(b"no/");
+        let path = std::env::temp_dir().join(format!("fib-rpc-test-{}", uuid::Uuid::new_v4()));
+        fs::write(&path, &other).unwrap();
+        let reason = check(&path).unwrap_err();
+        fs::remove_file(&path).unwrap();
+        assert!(reason.starts_with("is a program whose loader /no/"), "{reason}");
+        // Whatever the file is, it is looked at to no harm.
+        for end in 0..own.len() {
+            let _ = loader(&own[..end]);
         }
     }
 
