@@ -25,12 +25,13 @@ use std::time::{Duration, Instant};
 
 const SERVERS: usize = 3;
 
-/// Procedures that answer alike: a built-in one, and programs that take their time.
+/// Procedures that answer alike: a built-in one, and programs that take their time, in their own process group, in
+/// another one, and in another session. The last one leaves something running.
 const PROCEDURES: [&str; 4] = [
     "fun",
     "times=sh -c 'read n; sleep 0.01; echo ${n}00'",
     "limited=timeout 60 sh -c 'read n; sleep 0.01; echo ${n}00'",
-    "session=setsid -w sh -c 'read n; sleep 0.01; echo ${n}00'",
+    "apart=setsid -w sh -c '(setsid sleep 60 > /dev/null 2>&1 &) ; read n; echo ${n}00'",
 ];
 
 /// A program that takes longer than the broker's `consumer_timeout`: such a call fails, with 75.
