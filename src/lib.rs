@@ -11,7 +11,7 @@
 //! | [`protocol`] | requests and replies ↔ AMQP messages |
 //! | [`drill`] | what the server does wrong on purpose |
 //! | [`procedure`] | name → function or program, and what can go wrong in it |
-//! | [`command`] | programs: started, fed, read, bounded, reaped |
+//! | [`command`] | programs: started, fed, read, bounded, reaped, and killed with all that they started |
 //! | [`cancellation`] | ends a call that is being computed |
 //! | [`fib`] | Fibonacci numbers |
 //! | [`amqp`] | URIs, connections, queues, and the guards around them |
