@@ -39,7 +39,7 @@ impl Argument {
     }
 }
 
-/// The bytes of an argument, which a [`Budget`] counts until they are dropped.
+/// The bytes of an argument. They count against the limit on all of them until they are dropped.
 #[derive(Debug)]
 pub struct Bytes {
     bytes: Vec<u8>,
