@@ -2,7 +2,6 @@
 
 use crate::amqp::name;
 use crate::amqp::queue::QueueType;
-use crate::drill::Drill;
 use crate::fib::{Algorithm, RECURSIVE_LIMIT};
 use crate::procedure::{Offer, Settings, built_in_names, optional_names};
 use crate::protocol::MAX_EXPIRATION;
@@ -11,6 +10,7 @@ use clap::{Arg, ArgAction, Args, Command, Parser, ValueEnum, ValueHint};
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::ffi::OsStr;
+use std::fmt;
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
@@ -337,6 +337,45 @@ impl<T: Clone + Send + Sync + 'static> TypedValueParser for Suggest<T> {
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
         Some(Box::new(self.1().into_iter().map(PossibleValue::new)))
+    }
+}
+
+/// A fault that the server makes on purpose (`drill` has the loop).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Drill {
+    /// Dies at the first request, once it is computed, before the reply.
+    CrashBeforeReply,
+    /// Dies at the first request, when the broker has the reply, before the ack.
+    CrashBeforeAck,
+    /// Publishes every reply twice.
+    DuplicateReply,
+    /// Publishes every reply with an id that no client awaits.
+    WrongCorrelationId,
+    /// Waits that long before it computes.
+    #[value(skip)]
+    Slow(Duration),
+    /// Every procedure fails.
+    Fail,
+}
+
+impl Drill {
+    /// How each is written.
+    pub const FORMS: [&str; 6] = [
+        "crash-before-reply",
+        "crash-before-ack",
+        "duplicate-reply",
+        "wrong-correlation-id",
+        "slow=DURATION",
+        "fail",
+    ];
+}
+
+impl fmt::Display for Drill {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Drill::Slow(delay) => write!(f, "slow={}", humantime::format_duration(*delay)),
+            named => named.to_possible_value().map_or(Ok(()), |name| f.write_str(name.get_name())),
+        }
     }
 }
 

@@ -1,63 +1,91 @@
 //! What a server does wrong on purpose, for teaching and for tests: `rpc_server --drill`.
 //!
-//! A drill is a fault that other systems have by accident. The server's loop asks at the place
-//! where each would strike, and logs it when it does.
+//! A drill is a fault that other systems have by accident. `serve` is the tutorial's loop, as in `src/bin/rpc_server.rs`,
+//! with each fault at the place where it strikes, beside what is right.
 
+pub use crate::cli::Drill;
+
+use crate::error::ErrorKind;
+use crate::procedure::Error;
+use crate::protocol::{Reply, Request};
+use crate::server::worker::{Worker, WorkerError};
 use crate::terminal::output;
-use clap::ValueEnum;
 use log::warn;
 use signal_hook::consts::SIGKILL;
 use signal_hook::low_level;
 use std::fmt;
-use std::time::Duration;
+use std::thread;
+use uuid::Uuid;
 
-/// A fault.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Drill {
-    /// Dies at the first request, once it is computed, before the reply.
-    CrashBeforeReply,
-    /// Dies at the first request, when the broker has the reply, before the ack.
-    CrashBeforeAck,
-    /// Publishes every reply twice.
-    DuplicateReply,
-    /// Publishes every reply with an id that no client awaits.
-    WrongCorrelationId,
-    /// Waits that long before it computes.
-    #[value(skip)]
-    Slow(Duration),
-    /// Every procedure fails.
-    Fail,
-}
+/// One worker with a fault: answers requests until it is asked to stop.
+pub fn serve(worker: &mut Worker, drill: Drill) -> Result<(), WorkerError> {
+    worker.consume()?;
+    while let Some(delivery) = worker.next_delivery()? {
+        let request = Request::from_delivery(&delivery);
+        let Some(reply_to) = request.reply_to else {
+            warn!(
+                "{request} came without a readable reply_to or correlation_id: nobody to answer; dropped"
+            );
+            worker.ack(delivery)?;
+            continue;
+        };
 
-impl Drill {
-    /// How each is written.
-    pub const FORMS: [&str; 6] = [
-        "crash-before-reply",
-        "crash-before-ack",
-        "duplicate-reply",
-        "wrong-correlation-id",
-        "slow=DURATION",
-        "fail",
-    ];
-}
+        let outcome = worker.call_by(&request, |procedures, call| {
+            match drill {
+                // Right: computes at once.
+                Drill::Slow(delay) => {
+                    announce(drill, format_args!("{request} waits"));
+                    thread::sleep(delay);
+                }
+                // Right: what the procedure answers.
+                Drill::Fail => {
+                    announce(drill, format_args!("{request} fails"));
+                    let message = "failed on purpose: --drill fail";
+                    return Ok(Err(Error::new(ErrorKind::Internal, message)));
+                }
+                _ => {}
+            }
+            procedures.call(request.procedure, call)
+        })?;
 
-impl fmt::Display for Drill {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Drill::Slow(delay) => write!(f, "slow={}", humantime::format_duration(*delay)),
-            named => named.to_possible_value().map_or(Ok(()), |name| f.write_str(name.get_name())),
+        let mut reply = Reply::for_request(&request, outcome, worker.max_body());
+        match drill {
+            Drill::CrashBeforeReply => {
+                announce(drill, format_args!("{request} is computed: dies now"));
+                crash();
+            }
+            // Right: with the request's.
+            Drill::WrongCorrelationId => {
+                announce(drill, format_args!("{request} gets another's id"));
+                reply.correlation_id = Some(Uuid::new_v4().to_string());
+            }
+            // Right: once.
+            Drill::DuplicateReply => {
+                announce(drill, format_args!("{request} gets a second reply"));
+                worker.publish(&request, reply_to, &reply)?;
+            }
+            _ => {}
         }
+        worker.publish(&request, reply_to, &reply)?;
+
+        if drill == Drill::CrashBeforeAck {
+            worker.await_broker()?;
+            announce(drill, format_args!("the reply is out: dies now"));
+            crash();
+        }
+        worker.ack(delivery)?;
     }
+    worker.cancel()
 }
 
 /// Logs that `drill` strikes, and how.
-pub fn announce(drill: Drill, what: fmt::Arguments<'_>) {
+fn announce(drill: Drill, what: fmt::Arguments<'_>) {
     warn!("drill {drill}: {what}");
 }
 
 /// Ends the process as `kill -9` does: nothing is finished, nothing given back, nobody told, apart from what
 /// [`announce`] told.
-pub fn crash() -> ! {
+fn crash() -> ! {
     output::finish();
     let _ = low_level::raise(SIGKILL);
     // Should the system take its time, or spare the first process of a container (pid_namespaces(7)).

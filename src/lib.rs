@@ -4,12 +4,12 @@
 //!
 //! | module | what it has |
 //! |---|---|
+//! | [`drill`] | the server's loop, with what it does wrong on purpose |
 //! | [`client`] | what the client has around its loop: calls, input, output, diagnosis, retries |
 //! | [`server`] | what the server has around its loop: workers, and who watches over them |
 //! | [`program`] | the start and the end of a program |
 //! | [`cli`] | both programs' arguments |
 //! | [`protocol`] | requests and replies ↔ AMQP messages |
-//! | [`drill`] | what the server does wrong on purpose |
 //! | [`procedure`] | name → function or program, and what can go wrong in it |
 //! | [`command`] | programs: started, fed, read, bounded, reaped, and killed with all that they started |
 //! | [`cancellation`] | ends a call that is being computed |

@@ -3,6 +3,8 @@
 //! `serve` is the tutorial's loop. It runs on a thread for each worker; `fib_rpc::server` opens a
 //! connection again whenever one is lost, until a signal asks to stop.
 
+use fib_rpc::cli::Server;
+use fib_rpc::drill;
 use fib_rpc::program;
 use fib_rpc::protocol::{Reply, Request};
 use fib_rpc::server;
@@ -11,7 +13,11 @@ use log::warn;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    program::main("rpc_server", |args| server::run(args, serve))
+    program::main("rpc_server", |args: Server| match args.drill {
+        None => server::run(args, serve),
+        // The same loop, with a fault in it.
+        Some(drill) => server::run(args, move |worker| drill::serve(worker, drill)),
+    })
 }
 
 /// One worker: answers requests on a channel of its own until it is asked to stop.
@@ -29,7 +35,7 @@ fn serve(worker: &mut Worker) -> Result<(), WorkerError> {
         let outcome = worker.call(&request)?;
         // With the request's correlation_id.
         let reply = Reply::for_request(&request, outcome, worker.max_body());
-        worker.publish(&request, reply_to, reply)?;
+        worker.publish(&request, reply_to, &reply)?;
         // After the reply: a crash in between means a second reply, never a lost one.
         worker.ack(delivery)?;
     }

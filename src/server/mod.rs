@@ -23,16 +23,19 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
 use supervisor::supervise;
-use worker::{Serve, Service};
+use worker::{Service, Worker, WorkerError};
 
 /// Serves by `serve` as `args` say, on as many connections as it takes, until a signal asks to stop. It
 /// fails where another connection would change nothing: a malformed URI, a program that is not there,
 /// refused credentials at the first start.
-pub fn run(args: cli::Server, serve: Serve) -> Result<ExitCode, ProgramError> {
+pub fn run(
+    args: cli::Server,
+    serve: impl Fn(&mut Worker) -> Result<(), WorkerError> + Send + Sync + 'static,
+) -> Result<ExitCode, ProgramError> {
     let transcript = output::write_by_threads("rpc_server", !args.common.quiet)?;
     let brokers = uri::parse_list(&args.common.url)?;
     let service = Arc::new(Service {
-        serve,
+        serve: Box::new(serve),
         procedures: Procedures::new(&args.procedures, args.settings())?,
         confirms: brokers.len() > 1 || args.common.confirm,
         remembered: Remembered::default(),

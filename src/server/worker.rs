@@ -9,7 +9,6 @@ use crate::amqp::uri::Endpoint;
 use crate::cancellation::{CallHandle, Cancelled, RunningCalls};
 use crate::cli;
 use crate::command::Call;
-use crate::drill::{self, Drill};
 use crate::error::{ErrorKind, Failure, FailureKind};
 use crate::procedure::{self, Procedures};
 use crate::protocol::{Reply, Request};
@@ -26,7 +25,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
-use uuid::Uuid;
 
 /// How long a server that was asked to stop waits for the broker.
 pub(super) const STOP_LIMIT: Duration = Duration::from_secs(2);
@@ -38,7 +36,7 @@ const DEADLY: u32 = 2;
 const LOOK: Duration = Duration::from_millis(20);
 
 /// The tutorial's loop: answers requests until it is asked to stop, or something breaks.
-pub type Serve = fn(&mut Worker) -> Result<(), WorkerError>;
+pub type Serve = Box<dyn Fn(&mut Worker) -> Result<(), WorkerError> + Send + Sync>;
 
 /// What a worker tells its supervisor.
 #[derive(Debug)]
@@ -256,8 +254,18 @@ impl<'a> Worker<'a> {
     /// Calls the procedure that `request` names, and tells so in the transcript and in the log. It fails
     /// if the channel or the connection is lost meanwhile: the request comes again.
     pub fn call(&self, request: &Request<'_>) -> Result<procedure::Outcome, WorkerError> {
+        self.call_by(request, |procedures, call| procedures.call(request.procedure, call))
+    }
+
+    /// Answers `request` by `compute`, as [`Worker::call`] does by the procedure that it names, which is what `compute` is
+    /// there to call. It is not called for a request that is not to be computed.
+    pub fn call_by(
+        &self,
+        request: &Request<'_>,
+        compute: impl FnOnce(&Procedures, &Call<'_>) -> Result<procedure::Outcome, Cancelled>,
+    ) -> Result<procedure::Outcome, WorkerError> {
         let started = Instant::now();
-        let outcome = self.compute(request, started).map_err(|cancelled| {
+        let outcome = self.compute(request, started, compute).map_err(|cancelled| {
             let lost = match cancelled {
                 Cancelled::ConnectionLost => "connection",
                 Cancelled::ChannelClosed => "channel",
@@ -277,6 +285,7 @@ impl<'a> Worker<'a> {
         &self,
         request: &Request<'_>,
         started: Instant,
+        compute: impl FnOnce(&Procedures, &Call<'_>) -> Result<procedure::Outcome, Cancelled>,
     ) -> Result<procedure::Outcome, Cancelled> {
         let running = self.context.calls.begin(self.channel.channel_id());
         if self.is_closed() {
@@ -304,14 +313,6 @@ impl<'a> Worker<'a> {
         }
         self.service.transcript.line(format_args!(" [.] {request}"));
         let _computing = self.in_hand.compute(id, arrived);
-        if let Some(slow @ Drill::Slow(delay)) = self.service.args.drill {
-            drill::announce(slow, format_args!("{request} waits"));
-            thread::sleep(delay);
-        }
-        if self.is_active(Drill::Fail, format_args!("{request} fails")) {
-            let message = "failed on purpose: --drill fail";
-            return Ok(Err(procedure::Error::new(ErrorKind::Internal, message)));
-        }
         let own = until(started, Some(self.service.args.time_limit));
         let call = Call {
             input: request.argument,
@@ -326,7 +327,7 @@ impl<'a> Worker<'a> {
             handle: &running,
             at_stop: &|| self.give_back(),
         };
-        self.service.procedures.call(request.procedure, &call)
+        compute(&self.service.procedures, &call)
     }
 
     fn current(&self, request: &Request<'_>) -> Current {
@@ -394,40 +395,27 @@ impl<'a> Worker<'a> {
         &mut self,
         request: &Request<'_>,
         reply_to: &str,
-        mut reply: Reply,
+        reply: &Reply,
     ) -> Result<(), WorkerError> {
-        if self.is_active(Drill::CrashBeforeReply, format_args!("{request} is computed: dies now"))
-        {
-            drill::crash();
+        info!(
+            "publish to {}: {}, correlation_id {}",
+            short_queue(reply_to),
+            reply.kind(),
+            short(reply.correlation_id.as_deref())
+        );
+        if request.is_redelivered && self.publish_apart(request, reply_to, reply)? {
+            return Ok(());
         }
-        if self.is_active(Drill::WrongCorrelationId, format_args!("{request} gets another's id")) {
-            reply.correlation_id = Some(Uuid::new_v4().to_string());
+        self.in_hand.answer(self.current(request).id, reply.length());
+        if self.service.confirms {
+            self.replied = Some(self.confirms.count_published());
         }
-        let what = format_args!("{request} gets a second reply");
-        let copies = if self.is_active(Drill::DuplicateReply, what) { 2 } else { 1 };
-        for _ in 0..copies {
-            info!(
-                "publish to {}: {}, correlation_id {}",
-                short_queue(reply_to),
-                reply.kind(),
-                short(reply.correlation_id.as_deref())
-            );
-            if request.is_redelivered && self.publish_apart(request, reply_to, &reply)? {
-                continue;
-            }
-            self.in_hand.answer(self.current(request).id, reply.length());
-            if self.service.confirms {
-                self.replied = Some(self.confirms.count_published());
-            }
-            self.channel.basic_publish("", reply.to_publish(reply_to))?;
-        }
-        if self.service.args.drill == Some(Drill::CrashBeforeAck) {
-            // The answer to any synchronous method says that the broker has the reply by then.
-            self.channel.qos(0, self.service.args.prefetch, false)?;
-            drill::announce(Drill::CrashBeforeAck, format_args!("the reply is out: dies now"));
-            drill::crash();
-        }
-        Ok(())
+        Ok(self.channel.basic_publish("", reply.to_publish(reply_to))?)
+    }
+
+    /// Waits until the broker has dealt with what was published: the answer to any synchronous method says so.
+    pub fn await_broker(&self) -> Result<(), WorkerError> {
+        Ok(self.channel.qos(0, self.service.args.prefetch, false)?)
     }
 
     /// Deals with the reply to a request whose reply was out when a channel or a connection ended. Returns whether it is
@@ -569,14 +557,6 @@ impl<'a> Worker<'a> {
             delivery.nack(self.channel, true)?;
         }
         Ok(())
-    }
-
-    fn is_active(&self, drill: Drill, what: std::fmt::Arguments<'_>) -> bool {
-        let is_active = self.service.args.drill == Some(drill);
-        if is_active {
-            drill::announce(drill, what);
-        }
-        is_active
     }
 }
 
