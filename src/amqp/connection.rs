@@ -38,6 +38,23 @@ const FRAMES_AHEAD: usize = 1024;
 /// A connection that an [`Inspector`] opens a channel on while somebody else uses it. None once it was closed.
 pub(super) type SharedConnection = Arc<Mutex<Option<Connection>>>;
 
+/// What is of no use any more, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Broken {
+    /// One channel, or none yet: the failure is one of [`errors::of_channel`], and the connection is still good.
+    Channel(Failure),
+    /// The connection: the failure is [`FailureKind::ConnectionLost`] or [`FailureKind::Blocked`].
+    Connection(Failure),
+}
+
+impl From<Broken> for Failure {
+    fn from(broken: Broken) -> Failure {
+        match broken {
+            Broken::Channel(failure) | Broken::Connection(failure) => failure,
+        }
+    }
+}
+
 /// An open connection and what is known of it. Dropping it closes it.
 pub struct Session {
     connection: SharedConnection,
@@ -167,11 +184,6 @@ impl Session {
         &self.name
     }
 
-    /// Returns whether the connection was not closed by this side, as [`Session::classify`] does if it is lost.
-    pub fn is_open(&self) -> bool {
-        self.lock_connection().is_some()
-    }
-
     fn lock_connection(&self) -> MutexGuard<'_, Option<Connection>> {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -272,14 +284,21 @@ impl Session {
         self.classify(Error::EventLoopDropped)
     }
 
-    /// What an error of the client library means: a failure of [`errors::of_channel`], after which the
-    /// connection is still good, or else [`FailureKind::ConnectionLost`] or [`FailureKind::Blocked`]. Then this
-    /// closes the connection: the library reports a lost connection as a dropped event loop, and its cause
-    /// only to who closes it.
+    /// Returns the failure that an error of the client library is, of what [`Session::diagnose`] says is broken.
     pub fn classify(&mut self, error: Error) -> Failure {
-        if let Some(failure) = errors::of_channel(&self.name, &error) {
-            return failure;
+        self.diagnose(error).into()
+    }
+
+    /// Returns what an error of the client library says is broken. If it is the connection, this closes it: the
+    /// library reports a lost connection as a dropped event loop, and its cause only to who closes it.
+    pub fn diagnose(&mut self, error: Error) -> Broken {
+        match errors::of_channel(&self.name, &error) {
+            Some(failure) => Broken::Channel(failure),
+            None => Broken::Connection(self.lost(error)),
         }
+    }
+
+    fn lost(&mut self, error: Error) -> Failure {
         let is_aborted = self.watchdog.fired();
         let cause = self.close_connection().err().unwrap_or(error);
         if let Some(reason) = self.inbox.violation() {

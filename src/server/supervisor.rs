@@ -2,7 +2,7 @@
 //! the server to stop.
 
 use crate::amqp::backoff::Backoff;
-use crate::amqp::connection::Session;
+use crate::amqp::connection::{Broken, Session};
 use crate::amqp::consumer::ConsumerError;
 use crate::amqp::watchdog::Flow;
 use crate::amqp::{MAX_BODY, errors, traffic};
@@ -236,19 +236,31 @@ impl Supervisor {
             Ok(Event::Ended(Ok(()), _)) => self.workers.running -= 1,
             Ok(Event::Ended(Err(WorkerError::Failed(failure)), _)) => return Err(failure),
             Ok(Event::Ended(Err(WorkerError::Consumer(error)), stage)) => {
-                let queue = &self.context.service.args.common.queue;
-                let is_queue_gone = matches!(error, ConsumerError::QueueDeleted);
-                let failure = error.classify(&mut self.session, queue);
-                if !self.session.is_open() || is_queue_gone || stage == Stage::Starting {
-                    return Err(failure);
-                }
-                warn!("{failure}; a worker starts again");
-                self.workers.running -= 1;
-                self.restarts.closed(Instant::now());
+                self.recover(error, stage)?
             }
             Err(RecvError) => return Err(self.session.abort()),
         }
         Ok(())
+    }
+
+    /// A worker has ended. If it had consumed, and only its channel is gone, another one takes its place.
+    fn recover(&mut self, error: ConsumerError, stage: Stage) -> Result<(), Failure> {
+        let broken = match error {
+            ConsumerError::Amqp(error) => self.session.diagnose(error),
+            gone @ ConsumerError::QueueDeleted => {
+                let queue = &self.context.service.args.common.queue;
+                return Err(gone.classify(&mut self.session, queue));
+            }
+        };
+        match (broken, stage) {
+            (Broken::Channel(failure), Stage::Consuming) => {
+                warn!("{failure}; a worker starts again");
+                self.workers.running -= 1;
+                self.restarts.closed(Instant::now());
+                Ok(())
+            }
+            (broken, _) => Err(broken.into()),
+        }
     }
 
     /// The connection is lost: remembers the requests whose replies were out. If the broker ended it with an error, it may
