@@ -5,6 +5,7 @@ mod isolated;
 mod reconnect;
 mod remembered;
 mod supervisor;
+mod sync;
 pub mod worker;
 
 use crate::amqp::connection::Session;
@@ -23,6 +24,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
 use supervisor::supervise;
+use sync::Semaphore;
 use worker::{Service, Worker, WorkerError};
 
 /// Serves by `serve` as `args` say, on as many connections as it takes, until a signal asks to stop. It
@@ -41,7 +43,7 @@ pub fn run(
         remembered: Remembered::default(),
         isolated: Isolated::default(),
         transcript,
-        slots: bounded(args.workers.into()),
+        slots: Semaphore::new(args.workers.into()),
         brokers,
         args,
     });

@@ -10,14 +10,15 @@ use crate::cancellation::{Cancelled, RunningCalls};
 use crate::error::{Failure, FailureKind};
 use crate::server::reconnect::ReconnectState;
 use crate::server::remembered::{Hands, Memory};
+use crate::server::sync::{Latch, Permit};
 use crate::server::worker::{Context, Event, STOP_LIMIT, Service, Stage, Worker, WorkerError};
 use crate::signals::Stop;
 use crossbeam_channel::{Receiver, RecvError, at, bounded, never, select_biased, unbounded};
 use log::{info, warn};
 use sd_notify::NotifyState;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,15 +27,6 @@ const READY_LIMIT: Duration = Duration::from_secs(10);
 
 /// The longest pause before a worker is started in place of one whose channel was closed.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-
-/// A worker's message in [`Service::slots`].
-struct Slot(Receiver<()>);
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        let _ = self.0.try_recv();
-    }
-}
 
 /// The workers of one connection, as far as counting goes.
 #[derive(Debug, Default)]
@@ -92,7 +84,7 @@ pub fn supervise(
         giving_back: AtomicUsize::new(0),
         stop: unbounded(),
         events: unbounded(),
-        announced: OnceLock::new(),
+        announced: Latch::default(),
     });
     let closed = Arc::downgrade(&context);
     session.inbox().on_channel_close(Box::new(move |channel, close| {
@@ -104,7 +96,7 @@ pub fn supervise(
     let mut supervisor = Supervisor { session, context, workers, moved: 0, restarts };
     let served = supervisor.watch(stop, state);
     // No worker may go on waiting for it.
-    let _ = supervisor.context.announced.set(());
+    supervisor.context.announced.open();
     if served.is_ok() {
         info!("asked to stop: finish the calls in hand");
         notify_service_manager(NotifyState::Stopping);
@@ -170,11 +162,12 @@ impl Restarts {
 impl Supervisor {
     fn watch(&mut self, stop: &Receiver<Stop>, state: &mut ReconnectState) -> Result<(), Failure> {
         let context = Arc::clone(&self.context);
-        let (slots, ended) = &context.service.slots;
+        let slots = &context.service.slots;
         // Takes nothing.
         let (closed, _receiver) = bounded(0);
         loop {
-            let open = if self.restarts.are_due(Instant::now()) { slots } else { &closed };
+            let are_due = self.restarts.are_due(Instant::now());
+            let slot = if are_due { slots.waiting() } else { &closed };
             let pause = self.restarts.not_before.map_or_else(never, at);
             let too_late = self.workers.ready_by.map_or_else(never, at);
             select_biased! {
@@ -183,16 +176,16 @@ impl Supervisor {
                     self.session.set_blocked(notification)?;
                 }
                 recv(context.events.1) -> event => self.take(event)?,
-                send(open, ()) -> _ => self.start_worker(Slot(ended.clone()))?,
+                send(slot, ()) -> _ => self.start_worker(slots.permit())?,
                 recv(pause) -> _ => {}
                 recv(too_late) -> _ => self.grant_more_time()?,
             }
-            if self.workers.are_ready() && slots.is_full() && context.announced.get().is_none() {
+            if self.workers.are_ready() && slots.is_exhausted() && !context.announced.is_open() {
                 if state.serves() {
                     warn!("connected to {} again", self.session.name());
                 }
                 context.service.transcript.line(format_args!(" [x] Awaiting RPC requests"));
-                let _ = context.announced.set(());
+                context.announced.open();
                 notify_service_manager(NotifyState::Ready);
             }
         }
@@ -210,7 +203,7 @@ impl Supervisor {
         Ok(())
     }
 
-    fn start_worker(&mut self, slot: Slot) -> Result<(), Failure> {
+    fn start_worker(&mut self, slot: Permit) -> Result<(), Failure> {
         let (context, channel) = (Arc::clone(&self.context), self.session.channel()?);
         let work = move || {
             let _slot = slot;
@@ -352,16 +345,6 @@ mod tests {
     fn a_worker_that_panics_has_ended() {
         assert!(matches!(catch_panic(|| panic!("out of luck")), Err(WorkerError::Failed(_))));
         assert!(catch_panic(|| Ok(())).is_ok());
-    }
-
-    #[test]
-    fn a_slot_comes_back_when_its_worker_ends() {
-        let (slots, ended) = bounded(2);
-        assert!(slots.try_send(()).is_ok() && slots.try_send(()).is_ok());
-        let slot = Slot(ended.clone());
-        assert!(slots.try_send(()).is_err());
-        drop(slot);
-        assert!(slots.try_send(()).is_ok() && slots.try_send(()).is_err());
     }
 
     #[test]

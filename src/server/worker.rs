@@ -14,6 +14,7 @@ use crate::procedure::{self, Procedures};
 use crate::protocol::{Reply, Request};
 use crate::server::isolated::{Isolated, Sent};
 use crate::server::remembered::{Hands, InHand, Memory, Remembered, RequestId};
+use crate::server::sync::{Latch, Semaphore};
 use crate::terminal::output::Transcript;
 use crate::terminal::text::{short, short_queue};
 use amiquip::{Channel, Consumer, ConsumerOptions, Delivery, Error};
@@ -21,8 +22,8 @@ use crossbeam_channel::{Receiver, Sender, never, select_biased};
 use log::{info, warn};
 use std::cell::Cell;
 use std::mem::take;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -84,9 +85,9 @@ pub struct Service {
     pub(super) remembered: Remembered,
     pub(super) isolated: Isolated,
     pub(super) transcript: Transcript,
-    /// Full when there are as many workers as may be, on all connections together: each has put a message
-    /// in, and takes it out when it ends. One that computes for a lost connection is still there.
-    pub(super) slots: (Sender<()>, Receiver<()>),
+    /// One for each worker that may be there, on all connections together. One that computes for a lost connection is
+    /// still there.
+    pub(super) slots: Semaphore,
 }
 
 /// What the workers of one connection share.
@@ -110,7 +111,7 @@ pub struct Context {
     /// Where workers tell their supervisor how they are.
     pub(super) events: (Sender<Event>, Receiver<Event>),
     /// Set when the server has said that it awaits requests: that comes before any of them.
-    pub(super) announced: OnceLock<()>,
+    pub(super) announced: Latch,
 }
 
 impl Context {
