@@ -136,14 +136,6 @@ impl Reply {
         Error::new(ErrorKind::OutOfRange, message)
     }
 
-    /// The size of the message's body, in bytes.
-    pub fn length(&self) -> usize {
-        match &self.outcome {
-            Ok(result) => result.len(),
-            Err(error) => error.message.len(),
-        }
-    }
-
     /// What it is, for a log: `result`, or the kind of error.
     pub fn kind(&self) -> &'static str {
         match &self.outcome {

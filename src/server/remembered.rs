@@ -132,7 +132,7 @@ impl InHand {
         Computing(self)
     }
 
-    /// A reply of so many bytes to a request is about to go out.
+    /// A reply to a request is about to go out: a result of so many bytes, or an error.
     pub fn answer(&self, id: RequestId, length: usize) {
         let mut state = lock(&self.state);
         if state.answered.len() == self.most_answered {

@@ -142,8 +142,11 @@ impl Restarts {
         Restarts { backoff, last: None, not_before: None }
     }
 
-    /// A channel was closed.
+    /// A channel was closed. One pause is enough for all that are closed before it is over.
     fn closed(&mut self, now: Instant) {
+        if !self.are_due(now) {
+            return;
+        }
         match self.last.replace(now) {
             Some(last) if now.duration_since(last) < 2 * LONGEST_PAUSE => {
                 self.not_before = Some(now + self.backoff.delay());
@@ -387,20 +390,23 @@ mod tests {
 
     #[test]
     fn a_channel_that_is_closed_again_and_again_is_opened_after_growing_pauses() {
-        let (mut restarts, now) = (Restarts::new(), Instant::now());
+        let (mut restarts, mut now) = (Restarts::new(), Instant::now());
         assert!(restarts.are_due(now));
         restarts.closed(now);
         assert!(restarts.are_due(now), "the first one at once");
         let mut pauses = Vec::new();
         for _ in 0..8 {
-            restarts.closed(now);
-            pauses.push(restarts.not_before.unwrap() - now);
+            // Many at once.
+            (0..32).for_each(|_| restarts.closed(now));
+            let pause = restarts.not_before.unwrap() - now;
             assert!(!restarts.are_due(now));
+            pauses.push(pause);
+            now += pause;
+            assert!(restarts.are_due(now));
         }
         assert!(pauses[0] <= Duration::from_millis(200) && pauses[7] >= LONGEST_PAUSE / 2);
-        let later = now + LONGEST_PAUSE;
-        assert!(restarts.are_due(later));
-        restarts.closed(later + 3 * LONGEST_PAUSE);
-        assert!(restarts.are_due(later + 3 * LONGEST_PAUSE), "it is long ago");
+        now += 3 * LONGEST_PAUSE;
+        restarts.closed(now);
+        assert!(restarts.are_due(now), "it is long ago");
     }
 }

@@ -407,7 +407,9 @@ impl<'a> Worker<'a> {
         if request.is_redelivered && self.publish_apart(request, reply_to, reply)? {
             return Ok(());
         }
-        self.in_hand.answer(self.current(request).id, reply.length());
+        // An error whose sentence is too long can be told in fewer words.
+        let length = reply.outcome.as_ref().map_or(0, Vec::len);
+        self.in_hand.answer(self.current(request).id, length);
         if self.service.confirms {
             self.replied = Some(self.confirms.count_published());
         }
