@@ -295,23 +295,21 @@ impl<'a> Worker<'a> {
         let Current { id, arrived } = self.current(request);
         if request.is_redelivered {
             self.await_end_of(request, id, &running)?;
-            if let Some(error) = self.verdict(request, id) {
-                return Ok(Err(error));
-            }
         }
         if let Some(reason) = running.cancelled() {
             return Err(reason);
         }
+
         // An expiration of 0 is no time limit: it says that the request must not wait in the queue.
         let until = |from: Instant, limit: Option<Duration>| {
             limit.filter(|limit| !limit.is_zero()).and_then(|limit| from.checked_add(limit))
         };
         let callers = until(arrived, request.expiration);
-        if callers.is_some_and(|deadline| deadline <= started) {
-            let message =
-                format!("the time of {} had passed before its turn came", request.procedure);
-            return Ok(Err(procedure::Error::new(ErrorKind::TimedOut, message)));
+        let is_late = callers.is_some_and(|deadline| deadline <= started);
+        if let Some(error) = self.refusal(request, id, is_late) {
+            return Ok(Err(error));
         }
+
         self.service.transcript.line(format_args!(" [.] {request}"));
         let _computing = self.in_hand.compute(id, arrived);
         let own = until(started, Some(self.service.args.time_limit));
@@ -356,19 +354,29 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// The answer to a request that is not to be computed again.
-    fn verdict(&self, request: &Request<'_>, id: RequestId) -> Option<procedure::Error> {
-        match self.service.remembered.get(id)? {
-            Memory::TimedOut => {
+    /// The answer to a request that is not to be computed. `is_late`: its caller's time has passed.
+    fn refusal(
+        &self,
+        request: &Request<'_>,
+        id: RequestId,
+        is_late: bool,
+    ) -> Option<procedure::Error> {
+        let procedure = request.procedure;
+        let remembered = &self.service.remembered;
+        match request.is_redelivered.then(|| remembered.get(id)).flatten() {
+            Some(Memory::TimedOut) => {
                 let message = format!(
-                    "{} took longer than the broker's consumer_timeout, and is not run again; \
-                     ask for less, or have that limit raised",
-                    request.procedure
+                    "{procedure} took longer than the broker's consumer_timeout, and is not run again; \
+                     ask for less, or have that limit raised"
                 );
                 Some(procedure::Error::new(ErrorKind::TimedOut, message))
             }
-            Memory::TooLarge { length, limit } => Some(Reply::too_large(length, limit)),
-            Memory::Answered | Memory::Suspect => None,
+            Some(Memory::TooLarge { length, limit }) => Some(Reply::too_large(length, limit)),
+            _ if is_late => {
+                let message = format!("the time of {procedure} had passed before its turn came");
+                Some(procedure::Error::new(ErrorKind::TimedOut, message))
+            }
+            _ => None,
         }
     }
 
@@ -443,15 +451,29 @@ impl<'a> Worker<'a> {
         if memory == Some(Memory::Answered) {
             return Ok(false);
         }
+        self.publish_isolated(request, reply_to, reply)
+    }
+
+    /// Publishes a reply that may be deadly on a connection of its own, as often as it takes until the broker has it, or
+    /// has ended two of these for it. Returns whether it is not to go out by this channel.
+    fn publish_isolated(
+        &mut self,
+        request: &Request<'_>,
+        reply_to: &str,
+        reply: &Reply,
+    ) -> Result<bool, WorkerError> {
+        let (endpoint, limit) = (&self.context.endpoint, self.service.args.common.connect_timeout);
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
         let (mut ended, mut is_told) = (0, false);
-        loop {
+        while !self.is_over() {
             let is_over = || self.is_over();
+            let isolated = &self.service.isolated;
             match isolated.publish(endpoint, limit, reply.to_publish(reply_to), &is_over) {
                 Sent::Confirmed => return Ok(true),
                 Sent::Deadly(failure) => {
                     ended += 1;
                     if ended == DEADLY {
+                        let queue = short_queue(reply_to);
                         warn!(
                             "{request} dropped: its reply to {queue} ends each connection ({failure})"
                         );
@@ -471,14 +493,13 @@ impl<'a> Worker<'a> {
                 }
                 Sent::GivenUp => {}
             }
-            if self.is_closed() || self.context.is_lost.load(SeqCst) {
-                return Err(Error::EventLoopDropped.into());
-            }
-            if self.context.is_stopping.load(SeqCst) {
-                self.is_withheld = true;
-                return Ok(true);
-            }
         }
+        if self.is_closed() || self.context.is_lost.load(SeqCst) {
+            return Err(Error::EventLoopDropped.into());
+        }
+        // The server is asked to stop.
+        self.is_withheld = true;
+        Ok(true)
     }
 
     /// Whether it can wait no longer: its channel or its connection is gone, or the server is asked to stop.
