@@ -213,6 +213,30 @@ fn two_cuts_while_a_reply_goes_out_cost_no_call() {
     }
 }
 
+/// RabbitMQ 3.10 ends the connection for it with an error. Later ones take no notice.
+#[test]
+fn a_deadly_reply_costs_each_server_no_more_than_one_connection() {
+    let queue = Queue::new();
+    let servers = [server(&queue, &[]), server(&queue, &[])];
+    let deadly =
+        amiquip::AmqpProperties::default().with_reply_to("amq.rabbitmq.reply-to.AAAA.x".into());
+    Amqp::new().publish(queue.name(), b"29", deadly);
+    await_that("it is gone", || {
+        let is_dropped = servers.iter().any(|server| server.stderr().contains("dropped"));
+        is_dropped || servers.iter().all(|server| server.stderr().is_empty()) && is_answered(&queue)
+    });
+    queue.client(&["-q", "--wait", "fib", "30"]).expect(0, "832040\n", "");
+    for server in servers {
+        let said = stop(server).stderr;
+        assert!(said.matches("trying again").count() <= 1, "{said}");
+    }
+}
+
+/// Whether what was there before is answered, since a call that comes after it is.
+fn is_answered(queue: &Queue) -> bool {
+    queue.client(&["-q", "--wait", "--repeat", "4", "fib", "30"]).code() == 0
+}
+
 #[test]
 fn a_lost_connection_leaves_no_more_threads_and_descriptors_than_before() {
     let (proxy, runs) = (Proxy::start(&broker(), |_| Action::Pass), Runs::new());
