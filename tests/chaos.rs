@@ -15,7 +15,7 @@ mod proxy;
 
 use fastrand::Rng;
 use harness::{Ended, Node, Process, Queue, client_command, kill, raw, server_command};
-use proxy::Proxy;
+use proxy::slow_link;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -44,8 +44,8 @@ const CONSUMER_TIMEOUT: &str = "[application:set_env(rabbit, K, V) || \
 /// Clients at the broker itself; one more is behind the slow link.
 const CLIENTS: usize = 2;
 
-/// How many bytes a second the slow link passes each way.
-const SLOW: usize = 500_000;
+/// How many bytes a second the slow link takes from a program.
+const SLOW: u32 = 500_000;
 
 /// Each call's time limit. A process that takes longer than its calls may is said to hang: fewer than 200
 /// calls, of which 64 are in flight at a time, may take four time limits.
@@ -111,7 +111,7 @@ fn main() -> ExitCode {
 
     let node = Node::start();
     node.ctl(&["eval", CONSUMER_TIMEOUT]);
-    let link = Proxy::slow(&node.url, SLOW);
+    let link = slow_link(&node.url, SLOW);
     let queue = Queue::at(&node.url);
     let tally = Mutex::new(Tally::default());
     let over = AtomicBool::new(false);
@@ -146,11 +146,11 @@ fn make_calls(node: &Node, queue: &Queue, tally: &Mutex<Tally>, random: &mut Rng
     call(&node.url, queue, procedure, &arguments, tally);
 }
 
-/// One client behind the slow link: each call takes that link a tenth of a second each way.
-fn make_large_calls(link: &Proxy, queue: &Queue, tally: &Mutex<Tally>, random: &mut Rng) {
+/// One client behind the slow link: each call takes that link a tenth of a second.
+fn make_large_calls(link: &str, queue: &Queue, tally: &Mutex<Tally>, random: &mut Rng) {
     let number = |random: &mut Rng| (0..SLOW / 10).map(|_| random.char('1'..='9')).collect();
     let arguments: Vec<String> = (0..random.usize(1..6)).map(|_| number(random)).collect();
-    call(&link.url, queue, "fun", &arguments, tally);
+    call(link, queue, "fun", &arguments, tally);
 }
 
 fn call(url: &str, queue: &Queue, procedure: &str, arguments: &[String], tally: &Mutex<Tally>) {
@@ -184,7 +184,7 @@ fn counts<'a>(events: impl Iterator<Item = &'a (Instant, &'static str)>) -> Stri
 /// have calls to bring to an end.
 fn disturb(
     node: &Node,
-    link: &Proxy,
+    link: &str,
     queue: &Queue,
     time: Duration,
     seed: u64,
@@ -195,7 +195,7 @@ fn disturb(
     let settings = ["-q", "--queue", queue.name(), "--workers", "2", "--prefetch", "4"];
     let args: Vec<&str> = settings.into_iter().chain(offers).collect();
     let start = |index| {
-        let url = if index == 0 { &link.url } else { &node.url };
+        let url = if index == 0 { link } else { &node.url };
         Process::spawn(&mut server_command(url, &args))
     };
     let mut servers: Vec<Process> = (0..SERVERS).map(start).collect();

@@ -2,7 +2,7 @@
 //! lost while a reply goes out; and what a server does with what it has prefetched.
 
 use crate::harness::*;
-use crate::proxy::{Action, BASIC_PUBLISH, Proxy};
+use crate::proxy::{Action, BASIC_PUBLISH, Proxy, slow_link};
 use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -351,8 +351,7 @@ fn a_frozen_broker_does_not_hold_a_stop_in_the_middle_of_a_call() {
 fn a_stop_waits_for_a_large_reply_that_flows() {
     let (queue, runs) = (Queue::new(), Runs::new());
     let procedure = runs.procedure("head -c 12000000 /dev/zero");
-    let link = Proxy::slow(&broker(), 1_000_000);
-    let server = server_at(&link.url, &queue, &[&procedure]);
+    let server = server_at(&slow_link(&broker(), 1_000_000), &queue, &[&procedure]);
     let client =
         spawn_client(&broker(), &queue, &["--timeout", "10m", "--format", "raw", "p", "1"]);
     server.await_stdout("[.] p(1)");
@@ -361,6 +360,20 @@ fn a_stop_waits_for_a_large_reply_that_flows() {
     assert_eq!(ended.stderr, "");
     let ended = client.wait();
     assert_eq!((ended.code(), ended.bytes.0.len()), (0, 12_000_000), "{ended:?}");
+}
+
+#[test]
+fn a_stop_does_not_wait_for_a_reply_that_trickles() {
+    let (queue, runs) = (Queue::new(), Runs::new());
+    let procedure = runs.procedure("head -c 15000000 /dev/zero");
+    let server = server_at(&slow_link(&broker(), 1_000), &queue, &[&procedure]);
+    let client =
+        spawn_client(&broker(), &queue, &["--timeout", "10m", "--format", "raw", "p", "1"]);
+    server.await_stdout("[.] p(1)");
+    await_that("the reply goes out", || runs.begun("1") == 1 && has_no_child(server.pid()));
+    let ended = stop(server);
+    assert!(ended.stderr.contains("no longer answers"), "{ended:?}");
+    drop(client);
 }
 
 /// Whether a process has no children.

@@ -54,8 +54,6 @@ pub struct Proxy {
 
 struct Shared {
     rule: Mutex<Rule>,
-    /// How many bytes pass in a second, each way.
-    rate: Option<usize>,
     /// Both ends of each connection that there ever was.
     connections: Mutex<Vec<[TcpStream; 2]>>,
     passed: Mutex<HashMap<Method, usize>>,
@@ -64,25 +62,12 @@ struct Shared {
 impl Proxy {
     /// A proxy for the broker at `url` where `rule` decides on each method frame.
     pub fn start(url: &str, rule: impl Fn(&Frame<'_>) -> Action + Send + Sync + 'static) -> Proxy {
-        Proxy::start_at(url, None, rule)
-    }
-
-    /// One by which everything passes, `rate` bytes a second each way.
-    pub fn slow(url: &str, rate: usize) -> Proxy {
-        Proxy::start_at(url, Some(rate), |_| Action::Pass)
-    }
-
-    fn start_at(
-        url: &str,
-        rate: Option<usize>,
-        rule: impl Fn(&Frame<'_>) -> Action + Send + Sync + 'static,
-    ) -> Proxy {
         let broker = url.rsplit(['@', '/']).next().unwrap().to_owned();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("amqp://{}", listener.local_addr().unwrap());
         let (connections, passed) = (Mutex::default(), Mutex::default());
         let rule: Rule = Arc::new(rule);
-        let shared = Arc::new(Shared { rule: Mutex::new(rule), rate, connections, passed });
+        let shared = Arc::new(Shared { rule: Mutex::new(rule), connections, passed });
         let proxy = Proxy { url, shared: Arc::clone(&shared) };
         thread::spawn(move || {
             for near in listener.incoming().flatten() {
@@ -153,9 +138,6 @@ impl Shared {
             let size = u32::from_be_bytes([frame[3], frame[4], frame[5], frame[6]]) as usize;
             frame.resize(7 + size + 1, 0);
             from.read_exact(&mut frame[7..])?;
-            if let Some(rate) = self.rate {
-                thread::sleep(Duration::from_secs_f64(frame.len() as f64 / rate as f64));
-            }
             let (1, [_, _, _, _, _, _, _, payload @ ..]) = (frame[0], &frame[..]) else {
                 to.write_all(&frame)?;
                 continue;
@@ -191,4 +173,37 @@ impl Shared {
             }
         }
     }
+}
+
+/// Returns the URI of a way to the broker at `url` that takes `rate` bytes a second from the programs, once it has let the
+/// first ones pass that a connection and a queue need.
+pub fn slow_link(url: &str, rate: u32) -> String {
+    let broker = url.rsplit(['@', '/']).next().unwrap().to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for mut near in listener.incoming().flatten() {
+            // A broker that a test has killed takes no connections.
+            let Ok(mut far) = TcpStream::connect(&broker) else { continue };
+            let (mut back, mut forth) = (far.try_clone().unwrap(), near.try_clone().unwrap());
+            thread::spawn(move || {
+                let _ = io::copy(&mut back, &mut forth);
+                let _ = forth.shutdown(Shutdown::Both);
+            });
+            thread::spawn(move || {
+                let (mut piece, mut free) = ([0; 10_000], 2_000);
+                let most = piece.len().min(rate as usize / 10);
+                while let Ok(read @ 1..) = near.read(&mut piece[..most]) {
+                    if far.write_all(&piece[..read]).is_err() {
+                        break;
+                    }
+                    let paid = read.saturating_sub(free);
+                    free -= free.min(read);
+                    thread::sleep(Duration::from_secs(1) * paid as u32 / rate);
+                }
+                let _ = far.shutdown(Shutdown::Both);
+            });
+        }
+    });
+    format!("amqp://{address}")
 }
