@@ -12,7 +12,7 @@
 //!
 //! Elsewhere than on Linux, a program's process group is all that is known.
 
-use crate::command::procfs::{self, Process};
+use crate::command::procfs::{self, Pinned, Process};
 use crate::command::spawn::{self, Child};
 use crate::error::Failure;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
@@ -28,7 +28,7 @@ use std::process::ExitStatus;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 /// The environment variable with a program's cookie.
@@ -37,11 +37,15 @@ pub const COOKIE: &str = "RPC_RUN";
 /// How often the thread looks for orphans if nobody asks it to.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long it waits from one look to the next, at least.
-const LOOK_PAUSE: Duration = Duration::from_millis(20);
+/// How long it waits from one look to the next: short, since a process that forks and ends again and again is not there
+/// for longer.
+const LOOK_PAUSE: Duration = Duration::from_millis(1);
 
-/// How often in a row it looks for what a signal should have ended, or for what that left behind.
-const MOST_LOOKS: usize = 50;
+/// How long it rests when there is nothing more to be done.
+const LOOK_REST: Duration = Duration::from_millis(20);
+
+/// How long it looks in a row for what a signal should have ended, or for what that left behind.
+const LOOK_LIMIT: Duration = Duration::from_secs(1);
 
 /// The programs that run and, on Linux, all that they have started. Copies are the same one.
 #[derive(Clone, Default)]
@@ -168,8 +172,10 @@ impl Descendants {
         // No number becomes free for others from now on: nobody can reap any more.
         mem::forget(runs);
 
-        for _ in 0..MOST_LOOKS {
+        let started = Instant::now();
+        while started.elapsed() < LOOK_LIMIT {
             programs.iter().for_each(|program| signal_group(*program, Signal::KILL));
+            self.0.kill_orphans(&self.0.orphan_pids(), |orphan| self.0.is_ours(orphan));
             let mut left = self.0.everything(&programs);
             left.retain(|process| process.is_alive);
             if left.is_empty() {
@@ -213,25 +219,49 @@ impl Shared {
         }
     }
 
-    /// Returns the children of the server that no program is, dead ones too.
-    fn orphans(&self) -> Vec<Process> {
+    /// Returns the numbers of the server's children that no program is, dead ones too; where the kernel does not tell
+    /// them apart, of all its children.
+    fn orphan_pids(&self) -> Vec<Pid> {
         let Some(orphans) = self.orphans.get() else { return Vec::new() };
-        let own = getpid();
+        let Some(children) = &orphans.children else { return procfs::children(getpid()) };
         let mut list = vec![0; 4096];
-        let pids = match &orphans.children {
-            Some(children) => loop {
-                match children.read_at(&mut list, 0) {
-                    Ok(read) if read < list.len() => {
-                        break procfs::parse_list(&String::from_utf8_lossy(&list[..read]));
-                    }
-                    Ok(_) => list.resize(2 * list.len(), 0),
-                    Err(_) => break Vec::new(),
+        loop {
+            match children.read_at(&mut list, 0) {
+                Ok(read) if read < list.len() => {
+                    return procfs::parse_list(&String::from_utf8_lossy(&list[..read]));
                 }
-            },
-            None => procfs::children(own),
-        };
-        let processes = pids.into_iter().filter_map(Process::find);
-        processes.filter(|process| process.parent == Some(own)).collect()
+                Ok(_) => list.resize(2 * list.len(), 0),
+                Err(_) => return Vec::new(),
+            }
+        }
+    }
+
+    /// Returns the server's children that no program is, dead ones too.
+    fn orphans(&self) -> Vec<Process> {
+        let processes = self.orphan_pids().into_iter().filter_map(Process::find);
+        processes.filter(|process| process.parent == Some(getpid())).collect()
+    }
+
+    /// Kills each of the server's children `pids` that is doomed, as soon as that is known, and returns all that are
+    /// there.
+    fn kill_orphans(
+        &self,
+        pids: &[Pid],
+        is_doomed: impl Fn(&Process) -> bool,
+    ) -> Vec<(Process, bool)> {
+        let mut orphans = Vec::new();
+        for pinned in pids.iter().copied().filter_map(Pinned::find) {
+            let orphan = pinned.process;
+            if orphan.parent != Some(getpid()) {
+                continue;
+            }
+            let is_doomed = orphan.is_alive && is_doomed(&orphan);
+            if is_doomed {
+                pinned.signal(Signal::KILL);
+            }
+            orphans.push((orphan, is_doomed));
+        }
+        orphans
     }
 
     /// Returns a program that is not reaped and the processes that belong to it, dead ones too. None if nothing is
@@ -249,17 +279,18 @@ impl Shared {
 
     /// Returns all processes that one of `programs` has started, or one that is over.
     fn everything(&self, programs: &[Pid]) -> Vec<Process> {
-        let own = getpid();
         let is_ours = |pid: &Pid| {
-            let Some(orphans) = self.orphans.get() else { return programs.contains(pid) };
-            if programs.contains(pid) {
-                return true;
-            }
-            let Some(process) = Process::find(*pid) else { return false };
-            !orphans.is_stranger(&process) && (orphans.are_ours || self.run_of(&process).is_some())
+            programs.contains(pid)
+                || Process::find(*pid).is_some_and(|process| self.is_ours(&process))
         };
-        let children = procfs::children(own);
-        procfs::trees(own, children.into_iter().filter(is_ours))
+        let own = getpid();
+        procfs::trees(own, procfs::children(own).into_iter().filter(is_ours))
+    }
+
+    /// Returns whether a child of the server that no program is comes from a program.
+    fn is_ours(&self, orphan: &Process) -> bool {
+        let Some(orphans) = self.orphans.get() else { return false };
+        !orphans.is_stranger(orphan) && (orphans.are_ours || self.run_of(orphan).is_some())
     }
 
     /// Reaps what has ended of `orphans`, and returns whether there was anything.
@@ -277,30 +308,29 @@ impl Shared {
 
     fn look_for_ever(&self, woken: &Receiver<()>) {
         while woken.recv_timeout(LOOK_INTERVAL) != Err(RecvTimeoutError::Disconnected) {
-            for _ in 0..MOST_LOOKS {
-                let has_changed = self.look();
+            let started = Instant::now();
+            while self.look() && started.elapsed() < LOOK_LIMIT {
                 thread::sleep(LOOK_PAUSE);
-                if !has_changed {
-                    break;
-                }
             }
+            thread::sleep(LOOK_REST);
         }
     }
 
     /// Reaps what has ended, and kills what belongs to no program that runs. Returns whether there was anything.
     fn look(&self) -> bool {
-        let orphans = self.orphans();
+        let pids = self.orphan_pids();
         // After that, and when each program that is being started is known: an orphan that is nobody's then stays so.
         let runs = lock(&self.runs.write().unwrap_or_else(PoisonError::into_inner)).clone();
+        let orphans = self.kill_orphans(&pids, |orphan| self.is_left_behind(orphan, &runs));
+
+        let doomed = orphans.iter().filter(|(_, is_doomed)| *is_doomed);
+        let doomed = procfs::trees(getpid(), doomed.map(|(orphan, _)| orphan.pid));
+        doomed.iter().for_each(|process| process.signal(Signal::KILL));
+
         let abandoned = runs.iter().filter(|(_, run)| run.is_over);
         let reaped = abandoned.filter(|(program, _)| self.reap_abandoned(**program)).count();
-        let has_reaped = self.reap_orphans(&orphans) || reaped > 0;
-
-        let living = orphans.iter().filter(|orphan| orphan.is_alive);
-        let doomed = living.filter(|orphan| self.is_left_behind(orphan, &runs));
-        let doomed = procfs::trees(getpid(), doomed.map(|orphan| orphan.pid));
-        doomed.iter().for_each(|process| process.signal(Signal::KILL));
-        has_reaped || !doomed.is_empty()
+        let orphans: Vec<Process> = orphans.into_iter().map(|(orphan, _)| orphan).collect();
+        self.reap_orphans(&orphans) || reaped > 0 || !doomed.is_empty()
     }
 
     /// Whether an orphan belongs to no program that runs.

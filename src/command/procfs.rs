@@ -1,8 +1,12 @@
 //! What /proc tells of processes (proc(5)). Where it is not mounted, and elsewhere than on Linux, it tells nothing.
 
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Signal, kill_process};
+#[cfg(target_os = "linux")]
+use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 use std::collections::HashMap;
 use std::fs;
+#[cfg(target_os = "linux")]
+use std::os::fd::OwnedFd;
 use std::str::SplitWhitespace;
 use std::sync::OnceLock;
 
@@ -44,29 +48,14 @@ impl Process {
         Some(Process { pid, parent, session, is_alive, started })
     }
 
-    /// Returns whether this process is still there, and not another one that has got its number.
-    fn is_there(&self) -> bool {
-        Process::find(self.pid).is_some_and(|now| now.started == self.started)
-    }
-
     /// Sends it a signal. If it has ended, no other process gets it.
-    #[cfg(target_os = "linux")]
     pub fn signal(&self, signal: Signal) {
-        use rustix::io::Errno;
-        use rustix::process::{PidfdFlags, kill_process, pidfd_open, pidfd_send_signal};
-
-        match pidfd_open(self.pid, PidfdFlags::empty()) {
-            // The descriptor stands for one process, so that what is known of it now stays true.
-            Ok(process) if self.is_there() => drop(pidfd_send_signal(process, signal)),
-            Ok(_) | Err(Errno::SRCH) => {}
-            // A kernel before 5.3, a sandbox, no descriptor left.
-            Err(_) if self.is_there() => drop(kill_process(self.pid, signal)),
-            Err(_) => {}
+        if let Some(pinned) = Pinned::find(self.pid)
+            && pinned.process.started == self.started
+        {
+            pinned.signal(signal);
         }
     }
-
-    #[cfg(not(target_os = "linux"))]
-    pub fn signal(&self, _: Signal) {}
 
     /// Returns the value that a variable had when its program was started. None if it had none, has overwritten it, or
     /// does not let others see it.
@@ -76,6 +65,38 @@ impl Process {
         let value = variables
             .find_map(|variable| variable.strip_prefix(name.as_bytes())?.strip_prefix(b"="))?;
         String::from_utf8(value.into()).ok()
+    }
+}
+
+/// A process that was looked at when there was a descriptor for it already: what is known of it holds for what gets
+/// the signal.
+pub struct Pinned {
+    pub process: Process,
+    #[cfg(target_os = "linux")]
+    descriptor: Option<OwnedFd>,
+}
+
+impl Pinned {
+    /// Returns the process that has this number now, if there is one.
+    pub fn find(pid: Pid) -> Option<Pinned> {
+        // There is none with a kernel before 5.3, in some sandboxes, and if too many are open.
+        #[cfg(target_os = "linux")]
+        let descriptor = pidfd_open(pid, PidfdFlags::empty()).ok();
+        Some(Pinned {
+            process: Process::find(pid)?,
+            #[cfg(target_os = "linux")]
+            descriptor,
+        })
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        #[cfg(target_os = "linux")]
+        if let Some(descriptor) = &self.descriptor {
+            let _ = pidfd_send_signal(descriptor, signal);
+            return;
+        }
+        let _ = kill_process(self.process.pid, signal);
     }
 }
 
@@ -178,12 +199,11 @@ mod tests {
     fn a_process_is_known_by_its_number_and_its_start() {
         let (mut child, process) = start("cat", &[]);
         assert_eq!(process.parent, Some(getpid()));
-        assert!(process.is_alive && process.is_there());
-        assert!(!Process { started: process.started - 1, ..process }.is_there());
+        assert!(process.is_alive);
         Process { started: process.started - 1, ..process }.signal(Signal::KILL);
         drop(child.stdin.take());
         assert!(child.wait().unwrap().success(), "a signal for another process has reached it");
-        assert!(!process.is_there());
+        assert!(Process::find(process.pid).is_none_or(|now| now.started != process.started));
         process.signal(Signal::KILL);
     }
 

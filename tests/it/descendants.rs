@@ -281,3 +281,30 @@ fn a_server_that_is_to_outlive_its_terminal() {
     server.signal("TERM");
     assert_eq!(server.wait().code(), 0);
 }
+
+/// A process that forks and ends again and again is never the same one for longer than a moment. (perl is needed.)
+#[test]
+fn what_forks_and_ends_again_and_again() {
+    let (queue, folder) = (Queue::new(), Folder::new());
+    let name = format!("forks-{}", uuid::Uuid::new_v4());
+    let text = format!(
+        "use POSIX; $0 = q({name});\n\
+         if (!fork) {{ for (;;) {{ POSIX::_exit(0) if fork; setsid(); select(undef, undef, undef, 0.001); }} }}\n\
+         open(my $file, q(>), q({}/pids)); print $file qq($$\\n); close($file); sleep(1000);\n",
+        folder.0.display()
+    );
+    let script = folder.write("forks", &text, 0o644);
+    let procedure = format!("--procedure=p=perl {}", script.display());
+    let _server = server(&queue, &["--time-limit", "2s", &procedure]);
+    let caller = Caller::new(&queue);
+    caller.send(b"", AmqpProperties::default());
+    folder.await_pids(1);
+    let is_there = || {
+        let processes = fs::read_dir("/proc").unwrap().flatten();
+        let mut lines = processes.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+        lines.any(|line| line.starts_with(name.as_bytes()))
+    };
+    await_that("it forks", is_there);
+    assert_eq!(caller.receive().unwrap_err().kind, TimedOut);
+    await_that("none of it is left", || (0..20).all(|_| !is_there()));
+}
