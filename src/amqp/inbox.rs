@@ -13,6 +13,12 @@ use std::time::Instant;
 /// How much memory may be taken by what nobody asked for, in bytes.
 const MAX_EXCESS: u64 = 16 << 20;
 
+/// The smallest frame that a peer has to take, in bytes (AMQP 0-9-1, section 1.2, frame-min-size).
+const FRAME_MIN: usize = 4096;
+
+/// How much of a content header is left for all but what headers have room for, in bytes: names, ids and overhead.
+const PROPERTIES_ROOM: usize = 1024;
+
 /// Why the broker closed a channel or a connection (AMQP 0-9-1, channel.close and connection.close).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Close {
@@ -35,6 +41,8 @@ pub struct Inbox {
     /// How many bytes came since no more than that waited.
     excess: AtomicU64,
     violation: OnceLock<String>,
+    /// The largest frame that both sides take, in bytes. Unknown until the broker has said so.
+    frame_max: OnceLock<usize>,
     connection_close: OnceLock<Close>,
     on_channel_close: OnceLock<OnChannelClose>,
     /// The channels that the broker closed, and that were not opened again.
@@ -50,6 +58,17 @@ impl Inbox {
     /// came with more than 16 MiB, the connection ends.
     pub fn expect_at_most(&self, most: u64) {
         let _ = self.expected.set(most);
+    }
+
+    /// Keeps the largest frame that both sides take, in bytes.
+    pub(crate) fn agreed(&self, frame_max: usize) {
+        let _ = self.frame_max.set(frame_max);
+    }
+
+    /// Returns how many bytes the headers of a message may take: what is left of a frame beside the other properties,
+    /// which have some 300. A content header must fit into one frame (AMQP 0-9-1, section 4.2.6.1).
+    pub fn headers_max(&self) -> usize {
+        self.frame_max.get().unwrap_or(&FRAME_MIN).saturating_sub(PROPERTIES_ROOM)
     }
 
     /// To be called for each message that was taken from one of the connection's receivers.

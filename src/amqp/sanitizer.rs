@@ -287,6 +287,7 @@ impl Sanitizer {
                 if let &mut [_, _, b0, b1, b2, b3, ..] = arguments {
                     let proposed = u32::from_be_bytes([b0, b1, b2, b3]);
                     self.proposed = if proposed == 0 { u32::MAX } else { proposed.max(4096) };
+                    self.inbox.agreed(self.frame_max());
                 }
             }
             (10, 41) => self.phase = Phase::Open,

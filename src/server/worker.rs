@@ -16,7 +16,7 @@ use crate::server::isolated::{Isolated, Sent};
 use crate::server::remembered::{Hands, InHand, Memory, Remembered, RequestId};
 use crate::server::sync::{Latch, Semaphore};
 use crate::terminal::output::Transcript;
-use crate::terminal::text::{short, short_queue};
+use crate::terminal::text::{self, short, short_queue};
 use amiquip::{Channel, Consumer, ConsumerOptions, Delivery, Error};
 use crossbeam_channel::{Receiver, Sender, never, select_biased};
 use log::{info, warn};
@@ -266,7 +266,7 @@ impl<'a> Worker<'a> {
         compute: impl FnOnce(&Procedures, &Call<'_>) -> Result<procedure::Outcome, Cancelled>,
     ) -> Result<procedure::Outcome, WorkerError> {
         let started = Instant::now();
-        let outcome = self.compute(request, started, compute).map_err(|cancelled| {
+        let mut outcome = self.compute(request, started, compute).map_err(|cancelled| {
             let lost = match cancelled {
                 Cancelled::ConnectionLost => "connection",
                 Cancelled::ChannelClosed => "channel",
@@ -278,6 +278,9 @@ impl<'a> Worker<'a> {
         match &outcome {
             Ok(_) => info!("{request}: result, {milliseconds:.1} ms"),
             Err(error) => warn!("{request}: {}, {milliseconds:.1} ms", error.kind.name()),
+        }
+        if let Err(Failure { stderr: Some(stderr), .. }) = &mut outcome {
+            *stderr = text::last_bytes(stderr, self.context.inbox.headers_max()).into();
         }
         Ok(outcome)
     }
