@@ -31,17 +31,17 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<(), ProgramError> {
     let message = common::message(&args.message, "info: Hello World!");
 
-    let mut session = args.broker.connect()?;
-    let channel = session.channel()?;
+    let mut connection = args.broker.connect()?;
+    let channel = connection.channel()?;
     let options = ExchangeDeclareOptions::default();
-    session.call(|| channel.exchange_declare(ExchangeType::Fanout, EXCHANGE, options))?;
+    connection.call(|| channel.exchange_declare(ExchangeType::Fanout, EXCHANGE, options))?;
 
-    let receipts = Receipts::ask(&mut session, &channel)?;
+    let receipts = Receipts::ask(&mut connection, &channel)?;
     // A fanout exchange takes no notice of the routing key.
     let publish = Publish { mandatory: true, ..Publish::new(message.as_bytes(), "") };
-    session.call(|| channel.basic_publish(EXCHANGE, publish))?;
-    receipts.wait(&mut session)?;
+    connection.call(|| channel.basic_publish(EXCHANGE, publish))?;
+    receipts.wait(&mut connection)?;
     output::line(format_args!(" [x] Sent '{}'", message))?;
-    session.close();
+    connection.close();
     Ok(())
 }

@@ -38,16 +38,16 @@ fn run(args: &Args) -> Result<(), ProgramError> {
     let severity = args.severity.as_str();
     let message = common::message(&args.message, "Hello World!");
 
-    let mut session = args.broker.connect()?;
-    let channel = session.channel()?;
+    let mut connection = args.broker.connect()?;
+    let channel = connection.channel()?;
     let options = ExchangeDeclareOptions::default();
-    session.call(|| channel.exchange_declare(ExchangeType::Direct, EXCHANGE, options))?;
+    connection.call(|| channel.exchange_declare(ExchangeType::Direct, EXCHANGE, options))?;
 
-    let receipts = Receipts::ask(&mut session, &channel)?;
+    let receipts = Receipts::ask(&mut connection, &channel)?;
     let publish = Publish { mandatory: true, ..Publish::new(message.as_bytes(), severity) };
-    session.call(|| channel.basic_publish(EXCHANGE, publish))?;
-    receipts.wait(&mut session)?;
+    connection.call(|| channel.basic_publish(EXCHANGE, publish))?;
+    receipts.wait(&mut connection)?;
     output::line(format_args!(" [x] Sent '{severity}':'{message}'"))?;
-    session.close();
+    connection.close();
     Ok(())
 }

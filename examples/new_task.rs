@@ -36,21 +36,21 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<(), ProgramError> {
     let message = common::message(&args.message, "Hello World!");
 
-    let mut session = args.broker.connect()?;
-    let channel = session.channel()?;
+    let mut connection = args.broker.connect()?;
+    let channel = connection.channel()?;
     // A durable queue is there again after a restart of the broker; what is in it, if the messages
     // are persistent as well.
     let durable = QueueDeclareOptions { durable: true, ..Default::default() };
-    session.call(|| channel.queue_declare(QUEUE, durable))?;
+    connection.call(|| channel.queue_declare(QUEUE, durable))?;
 
-    let receipts = Receipts::ask(&mut session, &channel)?;
+    let receipts = Receipts::ask(&mut connection, &channel)?;
     let persistent = AmqpProperties::default().with_delivery_mode(PERSISTENT);
     let publish = Publish::with_properties(message.as_bytes(), QUEUE, persistent);
     let publish = Publish { mandatory: true, ..publish };
-    session.call(|| channel.basic_publish("", publish))?;
+    connection.call(|| channel.basic_publish("", publish))?;
     // The tutorial closes the connection, after which the message may not be on the disk yet.
-    receipts.wait(&mut session)?;
+    receipts.wait(&mut connection)?;
     output::line(format_args!(" [x] Sent '{}'", message))?;
-    session.close();
+    connection.close();
     Ok(())
 }

@@ -24,19 +24,19 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<(), ProgramError> {
-    let mut session = args.broker.connect()?;
-    let channel = session.channel()?;
+    let mut connection = args.broker.connect()?;
+    let channel = connection.channel()?;
     // As in send: to declare a queue that exists changes nothing.
     let durable = QueueDeclareOptions { durable: true, ..Default::default() };
-    session.call(|| channel.queue_declare(QUEUE, durable))?;
+    connection.call(|| channel.queue_declare(QUEUE, durable))?;
 
     // The broker forgets each message as it sends it; tutorial two does otherwise.
     let no_ack = ConsumerOptions { no_ack: true, ..Default::default() };
-    let mut deliveries = Deliveries::consume(&mut session, &channel, QUEUE, no_ack)?;
+    let mut deliveries = Deliveries::consume(&mut connection, &channel, QUEUE, no_ack)?;
     output::line(format_args!(" [*] Waiting for messages. To exit press CTRL+C"))?;
-    while let Some(delivery) = deliveries.next(&mut session)? {
+    while let Some(delivery) = deliveries.next(&mut connection)? {
         output::line(format_args!(" [x] Received '{}'", String::from_utf8_lossy(&delivery.body)))?;
     }
-    session.close();
+    connection.close();
     Ok(())
 }

@@ -26,22 +26,22 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<(), ProgramError> {
-    let mut session = args.broker.connect()?;
-    let channel = session.channel()?;
+    let mut connection = args.broker.connect()?;
+    let channel = connection.channel()?;
     let options = ExchangeDeclareOptions::default();
-    session.call(|| channel.exchange_declare(ExchangeType::Fanout, EXCHANGE, options))?;
+    connection.call(|| channel.exchange_declare(ExchangeType::Fanout, EXCHANGE, options))?;
 
     // A queue of this program's own: the broker names it, and deletes it with the connection.
     let exclusive = QueueDeclareOptions { exclusive: true, ..Default::default() };
-    let queue = session.call(|| channel.queue_declare("", exclusive))?;
-    session.call(|| channel.queue_bind(queue.name(), EXCHANGE, "", FieldTable::new()))?;
+    let queue = connection.call(|| channel.queue_declare("", exclusive))?;
+    connection.call(|| channel.queue_bind(queue.name(), EXCHANGE, "", FieldTable::new()))?;
 
     let no_ack = ConsumerOptions { no_ack: true, ..Default::default() };
-    let mut deliveries = Deliveries::consume(&mut session, &channel, queue.name(), no_ack)?;
+    let mut deliveries = Deliveries::consume(&mut connection, &channel, queue.name(), no_ack)?;
     output::line(format_args!(" [*] Waiting for logs. To exit press CTRL+C"))?;
-    while let Some(delivery) = deliveries.next(&mut session)? {
+    while let Some(delivery) = deliveries.next(&mut connection)? {
         output::line(format_args!(" [x] '{}'", String::from_utf8_lossy(&delivery.body)))?;
     }
-    session.close();
+    connection.close();
     Ok(())
 }

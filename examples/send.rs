@@ -24,20 +24,20 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<(), ProgramError> {
-    let mut session = args.broker.connect()?;
-    let channel = session.channel()?;
+    let mut connection = args.broker.connect()?;
+    let channel = connection.channel()?;
     // Durable, unlike the tutorial's first one: RabbitMQ 4.3 denies queues that are neither durable
     // nor exclusive. Declared in both programs, since nobody knows which is started first.
     let durable = QueueDeclareOptions { durable: true, ..Default::default() };
-    session.call(|| channel.queue_declare(QUEUE, durable))?;
+    connection.call(|| channel.queue_declare(QUEUE, durable))?;
 
-    let receipts = Receipts::ask(&mut session, &channel)?;
+    let receipts = Receipts::ask(&mut connection, &channel)?;
     let message = "Hello World!";
     // By way of the default exchange, the routing key is the name of a queue.
     let publish = Publish { mandatory: true, ..Publish::new(message.as_bytes(), QUEUE) };
-    session.call(|| channel.basic_publish("", publish))?;
-    receipts.wait(&mut session)?;
+    connection.call(|| channel.basic_publish("", publish))?;
+    receipts.wait(&mut connection)?;
     output::line(format_args!(" [x] Sent '{message}'"))?;
-    session.close();
+    connection.close();
     Ok(())
 }

@@ -31,22 +31,22 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<(), ProgramError> {
-    let mut session = args.broker.connect()?;
-    let channel = session.channel()?;
+    let mut connection = args.broker.connect()?;
+    let channel = connection.channel()?;
     let durable = QueueDeclareOptions { durable: true, ..Default::default() };
-    session.call(|| channel.queue_declare(QUEUE, durable))?;
+    connection.call(|| channel.queue_declare(QUEUE, durable))?;
 
     // Fair dispatch: no second task for a worker that has not acked its first.
-    session.call(|| channel.qos(0, 1, false))?;
+    connection.call(|| channel.qos(0, 1, false))?;
     let with_acks = ConsumerOptions::default();
-    let mut deliveries = Deliveries::consume(&mut session, &channel, QUEUE, with_acks)?;
+    let mut deliveries = Deliveries::consume(&mut connection, &channel, QUEUE, with_acks)?;
     output::line(format_args!(" [*] Waiting for messages. To exit press CTRL+C"))?;
-    while let Some(delivery) = deliveries.next(&mut session)? {
+    while let Some(delivery) = deliveries.next(&mut connection)? {
         perform(&delivery)?;
         // Only now: the task of a worker that dies goes back to the queue.
-        session.call(|| delivery.ack(&channel))?;
+        connection.call(|| delivery.ack(&channel))?;
     }
-    session.close();
+    connection.close();
     Ok(())
 }
 

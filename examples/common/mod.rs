@@ -11,7 +11,7 @@ use clap::{Args, Parser};
 use crossbeam_channel::{Receiver, after, select, select_biased};
 use fib_rpc::amqp::MAX_NAME;
 use fib_rpc::amqp::confirms::Confirms;
-use fib_rpc::amqp::connection::Session;
+use fib_rpc::amqp::connection::OpenConnection;
 use fib_rpc::amqp::consumer;
 use fib_rpc::amqp::uri;
 use fib_rpc::cli;
@@ -57,9 +57,9 @@ pub struct Broker {
 }
 
 impl Broker {
-    pub fn connect(&self) -> Result<Session, Failure> {
+    pub fn connect(&self) -> Result<OpenConnection, Failure> {
         let brokers = uri::parse_list(&self.url)?;
-        Session::open(&brokers, self.connect_timeout, PROGRAM)
+        OpenConnection::open(&brokers, self.connect_timeout, PROGRAM)
     }
 }
 
@@ -88,34 +88,37 @@ pub struct Receipts<'a> {
 
 impl Receipts<'_> {
     /// To be asked for before the message is published.
-    pub fn ask<'a>(session: &mut Session, channel: &'a Channel) -> Result<Receipts<'a>, Failure> {
-        let returns = session.call(|| channel.listen_for_returns())?;
-        let confirms = session.call(|| Confirms::enable(channel))?;
+    pub fn ask<'a>(
+        connection: &mut OpenConnection,
+        channel: &'a Channel,
+    ) -> Result<Receipts<'a>, Failure> {
+        let returns = connection.call(|| channel.listen_for_returns())?;
+        let confirms = connection.call(|| Confirms::enable(channel))?;
         Ok(Receipts { channel, confirms, returns })
     }
 
     /// Waits until the broker has the message that was published: on its disk, if the message is
     /// persistent and its queue durable.
-    pub fn wait(&self, session: &mut Session) -> Result<(), Failure> {
+    pub fn wait(&self, connection: &mut OpenConnection) -> Result<(), Failure> {
         let too_late = after(CONFIRM_LIMIT);
         loop {
             select! {
                 recv(self.confirms.receiver()) -> confirm => match confirm {
                     Ok(Confirm::Ack(_)) => break,
                     Ok(Confirm::Nack(_)) => {
-                        let message = format!("{} refused the message", session.name());
+                        let message = format!("{} refused the message", connection.name());
                         return Err(Failure::new(FailureKind::ConnectionLost, message));
                     }
                     // Of a channel that was closed, the next method tells why.
                     Err(_) => {
-                        session.call(|| self.channel.enable_publisher_confirms())?;
-                        return Err(session.classify(Error::EventLoopDropped));
+                        connection.call(|| self.channel.enable_publisher_confirms())?;
+                        return Err(connection.classify(Error::EventLoopDropped));
                     }
                 },
-                recv(session.blocked_notifications()) -> notification => {
-                    session.set_blocked(notification)?;
+                recv(connection.blocked_notifications()) -> notification => {
+                    connection.set_blocked(notification)?;
                 }
-                recv(too_late) -> _ => return Err(unconfirmed(session)),
+                recv(too_late) -> _ => return Err(unconfirmed(connection)),
             }
         }
         // Of a message that comes back, the broker tells so before it confirms it.
@@ -126,10 +129,10 @@ impl Receipts<'_> {
     }
 }
 
-fn unconfirmed(session: &mut Session) -> Failure {
-    let kind = if session.is_blocked() { FailureKind::Blocked } else { FailureKind::TimedOut };
-    let endpoint = session.name().to_owned();
-    session.abort();
+fn unconfirmed(connection: &mut OpenConnection) -> Failure {
+    let kind = if connection.is_blocked() { FailureKind::Blocked } else { FailureKind::TimedOut };
+    let endpoint = connection.name().to_owned();
+    connection.abort();
     let limit = CONFIRM_LIMIT.as_secs();
     let message = format!(
         "{endpoint} did not confirm the message within {limit} s; whether it took it is not known"
@@ -167,33 +170,33 @@ pub struct Deliveries<'a> {
 impl Deliveries<'_> {
     /// Begins to consume (basic.consume), until SIGINT or SIGTERM comes.
     pub fn consume<'a>(
-        session: &mut Session,
+        connection: &mut OpenConnection,
         channel: &'a Channel,
         queue: &str,
         options: ConsumerOptions,
     ) -> Result<Deliveries<'a>, Failure> {
         let stop = stop_requests(None, || {})?;
         let no_ack = options.no_ack;
-        let consumer = session.call(|| channel.basic_consume(queue, options))?;
+        let consumer = connection.call(|| channel.basic_consume(queue, options))?;
         Ok(Deliveries { queue: queue.into(), no_ack, consumer, stop, cancelled: false })
     }
 
     /// Waits for the next one. None: a signal asked to stop. What the broker forgot as it sent it
     /// still comes then; what it awaits an ack for does not, and goes back to the queue.
-    pub fn next(&mut self, session: &mut Session) -> Result<Option<Delivery>, Failure> {
+    pub fn next(&mut self, connection: &mut OpenConnection) -> Result<Option<Delivery>, Failure> {
         let incoming = self.consumer.receiver();
         while !self.cancelled {
             select_biased! {
                 recv(self.stop) -> _ => {
                     self.cancelled = true;
-                    session.set_call_timeout(STOP_LIMIT);
-                    if let Err(failure) = session.call(|| self.consumer.cancel()) {
+                    connection.set_call_timeout(STOP_LIMIT);
+                    if let Err(failure) = connection.call(|| self.consumer.cancel()) {
                         warn!("while stopping: {failure}");
                     }
                 }
                 recv(incoming) -> message => return match consumer::delivery(message) {
                     Ok(delivery) => Ok(Some(delivery)),
-                    Err(error) => Err(error.classify(session, &self.queue)),
+                    Err(error) => Err(error.classify(connection, &self.queue)),
                 },
             }
         }

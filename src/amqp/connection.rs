@@ -19,7 +19,7 @@ use log::{debug, info, warn};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Bound on a synchronous method (a declare, a cancel) unless [`Session::set_call_timeout`] shortens
+/// Bound on a synchronous method (a declare, a cancel) unless [`OpenConnection::set_call_timeout`] shortens
 /// it: a broker that takes longer, while nothing else moves on the connection, is taken for dead.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -56,7 +56,7 @@ impl From<Broken> for Failure {
 }
 
 /// An open connection and what is known of it. Dropping it closes it.
-pub struct Session {
+pub struct OpenConnection {
     connection: SharedConnection,
     inspector: Inspector,
     watchdog: Watchdog,
@@ -70,7 +70,7 @@ pub struct Session {
     inbox: Arc<Inbox>,
 }
 
-impl Session {
+impl OpenConnection {
     /// Opens a connection to the first of `endpoints` that accepts one, as `program` (shown by
     /// `rabbitmqctl list_connections client_properties`). `limit` bounds each attempt, from
     /// resolving the name to the end of the AMQP handshake, unless the endpoint has a bound of
@@ -84,30 +84,30 @@ impl Session {
         endpoints: &[Endpoint],
         limit: Duration,
         program: &str,
-    ) -> Result<Session, Failure> {
-        Session::open_within(Duration::MAX, endpoints, limit, program)
+    ) -> Result<OpenConnection, Failure> {
+        OpenConnection::open_within(Duration::MAX, endpoints, limit, program)
     }
 
     /// The same, with a bound on all attempts together, whatever each of them has: each gets an equal
     /// share of the time that is `left`.
-    /// Its errors are those of [`Session::open`].
+    /// Its errors are those of [`OpenConnection::open`].
     pub fn open_within(
         left: Duration,
         endpoints: &[Endpoint],
         limit: Duration,
         program: &str,
-    ) -> Result<Session, Failure> {
+    ) -> Result<OpenConnection, Failure> {
         let began = Instant::now();
         let mut failures: Vec<Failure> = Vec::new();
         for (endpoint, attempts) in endpoints.iter().zip((1..=endpoints.len() as u32).rev()) {
             let share = left.saturating_sub(began.elapsed()) / attempts;
             let limit = endpoint.connection_timeout.unwrap_or(limit).min(share);
-            match Session::open_one(endpoint, limit, program) {
-                Ok(session) => {
+            match OpenConnection::open_one(endpoint, limit, program) {
+                Ok(connection) => {
                     for failure in failures {
                         info!("{failure}");
                     }
-                    return Ok(session);
+                    return Ok(connection);
                 }
                 Err(failure) => failures.push(failure),
             }
@@ -119,7 +119,11 @@ impl Session {
         Err(Failure::new(kind, messages.join("; and ")))
     }
 
-    fn open_one(endpoint: &Endpoint, limit: Duration, program: &str) -> Result<Session, Failure> {
+    fn open_one(
+        endpoint: &Endpoint,
+        limit: Duration,
+        program: &str,
+    ) -> Result<OpenConnection, Failure> {
         let deadline = Instant::now() + limit;
         let socket = transport::dial(endpoint, deadline)?;
         let traffic = Arc::new(Traffic::default());
@@ -154,7 +158,7 @@ impl Session {
         }
         let (connection, blocked_notifications) = opened?;
         let connection = Arc::new(Mutex::new(Some(connection)));
-        Ok(Session {
+        Ok(OpenConnection {
             inspector: Inspector::new(Arc::clone(&connection), endpoint.to_string()),
             connection,
             watchdog,
@@ -169,7 +173,7 @@ impl Session {
 
     /// Counts what comes by this connection. Whoever knows how many messages can wait at a time says so
     /// by [`Inbox::expect_at_most`], and then calls [`Inbox::taken`] for each message that is taken from
-    /// a receiver; of blocked notifications, [`Session::set_blocked`] does so.
+    /// a receiver; of blocked notifications, [`OpenConnection::set_blocked`] does so.
     pub fn inbox(&self) -> &Arc<Inbox> {
         &self.inbox
     }
@@ -194,7 +198,7 @@ impl Session {
     }
 
     /// Opens a channel.
-    /// Its errors are those of [`Session::classify`].
+    /// Its errors are those of [`OpenConnection::classify`].
     pub fn channel(&mut self) -> Result<Channel, Failure> {
         let open = || match self.lock_connection().as_mut() {
             Some(connection) => connection.open_channel(None),
@@ -210,14 +214,14 @@ impl Session {
     }
 
     /// Calls a synchronous method of a channel of this connection, within bounded time.
-    /// Its errors are those of [`Session::classify`].
+    /// Its errors are those of [`OpenConnection::classify`].
     pub fn call<T>(&mut self, method: impl FnOnce() -> amiquip::Result<T>) -> Result<T, Failure> {
         let answer = bounded(&self.watchdog, self.call_timeout, method);
         answer.map_err(|error| self.classify(error))
     }
 
     /// The same, with a bound of one's own.
-    /// Its errors are those of [`Session::classify`].
+    /// Its errors are those of [`OpenConnection::classify`].
     pub fn call_within<T>(
         &mut self,
         limit: Duration,
@@ -234,13 +238,13 @@ impl Session {
     }
 
     /// Where the broker tells that it blocks this connection's publishing, and that it no longer
-    /// does; what is received is to be handed to [`Session::set_blocked`]. RabbitMQ, "Blocked
+    /// does; what is received is to be handed to [`OpenConnection::set_blocked`]. RabbitMQ, "Blocked
     /// Connection Notifications".
     pub fn blocked_notifications(&self) -> &Receiver<ConnectionBlockedNotification> {
         &self.blocked_notifications
     }
 
-    /// Keeps what was received from [`Session::blocked_notifications`], and logs it.
+    /// Keeps what was received from [`OpenConnection::blocked_notifications`], and logs it.
     ///
     /// # Errors
     ///
@@ -284,7 +288,7 @@ impl Session {
         self.classify(Error::EventLoopDropped)
     }
 
-    /// Returns the failure that an error of the client library is, of what [`Session::diagnose`] says is broken.
+    /// Returns the failure that an error of the client library is, of what [`OpenConnection::diagnose`] says is broken.
     pub fn classify(&mut self, error: Error) -> Failure {
         self.diagnose(error).into()
     }
@@ -340,7 +344,7 @@ impl Session {
     }
 }
 
-impl Drop for Session {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         let _ = self.close_connection();
     }

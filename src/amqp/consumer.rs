@@ -1,6 +1,6 @@
 //! What comes from a consumer, and how it ends.
 
-use crate::amqp::connection::Session;
+use crate::amqp::connection::OpenConnection;
 use crate::error::{Failure, FailureKind};
 use amiquip::{Consumer, ConsumerMessage, Delivery, Error};
 use crossbeam_channel::RecvError;
@@ -16,9 +16,9 @@ pub enum ConsumerError {
 
 impl ConsumerError {
     /// The failure that this is of a consumer of `queue` on a connection.
-    pub fn classify(self, session: &mut Session, queue: &str) -> Failure {
+    pub fn classify(self, connection: &mut OpenConnection, queue: &str) -> Failure {
         match self {
-            ConsumerError::Amqp(error) => session.classify(error),
+            ConsumerError::Amqp(error) => connection.classify(error),
             ConsumerError::QueueDeleted => {
                 let message = format!("the queue \"{queue}\" is gone");
                 Failure::new(FailureKind::QueueMissing, message)

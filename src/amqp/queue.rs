@@ -1,6 +1,6 @@
 //! The request queue: found as it is, or created.
 
-use crate::amqp::connection::Session;
+use crate::amqp::connection::OpenConnection;
 use crate::error::{Failure, FailureKind};
 use crate::terminal::text::count;
 use amiquip::{AmqpValue, Channel, FieldTable, Queue, QueueDeclareOptions};
@@ -55,11 +55,15 @@ impl fmt::Display for State {
 /// The state of `queue`, which is neither created nor changed (AMQP 0-9-1, queue.declare with
 /// `passive`). A failure costs the channel: [`FailureKind::QueueMissing`], [`FailureKind::QueueUnusable`]
 /// if it is exclusive to another connection, [`FailureKind::AccessRefused`].
-pub fn inspect(session: &mut Session, channel: &Channel, queue: &str) -> Result<State, Failure> {
-    let declared = session.call(|| channel.queue_declare_passive(queue));
+pub fn inspect(
+    connection: &mut OpenConnection,
+    channel: &Channel,
+    queue: &str,
+) -> Result<State, Failure> {
+    let declared = connection.call(|| channel.queue_declare_passive(queue));
     match declared {
         Ok(declared) => Ok(State::of(&declared)),
-        Err(failure) => Err(unusable(session.name(), queue, failure)),
+        Err(failure) => Err(unusable(connection.name(), queue, failure)),
     }
 }
 
@@ -75,18 +79,25 @@ pub(super) fn unusable(name: &str, queue: &str, failure: Failure) -> Failure {
 }
 
 /// The same, on a channel of its own, which is closed afterwards.
-pub fn inspect_on_new_channel(session: &mut Session, queue: &str) -> Result<State, Failure> {
-    let channel = session.channel()?;
-    let state = inspect(session, &channel, queue)?;
-    session.call(|| channel.close())?;
+pub fn inspect_on_new_channel(
+    connection: &mut OpenConnection,
+    queue: &str,
+) -> Result<State, Failure> {
+    let channel = connection.channel()?;
+    let state = inspect(connection, &channel, queue)?;
+    connection.call(|| channel.close())?;
     Ok(state)
 }
 
 /// Makes sure that `queue` is there. One that exists is used as it is, whatever its type and
 /// durability: declaring it in another way than it was would be refused (406). One that does not
 /// is created, durable, of type `queue_type`.
-pub fn ensure(session: &mut Session, queue: &str, queue_type: QueueType) -> Result<(), Failure> {
-    match inspect_on_new_channel(session, queue) {
+pub fn ensure(
+    connection: &mut OpenConnection,
+    queue: &str,
+    queue_type: QueueType,
+) -> Result<(), Failure> {
+    match inspect_on_new_channel(connection, queue) {
         Ok(state) => {
             info!("queue {queue} is there: {state}");
             return Ok(());
@@ -94,22 +105,22 @@ pub fn ensure(session: &mut Session, queue: &str, queue_type: QueueType) -> Resu
         Err(failure) if failure.kind == FailureKind::QueueMissing => {}
         Err(failure) => return Err(failure),
     }
-    let channel = session.channel()?;
+    let channel = connection.channel()?;
     let name = queue_type.name();
     let queue_type = ("x-queue-type".into(), AmqpValue::LongString(name.into()));
     let arguments = FieldTable::from([queue_type]);
     let options = QueueDeclareOptions { durable: true, arguments, ..Default::default() };
     let declared =
-        session.call(|| Ok(channel.queue_declare(queue, options)?.declared_consumer_count()));
+        connection.call(|| Ok(channel.queue_declare(queue, options)?.declared_consumer_count()));
     match declared {
         Ok(consumers) => {
             let consumers = count(consumers.unwrap_or_default(), "consumer", "consumers");
             info!("queue {queue} declared: {name}, durable, {consumers}");
-            session.call(|| channel.close())
+            connection.call(|| channel.close())
         }
         // Another server created it in the meantime, in another way (406), or it may not be created.
         Err(failure) if failure.kind == FailureKind::Configuration => {
-            inspect_on_new_channel(session, queue).map(drop).map_err(|other| match other.kind {
+            inspect_on_new_channel(connection, queue).map(drop).map_err(|other| match other.kind {
                 FailureKind::QueueMissing => failure,
                 _ => other,
             })

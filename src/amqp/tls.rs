@@ -428,7 +428,7 @@ fn of_certificate(endpoint: &Endpoint, error: &CertificateError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::amqp::connection::Session;
+    use crate::amqp::connection::OpenConnection;
     use crate::amqp::uri;
     use mio::{Events, Poll, PollOpt, Ready, Token};
     use rustls::{ServerConfig, ServerConnection, SupportedProtocolVersion, version};
@@ -698,7 +698,7 @@ mod tests {
         let pem = Pem::new();
         let (endpoint, peer) = peer(&pem, &version::TLS13, false, |_, _| {});
         let failure =
-            Session::open(std::slice::from_ref(&endpoint), PATIENCE, "test").err().unwrap();
+            OpenConnection::open(std::slice::from_ref(&endpoint), PATIENCE, "test").err().unwrap();
         assert_eq!(failure.kind, FailureKind::BrokerUnreachable, "{failure}");
         let expected = format!("no AMQP handshake with {endpoint}: ");
         assert!(failure.message.starts_with(&expected), "{failure}");

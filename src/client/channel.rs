@@ -1,7 +1,7 @@
 //! The channel on which requests go out and replies come in, and where the client waits while it is connected.
 
 use crate::amqp::confirms::{Confirmed, Confirms};
-use crate::amqp::connection::Session;
+use crate::amqp::connection::OpenConnection;
 use crate::amqp::consumer::{self, ConsumerError};
 use crate::amqp::inspector::Answer;
 use crate::cli;
@@ -64,10 +64,10 @@ pub enum Event {
 }
 
 /// A channel with an exclusive reply queue. Dropping it closes its connection. Its failures are those
-/// of [`Session::classify`].
+/// of [`OpenConnection::classify`].
 pub struct RpcChannel<'a> {
     args: &'a cli::Client,
-    session: &'a mut Session,
+    connection: &'a mut OpenConnection,
     channel: &'a Channel,
     reply_to: String,
     replies: Consumer<'a>,
@@ -106,29 +106,29 @@ impl<'a> RpcChannel<'a> {
     /// Declares a reply queue and consumes from it. With `has_confirms`, the broker confirms requests.
     pub fn open(
         args: &'a cli::Client,
-        session: &'a mut Session,
+        connection: &'a mut OpenConnection,
         channel: &'a Channel,
         has_confirms: bool,
         input: &'a Input,
         stop: Receiver<Stop>,
     ) -> Result<RpcChannel<'a>, Failure> {
         // Of each call a reply, and its request's return and confirm.
-        session.inbox().expect_at_most(3 * u64::from(args.in_flight));
-        let returns = session.call(|| channel.listen_for_returns())?;
-        let confirms = session.call(|| Confirms::new(channel, has_confirms))?;
+        connection.inbox().expect_at_most(3 * u64::from(args.in_flight));
+        let returns = connection.call(|| channel.listen_for_returns())?;
+        let confirms = connection.call(|| Confirms::new(channel, has_confirms))?;
         let exclusive = QueueDeclareOptions { exclusive: true, ..Default::default() };
-        let reply_queue = session.call(|| channel.queue_declare("", exclusive))?;
+        let reply_queue = connection.call(|| channel.queue_declare("", exclusive))?;
         let reply_to = reply_queue.name().to_owned();
         info!("queue {} declared: exclusive", short_queue(&reply_to));
         // A reply is of no use to anybody else, so there is nothing to acknowledge.
         let no_ack = ConsumerOptions { no_ack: true, ..Default::default() };
-        let replies = session.call(|| reply_queue.consume(no_ack))?;
+        let replies = connection.call(|| reply_queue.consume(no_ack))?;
         info!("consume from {}: replies, without ack", short_queue(&reply_to));
         // The attempt to connect is over, and its time limit with it.
-        session.set_call_timeout(Duration::MAX);
+        connection.set_call_timeout(Duration::MAX);
         Ok(RpcChannel {
             args,
-            session,
+            connection,
             channel,
             reply_to,
             replies,
@@ -179,8 +179,8 @@ impl<'a> RpcChannel<'a> {
         let publish = || channel.basic_publish("", request.to_publish(queue));
         match left {
             // It may have to wait until the broker takes earlier ones, and a blocked one never does.
-            Some(left) => self.session.call_within(left.max(INTERVAL), publish),
-            None => publish().map_err(|error| self.session.classify(error)),
+            Some(left) => self.connection.call_within(left.max(INTERVAL), publish),
+            None => publish().map_err(|error| self.connection.classify(error)),
         }
     }
 
@@ -188,7 +188,7 @@ impl<'a> RpcChannel<'a> {
     pub fn next_event(&mut self, calls: &Calls) -> Result<Event, Interrupted> {
         let (no_argument, no_answer) = (never(), never());
         loop {
-            let input = match calls.want_input(self.session.is_blocked()) {
+            let input = match calls.want_input(self.connection.is_blocked()) {
                 true => self.input.arguments(),
                 false => &no_argument,
             };
@@ -218,8 +218,8 @@ impl<'a> RpcChannel<'a> {
                     return Ok(Event::Confirmed(self.received(confirm)?.into()));
                 }
                 recv(self.resend) -> _ => return Ok(Event::Resend),
-                recv(self.session.blocked_notifications()) -> notification => {
-                    self.session.set_blocked(notification)?;
+                recv(self.connection.blocked_notifications()) -> notification => {
+                    self.connection.set_blocked(notification)?;
                 }
                 recv(answer) -> answer => if let Some(event) = self.looked(answer.ok(), calls)? {
                     return Ok(event);
@@ -244,12 +244,12 @@ impl<'a> RpcChannel<'a> {
 
     /// Returns the failure that there is no request queue.
     pub fn queue_missing(&self) -> Failure {
-        diagnosis::no_queue(self.session, &self.args.common.queue, self.args.wait)
+        diagnosis::no_queue(self.connection, &self.args.common.queue, self.args.wait)
     }
 
     /// Asks for the state of the queue. None if the broker still owes the answer to an earlier question.
     fn ask(&self, late: Option<Late>) -> Option<Look> {
-        let answer = self.session.inspector().ask(&self.args.common.queue)?;
+        let answer = self.connection.inspector().ask(&self.args.common.queue)?;
         Some(Look { answer, late })
     }
 
@@ -260,7 +260,7 @@ impl<'a> RpcChannel<'a> {
         }
 
         let by = Instant::now();
-        if let Some(failure) = self.session.blocked() {
+        if let Some(failure) = self.connection.blocked() {
             let diagnosis = Diagnosis::blocked(&failure, self.args.timeout);
             return Ok(Some(Event::TimedOut(by, diagnosis)));
         }
@@ -306,8 +306,8 @@ impl<'a> RpcChannel<'a> {
             // The connection is worth keeping for the calls that are under way on it.
             let keep = calls.pending_calls().any(|call| !call.deadline.has_passed(by));
             Err(match keep {
-                true => diagnosis::no_answer(self.session),
-                false => self.session.abort(),
+                true => diagnosis::no_answer(self.connection),
+                false => self.connection.abort(),
             })
         });
         let others = calls.pending_calls().count().saturating_sub(1);
@@ -318,22 +318,22 @@ impl<'a> RpcChannel<'a> {
 
     /// Returns the failure that the broker refused a request.
     pub fn refusal(&self) -> Failure {
-        let (name, queue) = (self.session.name(), &self.args.common.queue);
+        let (name, queue) = (self.connection.name(), &self.args.common.queue);
         let message = format!("{name} refused a request: the queue \"{queue}\" may be full");
         Failure::new(FailureKind::Blocked, message)
     }
 
     /// What the library's thread sent. That thread ends with the connection.
     fn received<T>(&mut self, received: Result<T, RecvError>) -> Result<T, Failure> {
-        self.session.inbox().taken();
-        received.map_err(|RecvError| self.session.classify(Error::EventLoopDropped))
+        self.connection.inbox().taken();
+        received.map_err(|RecvError| self.connection.classify(Error::EventLoopDropped))
     }
 
     fn lost_replies(&mut self, error: ConsumerError) -> Failure {
         match error {
-            ConsumerError::Amqp(error) => self.session.classify(error),
+            ConsumerError::Amqp(error) => self.connection.classify(error),
             ConsumerError::QueueDeleted => {
-                let message = format!("{} deleted the reply queue", self.session.name());
+                let message = format!("{} deleted the reply queue", self.connection.name());
                 Failure::new(FailureKind::ConnectionLost, message)
             }
         }
@@ -343,6 +343,6 @@ impl<'a> RpcChannel<'a> {
 /// Before its consumer is dropped, which would wait for an answer of its own.
 impl Drop for RpcChannel<'_> {
     fn drop(&mut self) {
-        self.session.close();
+        self.connection.close();
     }
 }

@@ -1,7 +1,7 @@
 //! What is wrong, as far as only a look at the request queue can tell: is it there, does anybody consume from
 //! it, how many requests wait in it.
 
-use crate::amqp::connection::Session;
+use crate::amqp::connection::OpenConnection;
 use crate::amqp::inspector::Answer;
 use crate::amqp::queue::{self, State};
 use crate::cli;
@@ -29,20 +29,25 @@ pub struct Diagnosis {
 /// Opens a channel on which to make calls, if there is the queue and somebody consumes from it; else the
 /// failures of [`queue::inspect`], or [`FailureKind::NoConsumer`]. `waits` says whether the client waits
 /// for it already.
-pub fn served(session: &mut Session, queue: &str, waits: bool) -> Result<Channel, Failure> {
-    let channel = session.channel()?;
-    let state = queue::inspect(session, &channel, queue).map_err(|failure| match failure.kind {
-        FailureKind::QueueMissing => no_queue(session, queue, waits),
-        _ => failure,
-    })?;
+pub fn served(
+    connection: &mut OpenConnection,
+    queue: &str,
+    waits: bool,
+) -> Result<Channel, Failure> {
+    let channel = connection.channel()?;
+    let state =
+        queue::inspect(connection, &channel, queue).map_err(|failure| match failure.kind {
+            FailureKind::QueueMissing => no_queue(connection, queue, waits),
+            _ => failure,
+        })?;
     info!("queue {queue} is there: {state}");
     if state.consumers > 0 {
         return Ok(channel);
     }
-    session.call(|| channel.close())?;
+    connection.call(|| channel.close())?;
     let message = format!(
         "nobody consumes from the queue \"{queue}\" on {}, where {}; start rpc_server{}{}",
-        session.name(),
+        connection.name(),
         waiting(state),
         hint(waits),
         // RabbitMQ counts neither the consumers nor the messages of a stream.
@@ -52,10 +57,10 @@ pub fn served(session: &mut Session, queue: &str, waits: bool) -> Result<Channel
 }
 
 /// Tells that there is no request queue.
-pub fn no_queue(session: &Session, queue: &str, waits: bool) -> Failure {
+pub fn no_queue(connection: &OpenConnection, queue: &str, waits: bool) -> Failure {
     let message = format!(
         "there is no queue \"{queue}\" on {}; start rpc_server, or name its queue with --queue{}",
-        session.name(),
+        connection.name(),
         hint(waits)
     );
     Failure::new(FailureKind::QueueMissing, message)
@@ -66,9 +71,9 @@ fn hint(waits: bool) -> &'static str {
 }
 
 /// Tells that the broker has other things to do than to say in what state the queue is, or no longer answers at all.
-pub fn no_answer(session: &Session) -> Failure {
+pub fn no_answer(connection: &OpenConnection) -> Failure {
     let message =
-        format!("{} did not say in time whether anybody serves the queue", session.name());
+        format!("{} did not say in time whether anybody serves the queue", connection.name());
     Failure::new(FailureKind::TimedOut, message)
 }
 

@@ -10,7 +10,7 @@ pub mod progress;
 pub mod report;
 pub mod retry;
 
-use crate::amqp::connection::Session;
+use crate::amqp::connection::OpenConnection;
 use crate::amqp::uri::{self, Endpoint};
 use crate::cli::{self, Format};
 use crate::error::{Failure, FailureKind, ProgramError};
@@ -49,7 +49,7 @@ pub fn run(args: &cli::Client, exchange: Exchange) -> Result<ExitCode, ProgramEr
         brokers,
         input,
         stop: None,
-        session: None,
+        connection: None,
         calls: Calls::new(args),
         retry: RetryPolicy::new(args),
         report,
@@ -68,7 +68,7 @@ struct Client<'a> {
     /// Where signals come from, once they are handled.
     stop: Option<Receiver<Stop>>,
     /// A connection that is good, while there is no queue or no server.
-    session: Option<Session>,
+    connection: Option<OpenConnection>,
     calls: Calls<'a>,
     retry: RetryPolicy<'a>,
     report: Report<'a>,
@@ -93,51 +93,58 @@ impl Client<'_> {
     /// Opens a connection, and makes calls on it until it ends.
     fn attempt(&mut self, exchange: Exchange) -> Ended {
         match self.connect() {
-            Ok((session, channel)) => self.make_calls(session, &channel, exchange),
+            Ok((connection, channel)) => self.make_calls(connection, &channel, exchange),
             Err(failure) => Ended::Unreachable(failure),
         }
     }
 
     /// Connects, and looks whether somebody consumes from the queue.
-    fn connect(&mut self) -> Result<(Session, Channel), Failure> {
+    fn connect(&mut self) -> Result<(OpenConnection, Channel), Failure> {
         let common = &self.args.common;
         let limit = RetryPolicy::attempt_limit(self.calls.last_deadline());
-        let mut session = match self.session.take() {
-            Some(session) => session,
-            None => Session::open_within(limit, &self.brokers, common.connect_timeout, PROGRAM)
-                .inspect(|session| info!("connected to {}", session.name()))?,
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => {
+                OpenConnection::open_within(limit, &self.brokers, common.connect_timeout, PROGRAM)
+                    .inspect(|connection| info!("connected to {}", connection.name()))?
+            }
         };
 
         // The declares to come are part of the attempt.
-        session.set_call_timeout(limit);
-        match diagnosis::served(&mut session, &common.queue, self.retry.waits()) {
+        connection.set_call_timeout(limit);
+        match diagnosis::served(&mut connection, &common.queue, self.retry.waits()) {
             Ok(channel) => {
                 // Until calls are made there is nothing to bring to an end, and a signal ends the process.
                 if self.stop.is_none() {
                     self.stop = Some(signals::stop_requests(Some(STOP_LIMIT), || {})?);
                 }
-                Ok((session, channel))
+                Ok((connection, channel))
             }
             Err(failure) => {
                 if failure.kind != FailureKind::ConnectionLost {
-                    self.session = Some(session);
+                    self.connection = Some(connection);
                 }
                 Err(failure)
             }
         }
     }
 
-    fn make_calls(&mut self, mut session: Session, channel: &Channel, exchange: Exchange) -> Ended {
+    fn make_calls(
+        &mut self,
+        mut connection: OpenConnection,
+        channel: &Channel,
+        exchange: Exchange,
+    ) -> Ended {
         let opened = Instant::now();
         let mut was_used = false;
         self.calls.resume();
-        self.calls.set_broker(session.name());
+        self.calls.set_broker(connection.name());
 
         // With several brokers: the node that took a request can die before it has passed it on.
         let has_confirms = self.brokers.len() > 1 || self.args.common.confirm;
         let stop = self.stop.clone().unwrap_or_else(never);
         let (args, input) = (self.args, &self.input);
-        let rpc = RpcChannel::open(args, &mut session, channel, has_confirms, input, stop);
+        let rpc = RpcChannel::open(args, &mut connection, channel, has_confirms, input, stop);
         let ended = rpc.map_err(Interrupted::from).and_then(|mut rpc| {
             let ended = exchange(&mut rpc, &mut self.calls, &mut self.report);
             was_used = rpc.was_used;

@@ -7,7 +7,7 @@
 //! whose it was.
 
 use crate::amqp::confirms::Confirms;
-use crate::amqp::connection::Session;
+use crate::amqp::connection::OpenConnection;
 use crate::amqp::errors;
 use crate::amqp::queue;
 use crate::amqp::uri::Endpoint;
@@ -54,13 +54,13 @@ impl Isolated {
         if is_over() {
             return Sent::GivenUp;
         }
-        let (mut session, channel) = match open(endpoint, connect_timeout) {
+        let (mut connection, channel) = match open(endpoint, connect_timeout) {
             Ok(opened) => opened,
             Err(failure) => return Sent::Failed(failure),
         };
-        let sent = publish(&mut session, &channel, reply, is_over);
+        let sent = publish(&mut connection, &channel, reply, is_over);
         // Before the channel is dropped, which would wait for an answer of its own.
-        session.close();
+        connection.close();
         sent
     }
 
@@ -70,9 +70,9 @@ impl Isolated {
             return false;
         }
         let _one_at_a_time = self.lock();
-        let looked = open(endpoint, connect_timeout).and_then(|(mut session, channel)| {
-            let looked = queue::inspect(&mut session, &channel, reply_to);
-            session.close();
+        let looked = open(endpoint, connect_timeout).and_then(|(mut connection, channel)| {
+            let looked = queue::inspect(&mut connection, &channel, reply_to);
+            connection.close();
             looked
         });
         match looked {
@@ -89,21 +89,24 @@ impl Isolated {
     }
 }
 
-fn open(endpoint: &Endpoint, connect_timeout: Duration) -> Result<(Session, Channel), Failure> {
+fn open(
+    endpoint: &Endpoint,
+    connect_timeout: Duration,
+) -> Result<(OpenConnection, Channel), Failure> {
     let endpoints = std::slice::from_ref(endpoint);
-    let mut session = Session::open(endpoints, connect_timeout, "rpc_server")?;
-    debug!("a connection for one reply to {}", session.name());
-    let channel = session.channel()?;
-    Ok((session, channel))
+    let mut connection = OpenConnection::open(endpoints, connect_timeout, "rpc_server")?;
+    debug!("a connection for one reply to {}", connection.name());
+    let channel = connection.channel()?;
+    Ok((connection, channel))
 }
 
 fn publish(
-    session: &mut Session,
+    connection: &mut OpenConnection,
     channel: &Channel,
     reply: Publish<'_>,
     is_over: &dyn Fn() -> bool,
 ) -> Sent {
-    let published = session.call(|| {
+    let published = connection.call(|| {
         let mut confirms = Confirms::enable(channel)?;
         confirms.count_published();
         channel.basic_publish("", reply)?;
@@ -111,7 +114,7 @@ fn publish(
     });
     let confirms = match published {
         Ok(confirms) => confirms,
-        Err(failure) => return ended(session, failure),
+        Err(failure) => return ended(connection, failure),
     };
     loop {
         match confirms.receiver().recv_timeout(LOOK) {
@@ -128,16 +131,16 @@ fn publish(
                     Ok(()) => Error::EventLoopDropped,
                     Err(cause) => cause,
                 };
-                let failure = session.classify(cause);
-                return ended(session, failure);
+                let failure = connection.classify(cause);
+                return ended(connection, failure);
             }
         }
     }
 }
 
 /// What became of a reply, if its connection or channel has ended.
-fn ended(session: &Session, failure: Failure) -> Sent {
-    match session.inbox().connection_close() {
+fn ended(connection: &OpenConnection, failure: Failure) -> Sent {
+    match connection.inbox().connection_close() {
         Some(close) if errors::is_connection_fault(close) => Sent::Deadly(failure),
         _ => Sent::Failed(failure),
     }

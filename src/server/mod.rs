@@ -8,7 +8,7 @@ mod supervisor;
 mod sync;
 pub mod worker;
 
-use crate::amqp::connection::Session;
+use crate::amqp::connection::OpenConnection;
 use crate::amqp::{queue, uri};
 use crate::cli;
 use crate::error::{Failure, FailureKind, ProgramError};
@@ -65,8 +65,8 @@ pub fn run(
 fn serve_until(stop: &Receiver<Stop>, service: &Arc<Service>) -> Result<(), Failure> {
     let mut state = ReconnectState::new();
     loop {
-        let served = connect(service, stop).and_then(|session| match session {
-            Some(session) => supervise(session, Arc::clone(service), stop, &mut state),
+        let served = connect(service, stop).and_then(|connection| match connection {
+            Some(connection) => supervise(connection, Arc::clone(service), stop, &mut state),
             None => Ok(()),
         });
         let Err(failure) = served else { return Ok(()) };
@@ -79,16 +79,19 @@ fn serve_until(stop: &Receiver<Stop>, service: &Arc<Service>) -> Result<(), Fail
 
 /// Opens a connection, and makes sure of the queue. None if a signal asks to stop: then the attempt,
 /// which can take its time with each of the brokers, is left behind.
-fn connect(service: &Arc<Service>, stop: &Receiver<Stop>) -> Result<Option<Session>, Failure> {
+fn connect(
+    service: &Arc<Service>,
+    stop: &Receiver<Stop>,
+) -> Result<Option<OpenConnection>, Failure> {
     let service = Arc::clone(service);
     let (sender, opened) = bounded(1);
     let attempt = move || {
         let common = &service.args.common;
-        let opened = Session::open(&service.brokers, common.connect_timeout, "rpc_server");
-        let opened = opened.and_then(|mut session| {
-            info!("connected to {}", session.name());
-            queue::ensure(&mut session, &common.queue, service.args.queue_type)?;
-            Ok(session)
+        let opened = OpenConnection::open(&service.brokers, common.connect_timeout, "rpc_server");
+        let opened = opened.and_then(|mut connection| {
+            info!("connected to {}", connection.name());
+            queue::ensure(&mut connection, &common.queue, service.args.queue_type)?;
+            Ok(connection)
         });
         // Nobody receives it if a signal came.
         let _ = sender.send(opened);
@@ -97,8 +100,8 @@ fn connect(service: &Arc<Service>, stop: &Receiver<Stop>) -> Result<Option<Sessi
     spawned.map_err(Failure::internal("cannot start a thread to connect"))?;
     select_biased! {
         recv(stop) -> _ => Ok(None),
-        recv(opened) -> session => match session {
-            Ok(session) => session.map(Some),
+        recv(opened) -> connection => match connection {
+            Ok(connection) => connection.map(Some),
             Err(_) => Err(Failure::new(FailureKind::Internal, "the thread that connects panicked")),
         },
     }

@@ -2,7 +2,7 @@
 //! the server to stop.
 
 use crate::amqp::backoff::Backoff;
-use crate::amqp::connection::{Broken, Session};
+use crate::amqp::connection::{Broken, OpenConnection};
 use crate::amqp::consumer::ConsumerError;
 use crate::amqp::watchdog::Flow;
 use crate::amqp::{MAX_BODY, errors, traffic};
@@ -56,26 +56,26 @@ impl Workers {
     }
 }
 
-/// Starts workers on `session` and watches over them, until a signal asks to stop or the connection is
+/// Starts workers on `connection` and watches over them, until a signal asks to stop or the connection is
 /// lost. In the end it is closed: what is unacknowledged, prefetched too, goes back to the queue.
 pub fn supervise(
-    session: Session,
+    connection: OpenConnection,
     service: Arc<Service>,
     stop: &Receiver<Stop>,
     state: &mut ReconnectState,
 ) -> Result<(), Failure> {
     if let Some(most) = most_expected(service.args.workers, service.args.prefetch) {
-        session.inbox().expect_at_most(most);
+        connection.inbox().expect_at_most(most);
     }
     if service.args.prefetch != 1 {
-        session.inbox().record_arrivals();
+        connection.inbox().record_arrivals();
     }
     // The broker may be another one than before.
     service.remembered.forget_sizes();
     let context = Arc::new(Context {
         service,
-        endpoint: session.endpoint().clone(),
-        inbox: Arc::clone(session.inbox()),
+        endpoint: connection.endpoint().clone(),
+        inbox: Arc::clone(connection.inbox()),
         calls: RunningCalls::default(),
         hands: Hands::default(),
         max_body: AtomicUsize::new(MAX_BODY),
@@ -87,13 +87,13 @@ pub fn supervise(
         announced: Latch::default(),
     });
     let closed = Arc::downgrade(&context);
-    session.inbox().on_channel_close(Box::new(move |channel, close| {
+    connection.inbox().on_channel_close(Box::new(move |channel, close| {
         if let Some(context) = closed.upgrade() {
             context.channel_closed(channel, close);
         }
     }));
     let (workers, restarts) = (Workers::default(), Restarts::new());
-    let mut supervisor = Supervisor { session, context, workers, moved: 0, restarts };
+    let mut supervisor = Supervisor { connection, context, workers, moved: 0, restarts };
     let served = supervisor.watch(stop, state);
     // No worker may go on waiting for it.
     supervisor.context.announced.open();
@@ -107,7 +107,7 @@ pub fn supervise(
     }
     supervisor.context.is_lost.store(true, SeqCst);
     supervisor.context.calls.cancel_all(Cancelled::ConnectionLost);
-    supervisor.session.close();
+    supervisor.connection.close();
     supervisor.remember_lost();
     served
 }
@@ -119,7 +119,7 @@ fn most_expected(workers: u16, prefetch: u16) -> Option<u64> {
 }
 
 struct Supervisor {
-    session: Session,
+    connection: OpenConnection,
     context: Arc<Context>,
     workers: Workers,
     /// How many bytes had gone over the connection when the workers' time to be ready began.
@@ -175,8 +175,8 @@ impl Supervisor {
             let too_late = self.workers.ready_by.map_or_else(never, at);
             select_biased! {
                 recv(stop) -> _ => return Ok(()),
-                recv(self.session.blocked_notifications()) -> notification => {
-                    self.session.set_blocked(notification)?;
+                recv(self.connection.blocked_notifications()) -> notification => {
+                    self.connection.set_blocked(notification)?;
                 }
                 recv(context.events.1) -> event => self.take(event)?,
                 send(slot, ()) -> _ => self.start_worker(slots.permit())?,
@@ -185,7 +185,7 @@ impl Supervisor {
             }
             if self.workers.are_ready() && slots.is_exhausted() && !context.announced.is_open() {
                 if state.serves() {
-                    warn!("connected to {} again", self.session.name());
+                    warn!("connected to {} again", self.connection.name());
                 }
                 context.service.transcript.line(format_args!(" [x] Awaiting RPC requests"));
                 context.announced.open();
@@ -197,9 +197,9 @@ impl Supervisor {
     /// The workers do not consume yet. That ends the connection, unless bytes flow: the answers may come behind large
     /// requests.
     fn grant_more_time(&mut self) -> Result<(), Failure> {
-        let moved = self.session.count(Flow::Either);
+        let moved = self.connection.count(Flow::Either);
         if !traffic::flows(moved.saturating_sub(self.moved), READY_LIMIT) {
-            return Err(self.session.abort());
+            return Err(self.connection.abort());
         }
         self.moved = moved;
         self.workers.ready_by = Some(Instant::now() + READY_LIMIT);
@@ -207,7 +207,7 @@ impl Supervisor {
     }
 
     fn start_worker(&mut self, slot: Permit) -> Result<(), Failure> {
-        let (context, channel) = (Arc::clone(&self.context), self.session.channel()?);
+        let (context, channel) = (Arc::clone(&self.context), self.connection.channel()?);
         let work = move || {
             let _slot = slot;
             let mut worker = Worker::new(&context, &channel);
@@ -220,7 +220,7 @@ impl Supervisor {
         let spawned = thread::Builder::new().name("worker".into()).spawn(work);
         spawned.map_err(Failure::internal("cannot start a worker"))?;
         if self.workers.ready_by.is_none() {
-            self.moved = self.session.count(Flow::Either);
+            self.moved = self.connection.count(Flow::Either);
         }
         self.workers.start(Instant::now());
         Ok(())
@@ -234,7 +234,7 @@ impl Supervisor {
             Ok(Event::Ended(Err(WorkerError::Consumer(error)), stage)) => {
                 self.recover(error, stage)?
             }
-            Err(RecvError) => return Err(self.session.abort()),
+            Err(RecvError) => return Err(self.connection.abort()),
         }
         Ok(())
     }
@@ -242,10 +242,10 @@ impl Supervisor {
     /// A worker has ended. If it had consumed, and only its channel is gone, another one takes its place.
     fn recover(&mut self, error: ConsumerError, stage: Stage) -> Result<(), Failure> {
         let broken = match error {
-            ConsumerError::Amqp(error) => self.session.diagnose(error),
+            ConsumerError::Amqp(error) => self.connection.diagnose(error),
             gone @ ConsumerError::QueueDeleted => {
                 let queue = &self.context.service.args.common.queue;
-                return Err(gone.classify(&mut self.session, queue));
+                return Err(gone.classify(&mut self.connection, queue));
             }
         };
         match (broken, stage) {
@@ -262,7 +262,7 @@ impl Supervisor {
     /// The connection is lost: remembers the requests whose replies were out. If the broker ended it with an error, it may
     /// have been for one of them.
     fn remember_lost(&self) {
-        let memory = match self.session.inbox().connection_close() {
+        let memory = match self.connection.inbox().connection_close() {
             Some(close) if errors::is_connection_fault(close) => Memory::Suspect,
             _ => Memory::Answered,
         };
@@ -277,7 +277,7 @@ impl Supervisor {
         self.context.is_stopping.store(true, SeqCst);
         let (mut deadline, mut sent, mut is_told) = (None, 0, false);
         while self.workers.running > 0 {
-            let (now, is_blocked) = (Instant::now(), self.session.is_blocked());
+            let (now, is_blocked) = (Instant::now(), self.connection.is_blocked());
             // A broker that reads nothing takes nothing back.
             if !is_blocked && !is_told {
                 is_told = true;
@@ -286,22 +286,22 @@ impl Supervisor {
             let is_attended = self.context.giving_back.load(SeqCst) == 0;
             let is_computing = is_attended && !self.context.calls.is_empty();
             if deadline.is_none() {
-                sent = self.session.count(Flow::Sent);
+                sent = self.connection.count(Flow::Sent);
             }
             deadline = drain_deadline(deadline, now, is_computing, is_blocked);
             if deadline.is_some_and(|deadline| deadline <= now) {
                 // A large reply by a slow link takes its time.
-                let sent_since = self.session.count(Flow::Sent).saturating_sub(sent);
+                let sent_since = self.connection.count(Flow::Sent).saturating_sub(sent);
                 if !is_blocked && traffic::flows(sent_since, STOP_LIMIT) {
                     deadline = None;
                     continue;
                 }
-                return if is_blocked { Ok(()) } else { Err(self.session.abort()) };
+                return if is_blocked { Ok(()) } else { Err(self.connection.abort()) };
             }
             select_biased! {
                 recv(self.context.events.1) -> event => self.take(event)?,
-                recv(self.session.blocked_notifications()) -> notification => {
-                    self.session.set_blocked(notification)?;
+                recv(self.connection.blocked_notifications()) -> notification => {
+                    self.connection.set_blocked(notification)?;
                 }
                 default(Duration::from_millis(100)) => {}
             }

@@ -8,7 +8,7 @@ pub use node::*;
 
 use amiquip::{AmqpProperties, Channel, ConsumerMessage, ConsumerOptions, Delivery, Publish};
 use amiquip::{QueueDeclareOptions, QueueDeleteOptions};
-use fib_rpc::amqp::connection::Session;
+use fib_rpc::amqp::connection::OpenConnection;
 use fib_rpc::amqp::uri;
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -383,13 +383,13 @@ impl Drop for Queue {
     }
 }
 
-fn open(url: &str) -> Result<Session, fib_rpc::error::Failure> {
-    Session::open(&uri::parse_list(url)?, PATIENCE, "test")
+fn open(url: &str) -> Result<OpenConnection, fib_rpc::error::Failure> {
+    OpenConnection::open(&uri::parse_list(url)?, PATIENCE, "test")
 }
 
 /// A connection with which a test plays the other side.
 pub struct Amqp {
-    pub session: Session,
+    pub session: OpenConnection,
     pub channel: Channel,
 }
 
