@@ -30,7 +30,7 @@ pub fn serve(worker: &mut Worker, drill: Drill) -> Result<(), WorkerError> {
             continue;
         };
 
-        let outcome = worker.call_by(&request, |procedures, call| {
+        let outcome = worker.call_by(&request, |procedures, invocation| {
             match drill {
                 // Right: computes at once.
                 Drill::Slow(delay) => {
@@ -45,7 +45,7 @@ pub fn serve(worker: &mut Worker, drill: Drill) -> Result<(), WorkerError> {
                 }
                 _ => {}
             }
-            procedures.call(request.procedure, call)
+            procedures.call(request.procedure, invocation)
         })?;
 
         let mut reply = Reply::for_request(&request, outcome, worker.max_body());

@@ -3,7 +3,7 @@
 
 use crate::amqp;
 use crate::cancellation::Cancelled;
-use crate::command::{Call, Command, Descendants, End, Ended, memory};
+use crate::command::{Command, Descendants, End, Ended, Invocation, memory};
 use crate::error::{ErrorKind, Failure};
 use crate::fib::{self, Algorithm};
 use crate::terminal::text::excerpt;
@@ -133,11 +133,16 @@ impl Procedure {
     }
 
     /// Calls it, under the name that `server` offers it by.
-    fn call(&self, name: &str, server: &Procedures, call: &Call<'_>) -> Result<Outcome, Cancelled> {
+    fn call(
+        &self,
+        name: &str,
+        server: &Procedures,
+        invocation: &Invocation<'_>,
+    ) -> Result<Outcome, Cancelled> {
         match self {
-            Procedure::BuiltIn(answer) => Ok(guarded(name, || answer(server, call.input))),
-            Procedure::Program(command) => match command.run(call, &server.programs) {
-                Ok(ended) => answer_of(name, ended, call),
+            Procedure::BuiltIn(answer) => Ok(guarded(name, || answer(server, invocation.input))),
+            Procedure::Program(command) => match command.run(invocation, &server.programs) {
+                Ok(ended) => answer_of(name, ended, invocation),
                 Err(error) => Ok(Err(not_started(name, &error))),
             },
         }
@@ -174,15 +179,15 @@ impl Procedures {
         Ok(Procedures { offered, default, settings, programs: Descendants::default() })
     }
 
-    /// Calls the procedure `name` with the bytes of a request's body, which are `call`'s input. The rest
-    /// of `call` is for programs. The error says that the call was cancelled meanwhile.
-    pub fn call(&self, name: &str, call: &Call<'_>) -> Result<Outcome, Cancelled> {
+    /// Calls the procedure `name` with the bytes of a request's body, which are `invocation`'s input. The rest
+    /// of `invocation` is for programs. The error says that the call was cancelled meanwhile.
+    pub fn call(&self, name: &str, invocation: &Invocation<'_>) -> Result<Outcome, Cancelled> {
         let Some(procedure) = self.offered.get(name) else {
             let (name, names) = (excerpt(name.as_bytes()), self.names(", "));
             let message = format!("there is no procedure \"{name}\"; there are {names}");
             return Ok(Err(Error::new(ErrorKind::UnknownProcedure, message)));
         };
-        match procedure.call(name, self, call)? {
+        match procedure.call(name, self, invocation)? {
             Ok(result) if !memory::has_room_for(result.len()) => Ok(Err(no_memory())),
             outcome => Ok(outcome),
         }
@@ -194,12 +199,12 @@ impl Procedures {
 }
 
 /// Returns what a program's end means for its caller.
-fn answer_of(name: &str, ended: Ended, call: &Call<'_>) -> Result<Outcome, Cancelled> {
+fn answer_of(name: &str, ended: Ended, invocation: &Invocation<'_>) -> Result<Outcome, Cancelled> {
     let error = match ended.end {
         End::Exited(status, output) if status.success() => return Ok(Ok(output)),
         End::Exited(status, _) => failed(name, status, ended.last_line),
         End::OutOfRange => {
-            let most = call.most;
+            let most = invocation.most;
             let message = format!("the result has over {most} bytes, which the broker takes");
             Error::new(ErrorKind::OutOfRange, message)
         }
@@ -321,7 +326,7 @@ mod tests {
 
     fn call(offers: &[Offer], name: &str, argument: &[u8]) -> Outcome {
         let procedures = Procedures::new(offers, SETTINGS).unwrap();
-        let call = Call {
+        let invocation = Invocation {
             input: argument,
             environment: &[],
             most: 1_000,
@@ -329,7 +334,7 @@ mod tests {
             handle: &CallHandle::default(),
             at_stop: &|| {},
         };
-        procedures.call(name, &call).unwrap()
+        procedures.call(name, &invocation).unwrap()
     }
 
     fn ok(name: &str, argument: &str) -> String {

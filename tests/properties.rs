@@ -8,7 +8,7 @@ use fib_rpc::amqp::MAX_NAME;
 use fib_rpc::amqp::sanitizer::{self, Piece, Sanitizer, Type};
 use fib_rpc::amqp::uri;
 use fib_rpc::cancellation::CallHandle;
-use fib_rpc::command::Call;
+use fib_rpc::command::Invocation;
 use fib_rpc::error::ErrorKind;
 use fib_rpc::fib::{self, Algorithm};
 use fib_rpc::procedure::{Error, Outcome, Procedures, Settings};
@@ -22,7 +22,7 @@ const SETTINGS: Settings = Settings { algorithm: Algorithm::FastDoubling, max_n:
 
 /// What a built-in procedure answers. It looks at nothing but the input.
 fn call(name: &str, argument: &[u8]) -> Outcome {
-    let call = Call {
+    let invocation = Invocation {
         input: argument,
         environment: &[],
         most: 0,
@@ -30,7 +30,7 @@ fn call(name: &str, argument: &[u8]) -> Outcome {
         handle: &CallHandle::default(),
         at_stop: &|| {},
     };
-    Procedures::new(&[], SETTINGS).unwrap().call(name, &call).unwrap()
+    Procedures::new(&[], SETTINGS).unwrap().call(name, &invocation).unwrap()
 }
 
 /// Text as a URI might have it: its own characters are likelier than others.

@@ -46,7 +46,7 @@ const LEFT_RUNNING_LIMIT: Duration = Duration::from_secs(1);
 pub const STDERR_LIMIT: usize = 4096;
 
 /// What a program is given, and how far it may go.
-pub struct Call<'a> {
+pub struct Invocation<'a> {
     /// Its standard input.
     pub input: &'a [u8],
     /// The environment variables that it has besides the server's. None: it has no such variable.
@@ -122,17 +122,17 @@ impl Command {
 
     /// Runs it to its end, and logs each line that it writes to standard error. The error says why it
     /// was not started.
-    pub fn run(&self, call: &Call<'_>, programs: &Descendants) -> io::Result<Ended> {
-        let time_limit = call.deadline.map(|at| at.saturating_duration_since(Instant::now()));
+    pub fn run(&self, invocation: &Invocation<'_>, programs: &Descendants) -> io::Result<Ended> {
+        let time_limit = invocation.deadline.map(|at| at.saturating_duration_since(Instant::now()));
         if time_limit == Some(Duration::ZERO) {
             return Ok(Ended { end: End::TimedOut, last_line: None, stderr: None });
         }
-        let child = programs.start(|cookie| self.spawn(call, time_limit, &cookie))?;
+        let child = programs.start(|cookie| self.spawn(invocation, time_limit, &cookie))?;
         let mut running = Running {
             child,
             programs,
-            call,
-            input: call.input,
+            invocation,
+            input: invocation.input,
             output: Vec::new(),
             stderr: Stderr::new(&self.name),
             end: None,
@@ -149,12 +149,12 @@ impl Command {
 
     fn spawn(
         &self,
-        call: &Call<'_>,
+        invocation: &Invocation<'_>,
         time_limit: Option<Duration>,
         cookie: &str,
     ) -> io::Result<Child> {
         let seconds = time_limit.map(|limit| format!("{:.3}", limit.as_secs_f64()));
-        let variables = call.environment.iter().copied().chain([
+        let variables = invocation.environment.iter().copied().chain([
             ("RPC_TIME_LIMIT", seconds.as_deref()),
             (descendants::COOKIE, Some(cookie)),
             // It can have the broker's password.
@@ -171,7 +171,7 @@ impl Command {
 struct Running<'a> {
     child: Child,
     programs: &'a Descendants,
-    call: &'a Call<'a>,
+    invocation: &'a Invocation<'a>,
     /// What is still to be written.
     input: &'a [u8],
     output: Vec<u8>,
@@ -221,7 +221,7 @@ impl Running<'_> {
             ioctl_fionbio(pipe, true)?;
         }
         self.end = Some(end_of(self.child.pid)?);
-        self.waker = Some(self.call.handle.waker()?);
+        self.waker = Some(self.invocation.handle.waker()?);
         let mut phase = Phase::Running;
         loop {
             let (has_ended, is_woken) = self.wait(self.alarm(&phase))?;
@@ -241,7 +241,7 @@ impl Running<'_> {
     fn alarm(&self, phase: &Phase) -> Option<Instant> {
         match phase {
             _ if self.stderr.has_more() => Some(Instant::now()),
-            Phase::Running => self.call.deadline,
+            Phase::Running => self.invocation.deadline,
             Phase::Draining { until } => Some(*until),
             Phase::Ending { .. } | Phase::Over(_) => Some(Instant::now() + LOOK_INTERVAL),
         }
@@ -255,7 +255,8 @@ impl Running<'_> {
                 None if !self.has_ended => Phase::Running,
                 None => {
                     let limit = now + LEFT_RUNNING_LIMIT;
-                    let until = self.call.deadline.map_or(limit, |deadline| deadline.min(limit));
+                    let until =
+                        self.invocation.deadline.map_or(limit, |deadline| deadline.min(limit));
                     self.next(Phase::Draining { until }, now)
                 }
             },
@@ -282,13 +283,13 @@ impl Running<'_> {
 
     /// Returns why it is to end now, if it is.
     fn why_end(&self, now: Instant) -> Option<End> {
-        if self.output.len() > self.call.most {
+        if self.output.len() > self.invocation.most {
             return Some(End::OutOfRange);
         }
-        if let Some(reason) = self.call.handle.cancelled() {
+        if let Some(reason) = self.invocation.handle.cancelled() {
             return Some(End::Cancelled(reason));
         }
-        let is_late = self.call.deadline.is_some_and(|deadline| deadline <= now);
+        let is_late = self.invocation.deadline.is_some_and(|deadline| deadline <= now);
         (is_late && !self.has_ended).then_some(End::TimedOut)
     }
 
@@ -301,7 +302,7 @@ impl Running<'_> {
 
     /// Takes note of what the call's handle tells.
     fn listen(&mut self, is_woken: bool) -> io::Result<()> {
-        let handle = self.call.handle;
+        let handle = self.invocation.handle;
         if is_woken {
             // The descriptor is reported for good.
             self.waker = match handle.cancelled() {
@@ -310,7 +311,7 @@ impl Running<'_> {
             };
         }
         if handle.is_stop_requested() && !mem::replace(&mut self.is_stopping, true) {
-            (self.call.at_stop)();
+            (self.invocation.at_stop)();
         }
         Ok(())
     }
@@ -356,7 +357,7 @@ impl Running<'_> {
         }
         let mut buffer = [0; 16 << 10];
         // A byte more than it may be shows that it is more.
-        while self.output.len() <= self.call.most
+        while self.output.len() <= self.invocation.most
             && let Some(stdout) = &mut self.child.stdout
         {
             match without_waiting(stdout.read(&mut buffer))? {
@@ -365,7 +366,7 @@ impl Running<'_> {
                 None => break,
             }
         }
-        if self.output.len() > self.call.most {
+        if self.output.len() > self.invocation.most {
             // Nobody reads on.
             self.child.stdout = None;
         }

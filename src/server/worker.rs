@@ -8,7 +8,7 @@ use crate::amqp::inbox::{Close, Inbox};
 use crate::amqp::uri::Endpoint;
 use crate::cancellation::{CallHandle, Cancelled, RunningCalls};
 use crate::cli;
-use crate::command::Call;
+use crate::command::Invocation;
 use crate::error::{ErrorKind, Failure, FailureKind};
 use crate::procedure::{self, Procedures};
 use crate::protocol::{Reply, Request};
@@ -255,7 +255,9 @@ impl<'a> Worker<'a> {
     /// Calls the procedure that `request` names, and tells so in the transcript and in the log. It fails
     /// if the channel or the connection is lost meanwhile: the request comes again.
     pub fn call(&self, request: &Request<'_>) -> Result<procedure::Outcome, WorkerError> {
-        self.call_by(request, |procedures, call| procedures.call(request.procedure, call))
+        self.call_by(request, |procedures, invocation| {
+            procedures.call(request.procedure, invocation)
+        })
     }
 
     /// Answers `request` by `compute`, as [`Worker::call`] does by the procedure that it names, which is what `compute` is
@@ -263,7 +265,7 @@ impl<'a> Worker<'a> {
     pub fn call_by(
         &self,
         request: &Request<'_>,
-        compute: impl FnOnce(&Procedures, &Call<'_>) -> Result<procedure::Outcome, Cancelled>,
+        compute: impl FnOnce(&Procedures, &Invocation<'_>) -> Result<procedure::Outcome, Cancelled>,
     ) -> Result<procedure::Outcome, WorkerError> {
         let started = Instant::now();
         let mut outcome = self.compute(request, started, compute).map_err(|cancelled| {
@@ -289,7 +291,7 @@ impl<'a> Worker<'a> {
         &self,
         request: &Request<'_>,
         started: Instant,
-        compute: impl FnOnce(&Procedures, &Call<'_>) -> Result<procedure::Outcome, Cancelled>,
+        compute: impl FnOnce(&Procedures, &Invocation<'_>) -> Result<procedure::Outcome, Cancelled>,
     ) -> Result<procedure::Outcome, Cancelled> {
         let running = self.context.calls.begin(self.channel.channel_id());
         if self.is_closed() {
@@ -316,7 +318,7 @@ impl<'a> Worker<'a> {
         self.service.transcript.line(format_args!(" [.] {request}"));
         let _computing = self.in_hand.compute(id, arrived);
         let own = until(started, Some(self.service.args.time_limit));
-        let call = Call {
+        let invocation = Invocation {
             input: request.argument,
             environment: &[
                 ("RPC_PROCEDURE", Some(request.procedure)),
@@ -329,7 +331,7 @@ impl<'a> Worker<'a> {
             handle: &running,
             at_stop: &|| self.give_back(),
         };
-        compute(&self.service.procedures, &call)
+        compute(&self.service.procedures, &invocation)
     }
 
     fn current(&self, request: &Request<'_>) -> Current {
