@@ -46,17 +46,17 @@ impl Confirms {
 #[derive(Debug)]
 pub struct Confirmed {
     numbers: RangeInclusive<u64>,
-    /// Whether the broker took the messages. Otherwise it refused them.
-    pub is_taken: bool,
+    /// Whether it is an ack: the broker took the messages. Otherwise it is a nack: the broker refused them.
+    pub is_ack: bool,
 }
 
 impl From<Confirm> for Confirmed {
     fn from(confirm: Confirm) -> Confirmed {
-        let (ConfirmPayload { delivery_tag: last, multiple }, is_taken) = match confirm {
+        let (ConfirmPayload { delivery_tag: last, multiple }, is_ack) = match confirm {
             Confirm::Ack(payload) => (payload, true),
             Confirm::Nack(payload) => (payload, false),
         };
-        Confirmed { numbers: if multiple { 1..=last } else { last..=last }, is_taken }
+        Confirmed { numbers: if multiple { 1..=last } else { last..=last }, is_ack }
     }
 }
 
@@ -77,7 +77,7 @@ mod tests {
         let about = |confirm: Confirm| {
             let confirmed = Confirmed::from(confirm);
             let numbers: Vec<u64> = (1..=4).filter(|n| confirmed.is_about(*n)).collect();
-            (numbers, confirmed.is_taken)
+            (numbers, confirmed.is_ack)
         };
         assert_eq!(about(Confirm::Ack(payload(false))), (vec![3], true));
         assert_eq!(about(Confirm::Ack(payload(true))), (vec![1, 2, 3], true));

@@ -428,9 +428,9 @@ impl Calls<'_> {
         let mut again = false;
         for call in self.unanswered().filter(is_about) {
             call.unconfirmed = None;
-            if !confirmed.is_taken && no_retry {
+            if !confirmed.is_ack && no_retry {
                 call.finish(Err(refusal()));
-            } else if !confirmed.is_taken {
+            } else if !confirmed.is_ack {
                 call.is_refused = true;
                 again = true;
             }

@@ -548,7 +548,7 @@ impl<'a> Worker<'a> {
         let is_settled = |(number, _): &mut (u64, Delivery)| confirmed.is_about(*number);
         let settled: Vec<_> = self.unconfirmed.extract_if(.., is_settled).collect();
         for (_, request) in settled {
-            if confirmed.is_taken || request.redelivered {
+            if confirmed.is_ack || request.redelivered {
                 self.ack_now(request)?;
             } else {
                 let id = short(request.properties.correlation_id().as_deref());
