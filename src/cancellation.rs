@@ -16,10 +16,10 @@ pub enum Cancelled {
 
 /// A handle on one call, for whoever computes it and for whoever may have to end it.
 #[derive(Debug, Default)]
-pub struct CallHandle(Mutex<State>);
+pub struct CallHandle(Mutex<HandleState>);
 
 #[derive(Debug, Default)]
-struct State {
+struct HandleState {
     cancelled: Option<Cancelled>,
     is_stop_requested: bool,
     /// Is dropped to wake whoever waits with the descriptor of [`CallHandle::waker`].
@@ -66,10 +66,10 @@ impl CallHandle {
 /// The calls that are computed for one connection, each by the number of its channel, on which there is one at a
 /// time.
 #[derive(Debug, Default)]
-pub struct RunningCalls(Mutex<Running>);
+pub struct RunningCalls(Mutex<CallsByChannel>);
 
 #[derive(Debug, Default)]
-struct Running {
+struct CallsByChannel {
     calls: HashMap<u16, Arc<CallHandle>>,
     /// What holds for the calls that begin from now on, too.
     cancelled: Option<Cancelled>,

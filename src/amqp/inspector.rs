@@ -4,7 +4,7 @@
 
 use crate::amqp::connection::SharedConnection;
 use crate::amqp::errors;
-use crate::amqp::queue::{self, State};
+use crate::amqp::queue::{self, QueueState};
 use crate::error::{Failure, FailureKind};
 use amiquip::{Channel, Error};
 use crossbeam_channel::{Receiver, bounded};
@@ -14,7 +14,7 @@ use std::thread;
 
 /// What is known of a queue: its state, or a failure of [`queue::inspect`]. The failure says nothing about
 /// the connection as a whole, which tells its own end to those who use it.
-pub type Answer = Result<State, Failure>;
+pub type Answer = Result<QueueState, Failure>;
 
 /// Asks a broker for the state of queues, one question at a time. It costs nothing until the first one: a
 /// thread for each question, and a channel that is kept for the next.
@@ -71,7 +71,7 @@ impl Shared {
         };
         let declared = channel.queue_declare_passive(queue);
         let answer = match declared {
-            Ok(queue) => Ok(State::of(&queue)),
+            Ok(queue) => Ok(QueueState::of(&queue)),
             Err(error) => Err(queue::unusable(&self.name, queue, self.failure(&error))),
         };
         if answer.is_ok() {

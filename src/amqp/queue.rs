@@ -28,24 +28,24 @@ impl QueueType {
 
 /// What a passive declare tells of a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct State {
+pub struct QueueState {
     /// Messages that wait for a consumer; those which one has, unacknowledged, do not count.
     pub messages: u32,
     /// Consumers.
     pub consumers: u32,
 }
 
-impl State {
+impl QueueState {
     /// Returns what the answer to a passive declare says.
-    pub(super) fn of(declared: &Queue<'_>) -> State {
-        State {
+    pub(super) fn of(declared: &Queue<'_>) -> QueueState {
+        QueueState {
             messages: declared.declared_message_count().unwrap_or_default(),
             consumers: declared.declared_consumer_count().unwrap_or_default(),
         }
     }
 }
 
-impl fmt::Display for State {
+impl fmt::Display for QueueState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let messages = count(self.messages, "message", "messages");
         write!(f, "{messages} ready, {}", count(self.consumers, "consumer", "consumers"))
@@ -59,10 +59,10 @@ pub fn inspect(
     connection: &mut OpenConnection,
     channel: &Channel,
     queue: &str,
-) -> Result<State, Failure> {
+) -> Result<QueueState, Failure> {
     let declared = connection.call(|| channel.queue_declare_passive(queue));
     match declared {
-        Ok(declared) => Ok(State::of(&declared)),
+        Ok(declared) => Ok(QueueState::of(&declared)),
         Err(failure) => Err(unusable(connection.name(), queue, failure)),
     }
 }
@@ -82,7 +82,7 @@ pub(super) fn unusable(name: &str, queue: &str, failure: Failure) -> Failure {
 pub fn inspect_on_new_channel(
     connection: &mut OpenConnection,
     queue: &str,
-) -> Result<State, Failure> {
+) -> Result<QueueState, Failure> {
     let channel = connection.channel()?;
     let state = inspect(connection, &channel, queue)?;
     connection.call(|| channel.close())?;

@@ -21,12 +21,12 @@ pub struct Watchdog(Arc<Watch>);
 struct Watch {
     socket: TcpStream,
     traffic: Arc<Traffic>,
-    state: Mutex<State>,
+    state: Mutex<WatchState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct WatchState {
     deadline: Option<Instant>,
     /// What takes the deadline's place if bytes flow until then. None: nothing does.
     extension: Option<Extension>,
@@ -130,7 +130,7 @@ impl Drop for Watchdog {
 }
 
 impl Watch {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, WatchState> {
         // Nothing panics with the lock held; if it did, the state would be whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -155,7 +155,7 @@ impl Watch {
     }
 
     /// The next deadline, if bytes flowed until this one.
-    fn extended(&self, state: &mut State) -> Option<Instant> {
+    fn extended(&self, state: &mut WatchState) -> Option<Instant> {
         let extension = state.extension.as_mut().filter(|extension| extension.left > 0)?;
         let counted = self.count(extension.flow);
         if !flows(counted.saturating_sub(extension.counted), extension.by) {
@@ -175,7 +175,7 @@ impl Watch {
         }
     }
 
-    fn end_connection(&self, state: &mut State) {
+    fn end_connection(&self, state: &mut WatchState) {
         state.has_fired = true;
         // Fails only if the connection is gone already, which is as good.
         let _ = self.socket.shutdown(Shutdown::Both);

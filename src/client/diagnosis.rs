@@ -3,7 +3,7 @@
 
 use crate::amqp::connection::OpenConnection;
 use crate::amqp::inspector::Answer;
-use crate::amqp::queue::{self, State};
+use crate::amqp::queue::{self, QueueState};
 use crate::cli;
 use crate::error::{Failure, FailureKind};
 use crate::terminal::text::count;
@@ -98,7 +98,7 @@ pub fn timed_out(
         Err(failure) => failure.kind == FailureKind::QueueMissing,
     };
     let reason = match answer {
-        Ok(state @ State { consumers: 0, .. }) => format!(
+        Ok(state @ QueueState { consumers: 0, .. }) => format!(
             "nobody consumes from the queue \"{queue}\" any more, where {}; start rpc_server again",
             waiting(state)
         ),
@@ -115,7 +115,7 @@ pub fn timed_out(
 }
 
 /// Tells that somebody consumes, and has not answered.
-fn busy(queue: &str, state: State, has_confirms: bool, others: usize) -> String {
+fn busy(queue: &str, state: QueueState, has_confirms: bool, others: usize) -> String {
     let servers = count(state.consumers, "consumer serves", "consumers serve");
     let mut reason = format!(
         "{servers} the queue \"{queue}\", where {}, and may be busy with earlier calls; {REMEDY_BUSY}",
@@ -142,6 +142,6 @@ pub fn not_in_time(failure: &Failure, timeout: Duration) -> Failure {
     Failure::new(kind, format!("no answer within {}: {failure}", format_duration(timeout)))
 }
 
-fn waiting(state: State) -> String {
+fn waiting(state: QueueState) -> String {
     count(state.messages, "request waits", "requests wait")
 }

@@ -98,11 +98,11 @@ impl Remembered {
 #[derive(Debug)]
 pub struct InHand {
     most_answered: usize,
-    state: Mutex<State>,
+    state: Mutex<InHandState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct InHandState {
     computed: Option<Computed>,
     /// Those that were answered and of which the broker may not have the ack, with the sizes of the replies.
     answered: VecDeque<(RequestId, usize)>,

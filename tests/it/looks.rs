@@ -3,7 +3,7 @@
 use crate::harness::*;
 use crate::proxy::*;
 use amiquip::{AmqpProperties, AmqpValue, FieldTable, QueueDeclareOptions};
-use fib_rpc::amqp::queue::State;
+use fib_rpc::amqp::queue::QueueState;
 use fib_rpc::error::FailureKind;
 use std::io::Write;
 use std::sync::mpsc;
@@ -135,7 +135,7 @@ fn an_inspector_asks_again_after_each_refusal() {
     for _ in 0..2 {
         assert_eq!(ask(&missing), Err(FailureKind::QueueMissing));
         assert_eq!(ask(&exclusive), Err(FailureKind::QueueUnusable));
-        assert_eq!(ask(&there), Ok(State { messages: 0, consumers: 0 }));
+        assert_eq!(ask(&there), Ok(QueueState { messages: 0, consumers: 0 }));
     }
 }
 
