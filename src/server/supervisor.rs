@@ -11,7 +11,9 @@ use crate::error::{Failure, FailureKind};
 use crate::server::reconnect::ReconnectState;
 use crate::server::remembered::{Hands, Memory};
 use crate::server::sync::{Latch, Permit};
-use crate::server::worker::{Context, Event, STOP_LIMIT, Service, Stage, Worker, WorkerError};
+use crate::server::worker::{
+    ConnectionContext, STOP_LIMIT, Service, Stage, Worker, WorkerError, WorkerEvent,
+};
 use crate::signals::Stop;
 use crossbeam_channel::{Receiver, RecvError, at, bounded, never, select_biased, unbounded};
 use log::{info, warn};
@@ -72,7 +74,7 @@ pub fn supervise(
     }
     // The broker may be another one than before.
     service.remembered.forget_sizes();
-    let context = Arc::new(Context {
+    let context = Arc::new(ConnectionContext {
         service,
         endpoint: connection.endpoint().clone(),
         inbox: Arc::clone(connection.inbox()),
@@ -120,7 +122,7 @@ fn most_expected(workers: u16, prefetch: u16) -> Option<u64> {
 
 struct Supervisor {
     connection: OpenConnection,
-    context: Arc<Context>,
+    context: Arc<ConnectionContext>,
     workers: Workers,
     /// How many bytes had gone over the connection when the workers' time to be ready began.
     moved: u64,
@@ -215,7 +217,7 @@ impl Supervisor {
             let ended = ended.map_err(|error| worker.with_reason(error));
             // Before the worker is dropped: its consumer waits for an answer of the broker then, or until
             // the supervisor closes the connection. Nobody receives it if the connection was lost.
-            let _ = context.events.0.send(Event::Ended(ended, worker.stage()));
+            let _ = context.events.0.send(WorkerEvent::Ended(ended, worker.stage()));
         };
         let spawned = thread::Builder::new().name("worker".into()).spawn(work);
         spawned.map_err(Failure::internal("cannot start a worker"))?;
@@ -226,12 +228,12 @@ impl Supervisor {
         Ok(())
     }
 
-    fn take(&mut self, event: Result<Event, RecvError>) -> Result<(), Failure> {
+    fn take(&mut self, event: Result<WorkerEvent, RecvError>) -> Result<(), Failure> {
         match event {
-            Ok(Event::Ready) => self.workers.ready(),
-            Ok(Event::Ended(Ok(()), _)) => self.workers.running -= 1,
-            Ok(Event::Ended(Err(WorkerError::Failed(failure)), _)) => return Err(failure),
-            Ok(Event::Ended(Err(WorkerError::Consumer(error)), stage)) => {
+            Ok(WorkerEvent::Ready) => self.workers.ready(),
+            Ok(WorkerEvent::Ended(Ok(()), _)) => self.workers.running -= 1,
+            Ok(WorkerEvent::Ended(Err(WorkerError::Failed(failure)), _)) => return Err(failure),
+            Ok(WorkerEvent::Ended(Err(WorkerError::Consumer(error)), stage)) => {
                 self.recover(error, stage)?
             }
             Err(RecvError) => return Err(self.connection.abort()),

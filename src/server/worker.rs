@@ -41,7 +41,7 @@ pub type Serve = Box<dyn Fn(&mut Worker) -> Result<(), WorkerError> + Send + Syn
 
 /// What a worker tells its supervisor.
 #[derive(Debug)]
-pub enum Event {
+pub enum WorkerEvent {
     /// It consumes.
     Ready,
     /// It has ended, after it consumed or before.
@@ -91,7 +91,7 @@ pub struct Service {
 }
 
 /// What the workers of one connection share.
-pub struct Context {
+pub struct ConnectionContext {
     pub(super) service: Arc<Service>,
     pub(super) endpoint: Endpoint,
     pub(super) inbox: Arc<Inbox>,
@@ -109,12 +109,12 @@ pub struct Context {
     /// Has a message for each worker that is to stop.
     pub(super) stop: (Sender<()>, Receiver<()>),
     /// Where workers tell their supervisor how they are.
-    pub(super) events: (Sender<Event>, Receiver<Event>),
+    pub(super) events: (Sender<WorkerEvent>, Receiver<WorkerEvent>),
     /// Set when the server has said that it awaits requests: that comes before any of them.
     pub(super) announced: Latch,
 }
 
-impl Context {
+impl ConnectionContext {
     /// The broker has closed a channel: what that says of the requests in hand is remembered, and what is computed for it
     /// is ended.
     pub(super) fn channel_closed(&self, channel: u16, close: &Close) {
@@ -131,7 +131,7 @@ impl Context {
 
 /// One worker. With prefetch 1 it has one request at a time. Its errors say why its channel is gone.
 pub struct Worker<'a> {
-    context: &'a Context,
+    context: &'a ConnectionContext,
     service: &'a Service,
     channel: &'a Channel,
     consumer: Option<Consumer<'a>>,
@@ -159,7 +159,7 @@ struct Current {
 
 impl<'a> Worker<'a> {
     /// One on `channel`, a channel of the connection that `context` is about.
-    pub fn new(context: &'a Context, channel: &'a Channel) -> Worker<'a> {
+    pub fn new(context: &'a ConnectionContext, channel: &'a Channel) -> Worker<'a> {
         let in_hand = Arc::new(InHand::new(context.service.args.prefetch));
         context.hands.insert(channel.channel_id(), Arc::clone(&in_hand));
         Worker {
@@ -213,7 +213,7 @@ impl<'a> Worker<'a> {
         info!("consume from {queue}");
         self.consumer = Some(consumer);
         // Nobody receives it if the connection was lost.
-        let _ = self.context.events.0.send(Event::Ready);
+        let _ = self.context.events.0.send(WorkerEvent::Ready);
         self.context.announced.wait();
         Ok(())
     }
