@@ -18,9 +18,9 @@ pub type Answer = Result<QueueState, Failure>;
 
 /// Asks a broker for the state of queues, one question at a time. It costs nothing until the first one: a
 /// thread for each question, and a channel that is kept for the next.
-pub struct Inspector(Arc<Shared>);
+pub struct Inspector(Arc<InspectorState>);
 
-struct Shared {
+struct InspectorState {
     connection: SharedConnection,
     /// The broker, as messages name it.
     name: String,
@@ -33,7 +33,7 @@ impl Inspector {
     /// Makes an inspector of a connection to the broker that messages call `name`.
     pub(super) fn new(connection: SharedConnection, name: String) -> Inspector {
         let (channel, is_busy) = (Mutex::default(), AtomicBool::new(false));
-        Inspector(Arc::new(Shared { connection, name, channel, is_busy }))
+        Inspector(Arc::new(InspectorState { connection, name, channel, is_busy }))
     }
 
     /// Asks for the state of `queue`. The answer comes to the receiver, if ever; whoever waits no longer
@@ -62,7 +62,7 @@ impl Inspector {
     }
 }
 
-impl Shared {
+impl InspectorState {
     fn inspect(&self, queue: &str) -> Answer {
         let mut kept = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
         let channel = match kept.take() {

@@ -132,7 +132,7 @@ pub fn method(class: u16, number: u16) -> Option<(&'static str, &'static [Type])
 /// Follows one connection's stream, from the broker's first byte on.
 pub struct Sanitizer {
     inbox: Arc<Inbox>,
-    phase: Phase,
+    phase: ConnectionPhase,
     /// The largest frame that the broker takes, in bytes; until it says so, what we agree to.
     proposed: u32,
     /// What is still to come of a body frame, its last octet included.
@@ -156,7 +156,7 @@ pub enum Piece {
 
 /// How far a connection has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
+pub enum ConnectionPhase {
     /// Nothing has come yet.
     New,
     /// The broker speaks AMQP 0-9-1, and the connection is not open yet.
@@ -178,7 +178,7 @@ impl Sanitizer {
     pub fn new(inbox: Arc<Inbox>) -> Sanitizer {
         Sanitizer {
             inbox,
-            phase: Phase::New,
+            phase: ConnectionPhase::New,
             proposed: FRAME_MAX,
             body_frame: 0,
             contents: Vec::new(),
@@ -187,7 +187,7 @@ impl Sanitizer {
     }
 
     /// How far the connection has come with what was checked so far.
-    pub fn phase(&self) -> Phase {
+    pub fn phase(&self) -> ConnectionPhase {
         self.phase
     }
 
@@ -216,7 +216,7 @@ impl Sanitizer {
             }
             return Ok(Piece::Checked(length));
         }
-        if self.phase == Phase::New {
+        if self.phase == ConnectionPhase::New {
             inspect_first(bytes)?;
         }
         let Some(&[kind, high, low, ref size @ ..]) = bytes.first_chunk::<HEAD>() else {
@@ -276,12 +276,12 @@ impl Sanitizer {
             let (class, number) = id;
             return Err(format!("it sent method {number} of class {class}, which no broker sends"));
         };
-        let mut reader = Reader { rest: &mut arguments[..], values: 0 };
+        let mut reader = FieldReader { rest: &mut arguments[..], values: 0 };
         if types.iter().try_for_each(|&argument| reader.read(argument)).is_none() {
             return Err(format!("it sent a {name} whose arguments cannot be read"));
         }
         match id {
-            (10, 10) => self.phase = Phase::Handshake,
+            (10, 10) => self.phase = ConnectionPhase::Handshake,
             (10, 30) => {
                 // 0 is no limit. The library refuses a broker that takes less than 4,096 (frame-min-size).
                 if let &mut [_, _, b0, b1, b2, b3, ..] = arguments {
@@ -290,12 +290,12 @@ impl Sanitizer {
                     self.inbox.agreed(self.frame_max());
                 }
             }
-            (10, 41) => self.phase = Phase::Open,
+            (10, 41) => self.phase = ConnectionPhase::Open,
             (10, 50) => {
-                self.phase = Phase::Closed;
+                self.phase = ConnectionPhase::Closed;
                 self.inbox.connection_closed(close(arguments));
             }
-            (10, 51) => self.phase = Phase::Closed,
+            (10, 51) => self.phase = ConnectionPhase::Closed,
             (20, 11) => {
                 self.closed.remove(&channel);
                 self.inbox.channel_opened(channel);
@@ -337,7 +337,7 @@ impl Sanitizer {
         let Some(Content { left: left @ None, .. }) = self.content(channel) else {
             return Err("it sent a content header that belongs to no message".into());
         };
-        let mut reader = Reader { rest: payload, values: 0 };
+        let mut reader = FieldReader { rest: payload, values: 0 };
         let Some(size) = reader.content_header(is_large) else {
             return Err("it sent a message whose properties cannot be read".into());
         };
@@ -389,13 +389,13 @@ fn check_end(octet: u8) -> Result<(), String> {
 
 /// Reads values, mending them on the way. None: they do not end where their frame or table does, or
 /// have a type that does not exist.
-struct Reader<'a> {
+struct FieldReader<'a> {
     rest: &'a mut [u8],
     /// How many values there were in tables and arrays.
     values: u64,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> FieldReader<'a> {
     fn take(&mut self, length: usize) -> Option<&'a mut [u8]> {
         self.rest.split_off_mut(..length)
     }
@@ -447,7 +447,7 @@ impl<'a> Reader<'a> {
 
     /// A table at `depth`, or an array, which has no names.
     fn entries(&mut self, have_names: bool, depth: usize) -> Option<()> {
-        let mut entries = Reader { rest: self.long()?, values: 0 };
+        let mut entries = FieldReader { rest: self.long()?, values: 0 };
         while !entries.rest.is_empty() {
             if have_names {
                 entries.short_text()?;
@@ -531,7 +531,8 @@ mod tests {
 
     /// What is handed on of a stream that is there as a whole, and why no more is.
     fn check(mut stream: Vec<u8>) -> (Vec<u8>, Option<String>) {
-        let mut sanitizer = Sanitizer { phase: Phase::Open, ..Sanitizer::new(Arc::default()) };
+        let mut sanitizer =
+            Sanitizer { phase: ConnectionPhase::Open, ..Sanitizer::new(Arc::default()) };
         let mut checked = 0;
         let reason = loop {
             match sanitizer.check(&mut stream[checked..]) {
@@ -665,7 +666,8 @@ mod tests {
     #[test]
     fn why_a_channel_and_a_connection_were_closed_is_known() {
         let inbox = Arc::new(Inbox::default());
-        let mut sanitizer = Sanitizer { phase: Phase::Open, ..Sanitizer::new(Arc::clone(&inbox)) };
+        let mut sanitizer =
+            Sanitizer { phase: ConnectionPhase::Open, ..Sanitizer::new(Arc::clone(&inbox)) };
         let mut close = frame(METHOD, &[0, 20, 0, 40, 1, 0x96, 2, b'n', b'o', 0, 0, 0, 0]);
         sanitizer.check(&mut close).unwrap();
         assert!(inbox.is_closed(1) && inbox.connection_close().is_none());
@@ -711,19 +713,19 @@ mod tests {
         let mut stream = frame(METHOD, &start);
         stream[2] = 0;
         assert_eq!(sanitizer.check(&mut stream), Ok(Piece::Checked(stream.len())));
-        assert_eq!(sanitizer.phase(), Phase::Handshake);
+        assert_eq!(sanitizer.phase(), ConnectionPhase::Handshake);
         assert_eq!(sanitizer.check(&mut OPEN_OK.to_vec()), Ok(Piece::Checked(OPEN_OK.len())));
-        assert_eq!(sanitizer.phase(), Phase::Open);
+        assert_eq!(sanitizer.phase(), ConnectionPhase::Open);
         let mut close_ok = frame(METHOD, &[0, 10, 0, 51]);
         assert_eq!(sanitizer.check(&mut close_ok), Ok(Piece::Checked(close_ok.len())));
-        assert_eq!(sanitizer.phase(), Phase::Closed);
+        assert_eq!(sanitizer.phase(), ConnectionPhase::Closed);
     }
 
     #[test]
     fn more_messages_than_were_asked_for_end_it() {
         let inbox = Arc::new(Inbox::default());
         inbox.expect_at_most(1);
-        let mut sanitizer = Sanitizer { phase: Phase::Open, ..Sanitizer::new(inbox) };
+        let mut sanitizer = Sanitizer { phase: ConnectionPhase::Open, ..Sanitizer::new(inbox) };
         let message = [deliver(), header(0, &[0, 0])].concat();
         let mut sent = 0;
         let reason = loop {

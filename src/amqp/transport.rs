@@ -2,7 +2,7 @@
 //! that comes.
 
 use crate::amqp::inbox::Inbox;
-use crate::amqp::sanitizer::{METHOD, Phase, Piece, Sanitizer};
+use crate::amqp::sanitizer::{ConnectionPhase, METHOD, Piece, Sanitizer};
 #[cfg(feature = "tls")]
 use crate::amqp::tls::TlsStream;
 use crate::amqp::traffic::Traffic;
@@ -76,7 +76,7 @@ fn resolve(endpoint: &Endpoint, deadline: Instant) -> io::Result<Vec<SocketAddr>
 
 /// A stream ready for the AMQP handshake, of which only what a [`Sanitizer`] has checked is read.
 pub struct Transport {
-    stream: Box<dyn Stream>,
+    stream: Box<dyn SocketStream>,
     sanitizer: Sanitizer,
     inbox: Arc<Inbox>,
     traffic: Arc<Traffic>,
@@ -103,18 +103,18 @@ const PIECE: usize = 4096;
 const LOOKS: usize = 100;
 
 /// A connected socket, with or without TLS.
-trait Stream: Read + Write + Send {
+trait SocketStream: Read + Write + Send {
     fn socket(&self) -> &mio::net::TcpStream;
 }
 
-impl Stream for mio::net::TcpStream {
+impl SocketStream for mio::net::TcpStream {
     fn socket(&self) -> &mio::net::TcpStream {
         self
     }
 }
 
 #[cfg(feature = "tls")]
-impl Stream for TlsStream {
+impl SocketStream for TlsStream {
     fn socket(&self) -> &mio::net::TcpStream {
         &self.socket
     }
@@ -137,7 +137,7 @@ pub fn establish(
     let io_failure = |error: io::Error| {
         Failure::new(FailureKind::BrokerUnreachable, format!("cannot reach {endpoint}: {error}"))
     };
-    let stream: Box<dyn Stream> = match &endpoint.tls {
+    let stream: Box<dyn SocketStream> = match &endpoint.tls {
         None => Box::new(mio::net::TcpStream::from_stream(socket).map_err(io_failure)?),
         Some(tls) => handshake(endpoint, tls, socket)?,
     };
@@ -156,7 +156,7 @@ pub fn establish(
 }
 
 #[cfg(not(feature = "tls"))]
-fn handshake(endpoint: &Endpoint, _: &Tls, _: TcpStream) -> Result<Box<dyn Stream>, Failure> {
+fn handshake(endpoint: &Endpoint, _: &Tls, _: TcpStream) -> Result<Box<dyn SocketStream>, Failure> {
     let message =
         format!("cannot use {endpoint}: this program was built without TLS (feature `tls`)");
     Err(Failure::new(FailureKind::Configuration, message))
@@ -167,7 +167,7 @@ fn handshake(
     endpoint: &Endpoint,
     tls: &Tls,
     socket: TcpStream,
-) -> Result<Box<dyn Stream>, Failure> {
+) -> Result<Box<dyn SocketStream>, Failure> {
     Ok(Box::new(TlsStream::connect(endpoint, tls, socket)?))
 }
 
@@ -189,8 +189,9 @@ impl Transport {
             }
             // amiquip misreads a frame that comes in the same read as the last one of the handshake, or as
             // connection.close. So it gets one method for each read.
-            self.pauses = is_method && matches!(phase, Phase::New | Phase::Handshake);
-            if self.pauses || self.sanitizer.phase() == Phase::Closed {
+            self.pauses =
+                is_method && matches!(phase, ConnectionPhase::New | ConnectionPhase::Handshake);
+            if self.pauses || self.sanitizer.phase() == ConnectionPhase::Closed {
                 return;
             }
         }
@@ -255,7 +256,7 @@ impl Read for Transport {
                 self.alarm.1.set_readiness(Ready::readable())?;
                 return Err(io::ErrorKind::WouldBlock.into());
             }
-            if self.sanitizer.phase() == Phase::Closed {
+            if self.sanitizer.phase() == ConnectionPhase::Closed {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
             let missing = self.sanitizer.missing();

@@ -146,7 +146,7 @@ impl Input {
 }
 
 /// Why reading ends early: it failed, or nobody receives any more.
-struct Ended;
+struct ReadingEnded;
 
 /// Reads arguments, and sends each as often as it is to be repeated.
 struct Reader {
@@ -160,7 +160,7 @@ struct Reader {
 }
 
 impl Reader {
-    fn read(mut self, arguments: Vec<String>, send_on: SendOn) -> Result<(), Ended> {
+    fn read(mut self, arguments: Vec<String>, send_on: SendOn) -> Result<(), ReadingEnded> {
         for argument in arguments {
             if argument != "-" {
                 self.send(Ok(argument.into_bytes()), None)?;
@@ -177,7 +177,7 @@ impl Reader {
         Ok(())
     }
 
-    fn read_lines(&mut self, end: u8) -> Result<(), Ended> {
+    fn read_lines(&mut self, end: u8) -> Result<(), ReadingEnded> {
         for bytes in lines(io::stdin().lock(), end) {
             self.line += 1;
             self.send(bytes, Some(self.line))?;
@@ -185,13 +185,13 @@ impl Reader {
         Ok(())
     }
 
-    fn send(&self, bytes: io::Result<Vec<u8>>, line: Option<u64>) -> Result<(), Ended> {
+    fn send(&self, bytes: io::Result<Vec<u8>>, line: Option<u64>) -> Result<(), ReadingEnded> {
         let bytes = match bytes {
             Ok(bytes) => bytes,
             Err(error) => {
                 let failure = Failure::internal("cannot read standard input")(error);
                 let _ = self.sender.send(Err(failure));
-                return Err(Ended);
+                return Err(ReadingEnded);
             }
         };
         let argument = match &self.budget {
@@ -199,7 +199,7 @@ impl Reader {
             None => Argument::new(bytes, line),
         };
         for _ in 0..self.repeat {
-            self.sender.send(Ok(argument.clone())).map_err(|_| Ended)?;
+            self.sender.send(Ok(argument.clone())).map_err(|_| ReadingEnded)?;
         }
         Ok(())
     }

@@ -75,7 +75,7 @@ struct Client<'a> {
 }
 
 /// How a connection, or the attempt to open one, ended.
-enum Ended {
+enum ConnectionEnd {
     /// The calls are over.
     Finished,
     /// A signal asks to stop.
@@ -91,10 +91,10 @@ enum Ended {
 
 impl Client<'_> {
     /// Opens a connection, and makes calls on it until it ends.
-    fn attempt(&mut self, exchange: Exchange) -> Ended {
+    fn attempt(&mut self, exchange: Exchange) -> ConnectionEnd {
         match self.connect() {
             Ok((connection, channel)) => self.make_calls(connection, &channel, exchange),
-            Err(failure) => Ended::Unreachable(failure),
+            Err(failure) => ConnectionEnd::Unreachable(failure),
         }
     }
 
@@ -134,7 +134,7 @@ impl Client<'_> {
         mut connection: OpenConnection,
         channel: &Channel,
         exchange: Exchange,
-    ) -> Ended {
+    ) -> ConnectionEnd {
         let opened = Instant::now();
         let mut was_used = false;
         self.calls.resume();
@@ -155,26 +155,26 @@ impl Client<'_> {
             ended
         });
         match ended {
-            Ok(()) => Ended::Finished,
-            Err(Interrupted::Stopped(stop)) => Ended::Stopped(stop),
-            Err(Interrupted::Output(error)) => Ended::Output(error),
+            Ok(()) => ConnectionEnd::Finished,
+            Err(Interrupted::Stopped(stop)) => ConnectionEnd::Stopped(stop),
+            Err(Interrupted::Output(error)) => ConnectionEnd::Output(error),
             Err(Interrupted::Disconnected(failure)) => {
-                Ended::Lost { failure, held: opened.elapsed(), was_used }
+                ConnectionEnd::Lost { failure, held: opened.elapsed(), was_used }
             }
         }
     }
 
     /// Brings the calls to an end for which no other attempt can do anything, and waits before it, if there is one.
-    fn recover(&mut self, ended: Ended) -> Result<(), ProgramError> {
+    fn recover(&mut self, ended: ConnectionEnd) -> Result<(), ProgramError> {
         let (failure, pause) = match ended {
-            Ended::Finished => return Ok(()),
-            Ended::Stopped(stop) => return self.stop(stop),
-            Ended::Output(error) => return Err(error),
-            Ended::Unreachable(failure) => {
+            ConnectionEnd::Finished => return Ok(()),
+            ConnectionEnd::Stopped(stop) => return self.stop(stop),
+            ConnectionEnd::Output(error) => return Err(error),
+            ConnectionEnd::Unreachable(failure) => {
                 let pause = self.retry.after_unreachable(&failure, self.calls.last_deadline());
                 (failure, pause)
             }
-            Ended::Lost { failure, held, was_used } => {
+            ConnectionEnd::Lost { failure, held, was_used } => {
                 self.calls.lose_connection(self.input.is_empty());
                 self.fail_unrepeatable(&failure);
                 let pause = self.retry.after_lost(&failure, held, was_used);
