@@ -91,7 +91,7 @@ pub struct Common {
 /// The broker that is meant when none is named.
 pub const DEFAULT_URL: &str = "amqp://localhost";
 
-/// The URIs given by `--url` or AMQP_URL; an empty AMQP_URL is none.
+/// Returns the URIs given by `--url` or AMQP_URL; an empty AMQP_URL is none.
 pub fn url_or_default(url: &str) -> Result<String, Infallible> {
     Ok(if url.is_empty() { DEFAULT_URL } else { url }.into())
 }
@@ -148,7 +148,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// What the options say about procedures.
+    /// Returns what the options say about procedures.
     pub fn settings(&self) -> Settings {
         let max_n = match self.algorithm {
             Algorithm::Recursive => 45,
@@ -247,12 +247,12 @@ pub struct Client {
 }
 
 impl Client {
-    /// How many of the arguments are `-`, standard input.
+    /// Returns how many of the arguments are `-`, standard input.
     pub fn stdins(&self) -> usize {
         self.arguments.iter().filter(|argument| *argument == "-").count()
     }
 
-    /// How many calls are to be made, unless that depends on what standard input has.
+    /// Returns how many calls are to be made, unless that depends on what standard input has.
     pub fn calls(&self) -> Option<u64> {
         let is_known = self.stdins() == 0 || self.send_on == Some(SendOn::Eof);
         is_known.then(|| self.repeat.saturating_mul(self.arguments.len().max(1) as u64))
@@ -301,7 +301,7 @@ impl Program for Client {
     }
 }
 
-/// `30` and `0.5` are seconds; `500ms`, `1m30s` and so on say their unit.
+/// Parses a duration: `30` and `0.5` are seconds; `500ms`, `1m30s` and so on say their unit.
 fn duration(text: &str) -> Result<Duration, String> {
     let duration = match text.parse() {
         Ok(seconds) => Duration::try_from_secs_f64(seconds).ok(),
@@ -310,7 +310,7 @@ fn duration(text: &str) -> Result<Duration, String> {
     duration.ok_or("30, 0.5, 500ms and 1m30s are durations, the first two in seconds".into())
 }
 
-/// A bound on a wait: a duration over 0, in seconds or with units.
+/// Parses a bound on a wait: a duration over 0, in seconds or with units.
 pub fn positive_duration(text: &str) -> Result<Duration, String> {
     match duration(text)? {
         Duration::ZERO => Err("no wait here is without end: give a duration over 0".into()),

@@ -17,7 +17,7 @@ use std::fmt;
 use std::thread;
 use uuid::Uuid;
 
-/// One worker with a fault: answers requests until it is asked to stop.
+/// Answers requests with a fault, as one of the workers, until it is asked to stop.
 pub fn serve(worker: &mut Worker, drill: Drill) -> Result<(), WorkerError> {
     worker.consume()?;
     while let Some(delivery) = worker.next_delivery()? {

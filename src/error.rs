@@ -67,7 +67,7 @@ impl FailureKind {
         FailureKind::Configuration,
     ];
 
-    /// The exit code, and the name for programs that read JSON. 124 is never used: it is `timeout(1)`'s.
+    /// Returns the exit code, and the name for programs that read JSON. 124 is never used: it is `timeout(1)`'s.
     fn code_and_name(self) -> (u8, &'static str) {
         match self {
             FailureKind::Usage => (64, "usage"), // EX_USAGE
@@ -88,12 +88,12 @@ impl FailureKind {
         }
     }
 
-    /// The exit code.
+    /// Returns the exit code.
     pub fn code(self) -> u8 {
         self.code_and_name().0
     }
 
-    /// Its name, for programs that read JSON.
+    /// Returns the kind's name, for programs that read JSON.
     pub fn name(self) -> &'static str {
         self.code_and_name().1
     }
@@ -110,9 +110,9 @@ pub enum ErrorKind {
     OutOfRange,
     /// The procedure failed. The caller did nothing wrong.
     Internal,
-    /// It cannot be done at the moment; another attempt may succeed.
+    /// The procedure cannot be called at the moment; another attempt may succeed.
     Unavailable,
-    /// It took more time than there was.
+    /// The procedure took more time than there was.
     TimedOut,
 }
 
@@ -138,7 +138,7 @@ impl ErrorKind {
         }
     }
 
-    /// The name of the kind on the wire.
+    /// Returns the kind's name on the wire.
     pub fn name(self) -> &'static str {
         self.code_and_name().1
     }
@@ -159,14 +159,15 @@ pub struct Failure<K = FailureKind> {
 }
 
 impl<K> Failure<K> {
-    /// A failure of `kind`, told by `message`.
+    /// Returns a failure of `kind`, told by `message`.
     pub fn new(kind: K, message: impl Into<String>) -> Failure<K> {
         Failure { kind, message: message.into(), exit_code: None, stderr: None }
     }
 }
 
 impl Failure {
-    /// The [`FailureKind::Internal`] that an error of the system is. `what` failed, as in "cannot open a pipe".
+    /// Returns what makes an error of the system a [`FailureKind::Internal`]. `what` failed, as in "cannot open a
+    /// pipe".
     pub fn internal<E: fmt::Display>(what: &str) -> impl Fn(E) -> Failure + Copy {
         move |error| Failure::new(FailureKind::Internal, format!("{what}: {error}"))
     }

@@ -21,7 +21,7 @@ pub enum Algorithm {
     Recursive,
 }
 
-/// F(n), exactly. Panics if it is to be computed recursively and n is over [`RECURSIVE_LIMIT`].
+/// Computes F(n), exactly. Panics if it is to be computed recursively and n is over [`RECURSIVE_LIMIT`].
 pub fn fib(n: u64, algorithm: Algorithm) -> BigUint {
     match algorithm {
         Algorithm::FastDoubling => fast_doubling(n),
@@ -33,7 +33,7 @@ pub fn fib(n: u64, algorithm: Algorithm) -> BigUint {
     }
 }
 
-/// From the top bit of n down, a = F(k) and b = F(k+1) become F(2k) and F(2k+1), and one
+/// Computes F(n): from the top bit of n down, a = F(k) and b = F(k+1) become F(2k) and F(2k+1), and one
 /// more where the bit is set: F(2k) = F(k)·(2·F(k+1) − F(k)), F(2k+1) = F(k)² + F(k+1)²
 /// (Dijkstra, EWD654, "In honour of Fibonacci").
 fn fast_doubling(n: u64) -> BigUint {

@@ -60,7 +60,7 @@ pub fn optional_names() -> Vec<&'static str> {
 /// A procedure that an option names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offer {
-    /// Its name: 1 to 255 bytes.
+    /// The procedure's name: 1 to 255 bytes.
     pub name: String,
     /// The words of the command that it is, one at least. None: it is built in.
     pub words: Option<Vec<String>>,
@@ -132,7 +132,7 @@ impl Procedure {
         Some(Procedure::BuiltIn(*answer))
     }
 
-    /// Calls it, under the name that `server` offers it by.
+    /// Calls the procedure, under the name that `server` offers it by.
     fn call(
         &self,
         name: &str,
@@ -161,8 +161,8 @@ pub struct Procedures {
 }
 
 impl Procedures {
-    /// Returns those that are `offers`, or, if there are none, the built-in ones; `ping` and `list` in any case.
-    /// Its errors are those of [`Command::find`].
+    /// Returns the procedures that are `offers`, or, if there are none, the built-in ones; `ping` and `list` in any
+    /// case. Fails as [`Command::find`] does.
     pub fn new(offers: &[Offer], settings: Settings) -> Result<Procedures, Failure> {
         let built_in = |name: &str| Offer { name: name.into(), words: None, operator: None };
         let all: Vec<Offer> = optional_names().into_iter().map(built_in).collect();
@@ -268,7 +268,7 @@ fn guarded(name: &str, procedure: impl FnOnce() -> Outcome) -> Outcome {
     })
 }
 
-/// `fib n`: the n-th Fibonacci number.
+/// Answers `fib n`: the n-th Fibonacci number.
 fn fibonacci(argument: &[u8], settings: &Settings) -> Outcome {
     let (negative, digits) = integer("fib", argument)?;
     match str::from_utf8(digits).map(str::parse) {
@@ -284,7 +284,7 @@ fn fibonacci(argument: &[u8], settings: &Settings) -> Outcome {
     }
 }
 
-/// `fun n`: a hundred times n, whatever its size: two more zeros.
+/// Answers `fun n`: a hundred times n, whatever its size: two more zeros.
 fn hundredfold(argument: &[u8]) -> Outcome {
     let (negative, digits) = integer("fun", argument)?;
     Ok(match digits {

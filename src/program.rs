@@ -13,7 +13,7 @@ use log::warn;
 use std::io::Write;
 use std::process::ExitCode;
 
-/// A whole program: parses the command line, starts logging, runs `run`, tells an error.
+/// Runs a whole program: parses the command line, starts logging, runs `run`, tells an error.
 pub fn main<T: Program>(
     program: &'static str,
     run: fn(T) -> Result<ExitCode, ProgramError>,
@@ -71,7 +71,7 @@ pub fn show_parse_error(program: &str, error: &clap::Error) -> ExitCode {
     }
 }
 
-/// The exit code for what `program` came to, after telling an error on stderr.
+/// Returns the exit code for what `program` came to, after telling an error on stderr.
 pub fn conclude(program: &str, result: Result<ExitCode, ProgramError>) -> ExitCode {
     match result {
         Ok(code) => code,

@@ -49,7 +49,7 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// The message to publish to the request queue, by way of the default exchange.
+    /// Returns the message to publish to the request queue, by way of the default exchange.
     /// `mandatory`: the broker returns it if there is no such queue.
     pub fn to_publish(&self, queue: &str) -> Publish<'a> {
         let mut properties = AmqpProperties::default()
@@ -70,14 +70,14 @@ impl<'a> Request<'a> {
         Publish { mandatory: true, ..publish }
     }
 
-    /// The request in a delivery. Every delivery is one: what is wrong with it shows when the
+    /// Returns the request in a delivery. Every delivery is one: what is wrong with it shows when the
     /// procedure is called, or in the lack of a `reply_to`.
     pub fn from_delivery(delivery: &'a Delivery) -> Request<'a> {
         let request = Request::decode(&delivery.properties, &delivery.body);
         Request { is_redelivered: delivery.redelivered, ..request }
     }
 
-    /// The request in a message with these properties and this body.
+    /// Returns the request in a message with these properties and this body.
     pub fn decode(properties: &'a AmqpProperties, body: &'a [u8]) -> Request<'a> {
         let is_whole = |text: &str| !text.as_bytes().contains(&SUBSTITUTE);
         let correlation_id = properties.correlation_id().as_deref();
@@ -108,14 +108,14 @@ impl fmt::Display for Request<'_> {
 /// An answer: a result, or an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reply {
-    /// The request's.
+    /// The request's correlation id.
     pub correlation_id: Option<String>,
     /// What the procedure answered.
     pub outcome: Outcome,
 }
 
 impl Reply {
-    /// The reply to `request` with the procedure's `outcome`; an error instead if the result has
+    /// Returns the reply to `request` with the procedure's `outcome`; an error instead if the result has
     /// more than `most` bytes. Of an error's sentence, no more than that is told.
     pub fn for_request(request: &Request<'_>, outcome: Outcome, most: usize) -> Reply {
         let mut outcome = match outcome {
@@ -130,13 +130,13 @@ impl Reply {
         Reply { correlation_id: request.correlation_id.map(str::to_owned), outcome }
     }
 
-    /// The error instead of a result of `length` bytes where the broker takes no more than `most`.
+    /// Returns the error instead of a result of `length` bytes where the broker takes no more than `most`.
     pub fn too_large(length: usize, most: usize) -> Error {
         let message = format!("the result has {length} bytes; the broker takes {most}");
         Error::new(ErrorKind::OutOfRange, message)
     }
 
-    /// What it is, for a log: `result`, or the kind of error.
+    /// Returns what the reply is, for a log: `result`, or the kind of error.
     pub fn kind(&self) -> &'static str {
         match &self.outcome {
             Ok(_) => TYPE_RESULT,
@@ -144,7 +144,7 @@ impl Reply {
         }
     }
 
-    /// The message to publish to the queue `reply_to`, by way of the default exchange.
+    /// Returns the message to publish to the queue `reply_to`, by way of the default exchange.
     pub fn to_publish(&self, reply_to: &str) -> Publish<'_> {
         let mut properties = AmqpProperties::default();
         if let Some(correlation_id) = &self.correlation_id {
@@ -171,7 +171,7 @@ impl Reply {
         Publish::with_properties(body, reply_to, properties)
     }
 
-    /// The reply in a message with these properties and this body. An error of no known kind is
+    /// Returns the reply in a message with these properties and this body. An error of no known kind is
     /// [`ErrorKind::Internal`]. An empty body that is not said to be the result is a
     /// [`FailureKind::BadReply`]: no tutorial's server answers so.
     pub fn decode(properties: &AmqpProperties, body: Vec<u8>) -> Result<Reply, Failure> {
@@ -201,7 +201,7 @@ fn header<'a>(properties: &'a AmqpProperties, name: &str) -> Option<&'a AmqpValu
     properties.headers().as_ref()?.get(name)
 }
 
-/// Client libraries differ in the type that they choose for a small number.
+/// Returns the exit code in the headers. Client libraries differ in the type that they choose for a small number.
 fn exit_code(properties: &AmqpProperties) -> Option<u8> {
     let code: i64 = match *header(properties, HEADER_EXIT_CODE)? {
         AmqpValue::ShortShortInt(code) => code.into(),

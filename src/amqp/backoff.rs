@@ -13,19 +13,19 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// One that begins with `first`, and doubles to `longest`.
+    /// Returns a backoff that begins with `first`, and doubles to `longest`.
     pub fn new(first: Duration, longest: Duration) -> Backoff {
         Backoff { first, longest, next: first }
     }
 
-    /// The next delay.
+    /// Returns the next delay.
     pub fn delay(&mut self) -> Duration {
         let whole = self.next;
         self.next = self.longest.min(whole * 2);
         whole.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 
-    /// After a success: the next delay is a short one again.
+    /// Makes the next delay a short one again, after a success.
     pub fn reset(&mut self) {
         self.next = self.first;
     }

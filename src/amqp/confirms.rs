@@ -20,17 +20,17 @@ impl Confirms {
         Ok(Confirms { receiver, published: 0 })
     }
 
-    /// Those of a channel that is not in confirm mode: none ever comes.
+    /// Returns the confirms of a channel that is not in confirm mode: none ever comes.
     pub fn disabled() -> Confirms {
         Confirms { receiver: never(), published: 0 }
     }
 
-    /// Those of `channel`, in confirm mode if they are `wanted`.
+    /// Returns the confirms of `channel`, which is put into confirm mode if they are `wanted`.
     pub fn new(channel: &Channel, wanted: bool) -> amiquip::Result<Confirms> {
         if wanted { Confirms::enable(channel) } else { Ok(Confirms::disabled()) }
     }
 
-    /// Where they come from.
+    /// Returns where confirms come from.
     pub fn receiver(&self) -> &Receiver<Confirm> {
         &self.receiver
     }
@@ -61,7 +61,7 @@ impl From<Confirm> for Confirmed {
 }
 
 impl Confirmed {
-    /// Whether it is about the message with this number.
+    /// Returns whether the confirm is about the message with this number.
     pub fn is_about(&self, number: u64) -> bool {
         self.numbers.contains(&number)
     }

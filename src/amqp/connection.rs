@@ -26,7 +26,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bound on closing a connection in good order, while nothing moves on it.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The same while the broker blocks the connection: it does not read that the connection is closed.
+/// Bound on closing a connection while the broker blocks it, and so does not read that it is closed.
 /// A connection that has ended already tells its cause in this time.
 const BLOCKED_CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
 
@@ -88,9 +88,9 @@ impl OpenConnection {
         OpenConnection::open_within(Duration::MAX, endpoints, limit, program)
     }
 
-    /// The same, with a bound on all attempts together, whatever each of them has: each gets an equal
+    /// Opens a connection as [`OpenConnection::open`] does, with a bound on all attempts together: each gets an equal
     /// share of the time that is `left`.
-    /// Its errors are those of [`OpenConnection::open`].
+    /// Fails as that does.
     pub fn open_within(
         left: Duration,
         endpoints: &[Endpoint],
@@ -178,12 +178,12 @@ impl OpenConnection {
         &self.inbox
     }
 
-    /// Where the connection goes.
+    /// Returns where the connection goes.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
 
-    /// The same, for messages. It has no password.
+    /// Returns where the connection goes, for messages: without the password.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -198,7 +198,7 @@ impl OpenConnection {
     }
 
     /// Opens a channel.
-    /// Its errors are those of [`OpenConnection::classify`].
+    /// Fails with what [`OpenConnection::classify`] returns.
     pub fn channel(&mut self) -> Result<Channel, Failure> {
         let open = || match self.lock_connection().as_mut() {
             Some(connection) => connection.open_channel(None),
@@ -214,14 +214,14 @@ impl OpenConnection {
     }
 
     /// Calls a synchronous method of a channel of this connection, within bounded time.
-    /// Its errors are those of [`OpenConnection::classify`].
+    /// Fails with what [`OpenConnection::classify`] returns.
     pub fn call<T>(&mut self, method: impl FnOnce() -> amiquip::Result<T>) -> Result<T, Failure> {
         let answer = bounded(&self.watchdog, self.call_timeout, method);
         answer.map_err(|error| self.classify(error))
     }
 
-    /// The same, with a bound of one's own.
-    /// Its errors are those of [`OpenConnection::classify`].
+    /// Calls a synchronous method of a channel of this connection, within `limit`.
+    /// Fails with what [`OpenConnection::classify`] returns.
     pub fn call_within<T>(
         &mut self,
         limit: Duration,
@@ -231,13 +231,13 @@ impl OpenConnection {
         answer.map_err(|error| self.classify(error))
     }
 
-    /// From now on, a broker that needs longer than `limit` to answer is taken for dead, and in any
-    /// case one that needs longer than 10 s. Returns the bound that was in force.
+    /// Bounds each synchronous method from now on: a broker that needs longer than `limit` is taken for dead, and in
+    /// any case one that needs longer than 10 s. Returns the bound that was in force.
     pub fn set_call_timeout(&mut self, limit: Duration) -> Duration {
         std::mem::replace(&mut self.call_timeout, limit.min(CALL_TIMEOUT))
     }
 
-    /// Where the broker tells that it blocks this connection's publishing, and that it no longer
+    /// Returns where the broker tells that it blocks this connection's publishing, and that it no longer
     /// does; what is received is to be handed to [`OpenConnection::set_blocked`]. RabbitMQ, "Blocked
     /// Connection Notifications".
     pub fn blocked_notifications(&self) -> &Receiver<ConnectionBlockedNotification> {
@@ -269,20 +269,20 @@ impl OpenConnection {
         Ok(())
     }
 
-    /// Whether the broker blocks this connection's publishing. It reads nothing more from the
+    /// Returns whether the broker blocks this connection's publishing. It reads nothing more from the
     /// connection then: a synchronous method would wait in vain.
     pub fn is_blocked(&self) -> bool {
         self.blocked.is_some()
     }
 
-    /// The failure that this is, while the broker blocks this connection's publishing.
+    /// Returns the failure that publishing is at the moment, if the broker blocks it.
     pub fn blocked(&self) -> Option<Failure> {
         let reason = self.blocked.as_ref()?;
         let message = format!("{} blocks publishing: {reason}; free its memory or disk", self.name);
         Some(Failure::new(FailureKind::Blocked, message))
     }
 
-    /// The broker took too long: ends the connection, so that whatever still waits for it returns.
+    /// Ends the connection of a broker that took too long, so that whatever still waits for it returns.
     pub fn abort(&mut self) -> Failure {
         self.watchdog.fire();
         self.classify(Error::EventLoopDropped)
@@ -350,7 +350,8 @@ impl Drop for OpenConnection {
     }
 }
 
-/// The broker's reason, where the library failed in the middle of being told that it closes the connection.
+/// Returns the error with the broker's reason, where the library failed in the middle of being told that the
+/// connection is closed.
 fn told(error: Error, inbox: &Inbox) -> Error {
     match (error, inbox.connection_close()) {
         (Error::IoThreadPanic | Error::EventLoopDropped, Some(Close { code, text })) => {

@@ -15,7 +15,7 @@ pub enum ConsumerError {
 }
 
 impl ConsumerError {
-    /// The failure that this is of a consumer of `queue` on a connection.
+    /// Returns the failure that this error of a consumer of `queue` is.
     pub fn classify(self, connection: &mut OpenConnection, queue: &str) -> Failure {
         match self {
             ConsumerError::Amqp(error) => connection.classify(error),
@@ -27,7 +27,7 @@ impl ConsumerError {
     }
 }
 
-/// The delivery in what was received from [`Consumer::receiver`], or why none comes any more.
+/// Returns the delivery in what was received from [`Consumer::receiver`], or why none comes any more.
 pub fn delivery(received: Result<ConsumerMessage, RecvError>) -> Result<Delivery, ConsumerError> {
     match received {
         Ok(ConsumerMessage::Delivery(delivery)) => Ok(delivery),
@@ -38,7 +38,7 @@ pub fn delivery(received: Result<ConsumerMessage, RecvError>) -> Result<Delivery
     }
 }
 
-/// The deliveries that a consumer still has after it was cancelled. They must be taken to the end: the
+/// Returns the deliveries that a consumer still has after it was cancelled. They must be taken to the end: the
 /// library's thread sends a last message, and ends the connection if the receiver is gone by then.
 pub fn remaining<'a>(consumer: &'a Consumer<'_>) -> impl Iterator<Item = Delivery> + 'a {
     consumer.receiver().iter().filter_map(|message| delivery(Ok(message)).ok())

@@ -60,7 +60,7 @@ pub fn is_connection_fault(close: &Close) -> bool {
     matches!(close.code, 501..=506 | 530 | 540 | 541)
 }
 
-/// The failure that an error of one channel is, or of none: the connection is still good. None if it
+/// Returns the failure that an error of one channel is, or of none: the connection is still good. None if it
 /// is an error of the connection.
 pub fn of_channel(endpoint: &str, error: &Error) -> Option<Failure> {
     let (kind, message) = match error {
@@ -96,14 +96,14 @@ pub fn of_channel(endpoint: &str, error: &Error) -> Option<Failure> {
     Some(Failure::new(kind, format!("{endpoint} {message}")))
 }
 
-/// "PRECONDITION_FAILED - message size 2090 is larger than configured max size 1000": RabbitMQ tells
-/// its limit in this sentence and nowhere else. One that is larger than ours changes nothing.
+/// Returns the limit in "PRECONDITION_FAILED - message size 2090 is larger than configured max size 1000":
+/// RabbitMQ tells its limit in this sentence and nowhere else. One that is larger than ours changes nothing.
 fn too_large(message: &str) -> Option<usize> {
     let (_, limit) = message.split_once("larger than configured max size ")?;
     Some(limit.parse::<usize>().ok()?.min(MAX_BODY))
 }
 
-/// The failure that the `cause` of a lost connection is.
+/// Returns the failure that the `cause` of a lost connection is.
 pub fn of_connection(endpoint: &str, cause: &Error) -> Failure {
     let message = match cause {
         Error::ServerClosedConnection { message, .. } => {
@@ -126,7 +126,7 @@ pub fn of_connection(endpoint: &str, cause: &Error) -> Failure {
     Failure::new(FailureKind::ConnectionLost, message)
 }
 
-/// Why a broker that was reached did not open the connection, `after` a time.
+/// Returns why a broker that was reached did not open the connection, `after` a time.
 pub fn of_handshake(endpoint: &Endpoint, error: Error, after: Duration) -> Failure {
     use FailureKind::{AccessRefused, BrokerUnreachable, Configuration};
     #[cfg(feature = "tls")]
@@ -184,7 +184,8 @@ pub fn of_handshake(endpoint: &Endpoint, error: Error, after: Duration) -> Failu
     Failure::new(kind, format!("{endpoint} {message}"))
 }
 
-/// The handshake was not over within `limit`. `in_login`: the broker had the credentials by then.
+/// Returns the failure of a handshake that was not over within `limit`. `in_login`: the broker had the credentials by
+/// then.
 pub fn handshake_too_slow(endpoint: &Endpoint, limit: Duration, in_login: bool) -> Failure {
     let limit = text::duration(limit.max(Duration::from_millis(1)));
     let mut message = format!(
@@ -197,7 +198,7 @@ pub fn handshake_too_slow(endpoint: &Endpoint, limit: Duration, in_login: bool) 
     Failure::new(FailureKind::BrokerUnreachable, message)
 }
 
-/// The peer does not speak AMQP as it should, for this `reason`.
+/// Returns the failure that the peer does not speak AMQP as it should, for this `reason`.
 pub fn no_handshake(endpoint: &Endpoint, reason: &dyn Display) -> Failure {
     let message = format!(
         "no AMQP handshake with {endpoint}: {reason}; check host and port in --url or AMQP_URL"

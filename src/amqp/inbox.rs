@@ -52,7 +52,7 @@ pub struct Inbox {
 }
 
 impl Inbox {
-    /// From now on, for good, no more than `most` messages are expected to wait at any time: deliveries, returned
+    /// Bounds, for good, how many messages are expected to wait at any time, to `most`: deliveries, returned
     /// messages, publisher confirms and notices of a blocked connection, all together. More may come
     /// for a moment, since the broker does not know when one is taken; but when more wait, and they
     /// came with more than 16 MiB, the connection ends.
@@ -76,12 +76,12 @@ impl Inbox {
         let _ = self.waiting.fetch_update(SeqCst, SeqCst, |waiting| waiting.checked_sub(1));
     }
 
-    /// Whether one message waits.
+    /// Returns whether one message waits, and no other.
     pub fn has_one(&self) -> bool {
         self.waiting.load(SeqCst) == 1
     }
 
-    /// A message has come that takes `size` bytes of memory. Fails if that cannot be borne.
+    /// Counts a message that has come and takes `size` bytes of memory. Fails if that cannot be borne.
     pub fn arrived(&self, size: u64) -> Result<(), &'static str> {
         if self.expects(self.waiting.fetch_add(1, SeqCst)) {
             self.excess.store(0, SeqCst);
@@ -89,7 +89,7 @@ impl Inbox {
         self.grown(size)
     }
 
-    /// The message that arrived last takes another `size` bytes. Fails if that cannot be borne.
+    /// Counts another `size` bytes of the message that arrived last. Fails if that cannot be borne.
     pub fn grown(&self, size: u64) -> Result<(), &'static str> {
         let excess = self.excess.fetch_add(size, SeqCst) + size;
         if excess <= MAX_EXCESS || self.expects(self.waiting.load(SeqCst)) {
@@ -102,7 +102,7 @@ impl Inbox {
         self.expected.get().is_none_or(|most| waiting <= *most)
     }
 
-    /// From now on, `hook` is called with each channel that the broker closes, at once: before anybody is told who
+    /// Has `hook` called from now on with each channel that the broker closes, at once: before anybody is told who
     /// waits for something on it. It must be quick.
     pub fn on_channel_close(&self, hook: OnChannelClose) {
         let _ = self.on_channel_close.set(hook);
@@ -113,7 +113,7 @@ impl Inbox {
         lock(&self.closed).contains(&channel)
     }
 
-    /// The broker closed a channel.
+    /// Takes note of a channel that the broker closed.
     pub(crate) fn channel_closed(&self, channel: u16, close: &Close) {
         lock(&self.closed).insert(channel);
         if let Some(hook) = self.on_channel_close.get() {
@@ -121,7 +121,7 @@ impl Inbox {
         }
     }
 
-    /// A channel is open, perhaps with the number of one that was closed.
+    /// Takes note of a channel that is open, perhaps with the number of one that was closed.
     pub(crate) fn channel_opened(&self, channel: u16) {
         lock(&self.closed).remove(&channel);
         if let Some(arrivals) = self.arrivals.get() {
@@ -134,17 +134,17 @@ impl Inbox {
         self.connection_close.get()
     }
 
-    /// The broker closed the connection.
+    /// Takes note that the broker closed the connection.
     pub(crate) fn connection_closed(&self, close: Close) {
         let _ = self.connection_close.set(close);
     }
 
-    /// From now on, remembers when each delivery comes, until [`Inbox::arrival`] takes it.
+    /// Remembers from now on when each delivery comes, until [`Inbox::arrival`] takes it.
     pub fn record_arrivals(&self) {
         let _ = self.arrivals.set(Mutex::default());
     }
 
-    /// A delivery comes by this channel.
+    /// Takes note of a delivery that comes by this channel.
     pub(crate) fn delivered(&self, channel: u16) {
         if let Some(arrivals) = self.arrivals.get() {
             lock(arrivals).entry(channel).or_default().push_back(Instant::now());
@@ -157,7 +157,7 @@ impl Inbox {
         lock(self.arrivals.get()?).get_mut(&channel)?.pop_front()
     }
 
-    /// Why reading ended, if it was because the peer broke the protocol's rules or flooded us.
+    /// Returns why reading ended, if it was because the peer broke the protocol's rules or flooded us.
     pub fn violation(&self) -> Option<&str> {
         self.violation.get().map(String::as_str)
     }

@@ -26,7 +26,7 @@ pub const MAX_NAME: usize = 255;
 /// 16 MiB since RabbitMQ 4.0. A larger one costs the channel.
 pub const MAX_BODY: usize = 16 << 20;
 
-/// The name, if AMQP can carry it, or what is wrong with it.
+/// Returns the name, if AMQP can carry it, or what is wrong with it.
 pub fn name(text: &str) -> Result<String, String> {
     match text.len() {
         0 => Err("a name cannot be empty".into()),

@@ -52,7 +52,7 @@ impl fmt::Display for QueueState {
     }
 }
 
-/// The state of `queue`, which is neither created nor changed (AMQP 0-9-1, queue.declare with
+/// Returns the state of `queue`, which is neither created nor changed (AMQP 0-9-1, queue.declare with
 /// `passive`). A failure costs the channel: [`FailureKind::QueueMissing`], [`FailureKind::QueueUnusable`]
 /// if it is exclusive to another connection, [`FailureKind::AccessRefused`].
 pub fn inspect(
@@ -78,7 +78,7 @@ pub(super) fn unusable(name: &str, queue: &str, failure: Failure) -> Failure {
     Failure { message, ..failure }
 }
 
-/// The same, on a channel of its own, which is closed afterwards.
+/// Returns the state of `queue` as [`inspect`] does, by a channel of its own, which is closed afterwards.
 pub fn inspect_on_new_channel(
     connection: &mut OpenConnection,
     queue: &str,

@@ -82,7 +82,7 @@ pub const PROPERTIES: [Type; 14] = [
     ShortText, // cluster_id
 ];
 
-/// The name and the arguments of a method that a broker sends, by its class and number (AMQP
+/// Returns the name and the arguments of a method that a broker sends, by its class and number (AMQP
 /// 0-9-1, section 1.3, and RabbitMQ, "AMQP 0-9-1 Protocol Extensions"). None: no broker sends it.
 #[rustfmt::skip]
 pub fn method(class: u16, number: u16) -> Option<(&'static str, &'static [Type])> {
@@ -161,9 +161,9 @@ pub enum ConnectionPhase {
     New,
     /// The broker speaks AMQP 0-9-1, and the connection is not open yet.
     Handshake,
-    /// It is open.
+    /// The connection is open.
     Open,
-    /// The broker closed it, or agreed to that: nothing of what follows counts.
+    /// The broker closed the connection, or agreed to that: nothing of what follows counts.
     Closed,
 }
 
@@ -174,7 +174,7 @@ struct Content {
 }
 
 impl Sanitizer {
-    /// For a new connection, which counts in `inbox` what the client library queues.
+    /// Returns the sanitizer of a new connection, which counts in `inbox` what the client library queues.
     pub fn new(inbox: Arc<Inbox>) -> Sanitizer {
         Sanitizer {
             inbox,
@@ -186,17 +186,17 @@ impl Sanitizer {
         }
     }
 
-    /// How far the connection has come with what was checked so far.
+    /// Returns how far the connection has come with what was checked so far.
     pub fn phase(&self) -> ConnectionPhase {
         self.phase
     }
 
-    /// Whether more of a body is to come, in this frame or in another one.
+    /// Returns whether more of a body is to come, in this frame or in another one.
     pub fn expects_body(&self) -> bool {
         self.contents.iter().any(|content| content.left.is_some())
     }
 
-    /// How many bytes are still to come of a body frame that has begun.
+    /// Returns how many bytes are still to come of a body frame that has begun.
     pub fn missing(&self) -> usize {
         self.body_frame
     }
@@ -325,7 +325,7 @@ impl Sanitizer {
         Ok(())
     }
 
-    /// The largest frame but for content headers, in bytes.
+    /// Returns the size of the largest frame but for content headers, in bytes.
     fn frame_max(&self) -> usize {
         self.proposed.min(FRAME_MAX) as usize
     }
@@ -368,7 +368,7 @@ fn inspect_first(bytes: &[u8]) -> Result<(), String> {
     .into())
 }
 
-/// What the arguments of a connection.close or a channel.close say, which have been checked.
+/// Returns what the arguments of a connection.close or a channel.close say, which have been checked.
 fn close(arguments: &[u8]) -> Close {
     match arguments {
         &[high, low, length, ref text @ ..] => {
@@ -409,7 +409,7 @@ impl<'a> FieldReader<'a> {
         self.take(length.into()).map(mend)
     }
 
-    /// What has its length before it, in four bytes.
+    /// Reads what has its length before it, in four bytes.
     fn long(&mut self) -> Option<&'a mut [u8]> {
         let length = u32::from_be_bytes(self.number()?);
         self.take(length as usize)
@@ -424,7 +424,7 @@ impl<'a> FieldReader<'a> {
         }
     }
 
-    /// The payload of a content header frame. Returns the size that it announces. If the frame is larger
+    /// Reads the payload of a content header frame. Returns the size that it announces. If the frame is larger
     /// than was agreed, its table is not worth what it costs to take it apart.
     fn content_header(&mut self, is_large: bool) -> Option<u64> {
         self.take(4)?; // class and weight
@@ -445,7 +445,7 @@ impl<'a> FieldReader<'a> {
         Some(size)
     }
 
-    /// A table at `depth`, or an array, which has no names.
+    /// Reads a table at `depth`, or an array, which has no names.
     fn entries(&mut self, have_names: bool, depth: usize) -> Option<()> {
         let mut entries = FieldReader { rest: self.long()?, values: 0 };
         while !entries.rest.is_empty() {
@@ -458,7 +458,7 @@ impl<'a> FieldReader<'a> {
         Some(())
     }
 
-    /// A value in a table or an array at `depth`, with the type before it (section 4.2.5.5, and RabbitMQ,
+    /// Reads a value in a table or an array at `depth`, with the type before it (section 4.2.5.5, and RabbitMQ,
     /// "AMQP 0-9-1 Errata", section 3, which the client library follows).
     fn value(&mut self, depth: usize) -> Option<()> {
         self.values += 1;

@@ -42,7 +42,7 @@ pub fn flows(bytes: u64, time: Duration) -> bool {
     bytes as f64 >= FLOOR as f64 * time.as_secs_f64()
 }
 
-/// How many bytes the system has taken and the other end has not acknowledged (tcp(7), `SIOCOUTQ`).
+/// Returns how many bytes the system has taken and the other end has not acknowledged (tcp(7), `SIOCOUTQ`).
 #[cfg(target_os = "linux")]
 fn unsent(socket: &TcpStream) -> u64 {
     use rustix::ioctl::{Getter, ioctl};
@@ -52,7 +52,7 @@ fn unsent(socket: &TcpStream) -> u64 {
     unsent.ok().and_then(|unsent| unsent.try_into().ok()).unwrap_or(0)
 }
 
-/// Where the system does not tell, what was written counts as sent.
+/// Returns 0: where the system does not tell, what was written counts as sent.
 #[cfg(not(target_os = "linux"))]
 fn unsent(_: &TcpStream) -> u64 {
     0

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// A TCP connection to one of the endpoint's addresses. All are tried in turn, each with an
+/// Opens a TCP connection to one of the endpoint's addresses. All are tried in turn, each with an
 /// equal share of the time that is left.
 ///
 /// # Errors
@@ -52,7 +52,7 @@ fn connect(addresses: &[SocketAddr], deadline: Instant) -> io::Result<TcpStream>
     Err(last)
 }
 
-/// The host's addresses. The system's resolver has no time limit of its own, hence the thread;
+/// Returns the host's addresses. The system's resolver has no time limit of its own, hence the thread;
 /// one that hangs is left behind.
 fn resolve(endpoint: &Endpoint, deadline: Instant) -> io::Result<Vec<SocketAddr>> {
     if let Ok(ip) = endpoint.host.parse::<IpAddr>() {

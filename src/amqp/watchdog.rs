@@ -40,9 +40,9 @@ struct WatchState {
 /// The bytes that keep a limit on standing still from passing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flow {
-    /// Those that arrive at the other end.
+    /// The bytes that arrive at the other end.
     Sent,
-    /// Those of both directions.
+    /// The bytes of both directions.
     Either,
 }
 
@@ -116,7 +116,7 @@ impl Watchdog {
         result
     }
 
-    /// Whether a deadline has passed, and the connection was ended for it.
+    /// Returns whether a deadline has passed, and the connection was ended for it.
     pub fn fired(&self) -> bool {
         self.0.state().has_fired
     }
@@ -154,7 +154,7 @@ impl Watch {
         }
     }
 
-    /// The next deadline, if bytes flowed until this one.
+    /// Returns the next deadline, if bytes flowed until this one.
     fn extended(&self, state: &mut WatchState) -> Option<Instant> {
         let extension = state.extension.as_mut().filter(|extension| extension.left > 0)?;
         let counted = self.count(extension.flow);
@@ -166,7 +166,7 @@ impl Watch {
         Some(Instant::now() + extension.by)
     }
 
-    /// How many such bytes there were by now.
+    /// Returns how many such bytes there were by now.
     fn count(&self, flow: Flow) -> u64 {
         let sent = self.traffic.sent(&self.socket);
         match flow {

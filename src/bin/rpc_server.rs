@@ -20,7 +20,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// One worker: answers requests on a channel of its own until it is asked to stop.
+/// Answers requests on a channel of its own, as one of the workers, until it is asked to stop.
 fn serve(worker: &mut Worker) -> Result<(), WorkerError> {
     worker.consume()?;
     while let Some(delivery) = worker.next_delivery()? {

@@ -77,19 +77,19 @@ impl Call {
         }
     }
 
-    /// Whether it still awaits a reply.
+    /// Returns whether the call still awaits a reply.
     pub fn is_pending(&self) -> bool {
         self.outcome.is_none()
     }
 
-    /// Sets its outcome. There is no other way in which a call ends.
+    /// Sets the call's outcome. There is no other way in which a call ends.
     pub fn finish(&mut self, outcome: Result<Vec<u8>, Failure>) {
         self.elapsed = self.started.elapsed();
         self.size.grow(outcome.as_ref().map_or(0, Vec::len));
         self.outcome = Some(outcome);
     }
 
-    /// Finishes it with what its reply says, if it is one.
+    /// Finishes the call with what its reply says, if it is one.
     pub fn finish_with(&mut self, reply: Result<Reply, Failure>) {
         match reply {
             Ok(reply) => {
@@ -267,12 +267,12 @@ impl Calls<'_> {
         })
     }
 
-    /// Whether every call was made, finished and taken out.
+    /// Returns whether every call was made, finished and taken out.
     pub fn are_over(&self) -> bool {
         self.calls.is_empty() && matches!(self.input, InputState::Closed(_))
     }
 
-    /// Whether another argument can be taken. A blocked broker would only collect requests whose time
+    /// Returns whether another argument can be taken. A blocked broker would only collect requests whose time
     /// runs out; one at a time still goes, for its time to run out.
     pub fn want_input(&self, is_blocked: bool) -> bool {
         let InputState::Open { .. } = self.input else { return false };
@@ -388,7 +388,7 @@ impl Calls<'_> {
         }
     }
 
-    /// Whether no call is left that was made, and another one could not be published for this `failure`.
+    /// Returns whether no call is left that was made, and another one could not be published for this `failure`.
     pub fn is_blocked_by(&self, failure: &Failure) -> bool {
         failure.kind == FailureKind::Blocked && self.pending_calls().next().is_none()
     }

@@ -59,7 +59,7 @@ pub enum Event {
     Resend,
     /// There are no more arguments, or standard input cannot be read any more.
     InputEnded(Option<Failure>),
-    /// This is why there was no reply in time to the calls whose deadline had passed by then.
+    /// There was no reply in time to the calls whose deadline had passed by then: this is why.
     TimedOut(Instant, Diagnosis),
 }
 
@@ -144,7 +144,7 @@ impl<'a> RpcChannel<'a> {
         })
     }
 
-    /// Whether nothing has come yet, so that [`RpcChannel::next_event`] may have to wait.
+    /// Returns whether nothing has come yet, so that [`RpcChannel::next_event`] may have to wait.
     pub fn is_idle(&self) -> bool {
         self.replies.receiver().is_empty()
     }
@@ -323,7 +323,7 @@ impl<'a> RpcChannel<'a> {
         Failure::new(FailureKind::Blocked, message)
     }
 
-    /// What the library's thread sent. That thread ends with the connection.
+    /// Returns what the library's thread sent. That thread ends with the connection.
     fn received<T>(&mut self, received: Result<T, RecvError>) -> Result<T, Failure> {
         self.connection.inbox().taken();
         received.map_err(|RecvError| self.connection.classify(Error::EventLoopDropped))
@@ -340,7 +340,7 @@ impl<'a> RpcChannel<'a> {
     }
 }
 
-/// Before its consumer is dropped, which would wait for an answer of its own.
+/// The connection is closed before the consumer is dropped, which would wait for an answer of its own.
 impl Drop for RpcChannel<'_> {
     fn drop(&mut self) {
         self.connection.close();

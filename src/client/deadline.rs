@@ -16,7 +16,7 @@ impl Deadline {
         Deadline((!timeout.is_zero()).then(|| Instant::now() + timeout))
     }
 
-    /// Whether it had passed `by` then.
+    /// Returns whether the deadline had passed `by` then.
     pub fn has_passed(self, by: Instant) -> bool {
         self.0.is_some_and(|deadline| deadline <= by)
     }

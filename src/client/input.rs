@@ -134,12 +134,12 @@ impl Input {
         &self.arguments
     }
 
-    /// Whether nothing has been read that was not taken.
+    /// Returns whether nothing has been read that was not taken.
     pub fn is_empty(&self) -> bool {
         self.arguments.is_empty()
     }
 
-    /// Whether everything was read and taken. It may be so a moment before this says it.
+    /// Returns whether everything was read and taken. It may be so a moment before this says it.
     pub fn is_over(&self) -> bool {
         self.has_ended.load(SeqCst) && self.is_empty()
     }

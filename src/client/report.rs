@@ -144,7 +144,7 @@ impl<'a> Report<'a> {
         self.first_failure.get_or_insert(failure.kind);
     }
 
-    /// Whether what is written of a call says which one it is, so that the order does not matter.
+    /// Returns whether what is written of a call says which one it is, so that the order does not matter.
     pub fn tells_whose(&self) -> bool {
         match self.format {
             Format::Json => true,
@@ -153,7 +153,7 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// Whether a call was begun.
+    /// Returns whether a call was begun.
     pub fn has_begun(&self) -> bool {
         self.started.is_some()
     }
@@ -163,7 +163,7 @@ impl<'a> Report<'a> {
         self.started.map_or(Duration::ZERO, |started| started.elapsed())
     }
 
-    /// Tells, if it was asked for, how the calls went; the exit code is the first failure's.
+    /// Tells, if that was asked for, how the calls went. Returns the exit code: the first failure's.
     pub fn end(&mut self) -> Result<ExitCode, ProgramError> {
         self.flush()?;
         if let Some(progress) = &self.progress {
@@ -280,7 +280,7 @@ struct JsonError<'a> {
     stderr: Option<&'a str>,
 }
 
-/// JSON's strings are text: bytes that are not UTF-8 go into another field.
+/// Returns the field for these bytes: JSON's strings are text, so that what is not UTF-8 goes into another one.
 fn json_bytes<M: SerializeMap>(object: &mut M, name: &str, bytes: &[u8]) -> Result<(), M::Error> {
     match std::str::from_utf8(bytes) {
         Ok(text) => object.serialize_entry(name, text),

@@ -53,7 +53,7 @@ impl RetryPolicy<'_> {
         }
     }
 
-    /// Whether it waits for what is not there: a client that does needs no hint that it could.
+    /// Returns whether the client waits for what is not there: one that does needs no hint that it could.
     pub fn waits(&self) -> bool {
         self.args.wait || self.was_connected
     }

@@ -333,7 +333,7 @@ impl Shared {
         self.reap_orphans(&orphans) || reaped > 0 || !doomed.is_empty()
     }
 
-    /// Whether an orphan belongs to no program that runs.
+    /// Returns whether an orphan belongs to no program that runs.
     fn is_left_behind(&self, orphan: &Process, runs: &HashMap<Pid, Run>) -> bool {
         let Some(orphans) = self.orphans.get() else { return false };
         if runs.contains_key(&orphan.pid) || orphans.is_stranger(orphan) {

@@ -94,8 +94,8 @@ fn head(path: &Path) -> Option<Vec<u8>> {
     Some(head)
 }
 
-/// Whether the system may have another program execute such a file (binfmt_misc(5) of Linux): by its name's end, or, a
-/// file that is not text, by its first bytes.
+/// Returns whether the system may have another program execute such a file (binfmt_misc(5) of Linux): by its name's
+/// end, or, a file that is not text, by its first bytes.
 fn is_handled_elsewhere(path: &Path, head: &[u8]) -> bool {
     let Ok(handlers) = fs::read_dir("/proc/sys/fs/binfmt_misc") else { return false };
     let handlers = handlers.flatten().filter_map(|entry| fs::read_to_string(entry.path()).ok());
@@ -109,8 +109,8 @@ fn is_handled_elsewhere(path: &Path, head: &[u8]) -> bool {
     })
 }
 
-/// Whether a file that is not text is one of this system's programs: on Linux, an ELF file for the same processor, or
-/// for its smaller brother (elf(5): the class, the order of bytes and the machine).
+/// Returns whether a file that is not text is one of this system's programs: on Linux, an ELF file for the same
+/// processor, or for its smaller brother (elf(5): the class, the order of bytes and the machine).
 #[cfg(target_os = "linux")]
 fn is_for_this_system(head: &[u8]) -> bool {
     const EM_386: u16 = 3;

@@ -47,7 +47,7 @@ pub const STDERR_LIMIT: usize = 4096;
 
 /// What a program is given, and how far it may go.
 pub struct Invocation<'a> {
-    /// Its standard input.
+    /// What comes to standard input.
     pub input: &'a [u8],
     /// The environment variables that it has besides the server's. None: it has no such variable.
     pub environment: &'a [(&'static str, Option<&'a str>)],
@@ -75,17 +75,17 @@ pub struct Ended {
 /// How a program came to its end.
 #[derive(Debug)]
 pub enum End {
-    /// By itself, or by a signal that was not the server's. With what it wrote to standard output.
+    /// The program ended by itself, or by a signal that was not the server's. With what it wrote to standard output.
     Exited(ExitStatus, Vec<u8>),
-    /// It was killed since it wrote more than it may.
+    /// The program was killed since it wrote more than it may.
     OutOfRange,
-    /// It was killed since its time was up, or there was none left to start it.
+    /// The program was killed since its time was up, or there was none left to start it.
     TimedOut,
-    /// It was killed since the call was cancelled.
+    /// The program was killed since the call was cancelled.
     Cancelled(Cancelled),
-    /// It was killed since there is no memory for what it wrote.
+    /// The program was killed since there is no memory for what it wrote.
     OutOfMemory,
-    /// It was killed since it could not be fed, read or waited for.
+    /// The program was killed since it could not be fed, read or waited for.
     Unobserved(io::Error),
 }
 
@@ -120,7 +120,7 @@ impl Command {
         Ok(Command { name: name.into(), path, words })
     }
 
-    /// Runs it to its end, and logs each line that it writes to standard error. The error says why it
+    /// Runs the program to its end, and logs each line that it writes to standard error. The error says why it
     /// was not started.
     pub fn run(&self, invocation: &Invocation<'_>, programs: &Descendants) -> io::Result<Ended> {
         let time_limit = invocation.deadline.map(|at| at.saturating_duration_since(Instant::now()));
@@ -188,18 +188,18 @@ struct Running<'a> {
 
 /// Where a program is between its start and its end.
 enum Phase {
-    /// It runs.
+    /// The program runs.
     Running,
-    /// It has ended by itself. What it has left running may write `until` then.
+    /// The program has ended by itself. What it has left running may write `until` then.
     Draining { until: Instant },
-    /// It is to end: all of it has got SIGTERM, and gets SIGKILL at `kill_at`, if it is still there.
+    /// The program is to end: all of it has got SIGTERM, and gets SIGKILL at `kill_at`, if it is still there.
     Ending { why: End, kill_at: Instant },
-    /// Nothing more is expected of it. None: it has ended by itself.
+    /// Nothing more is expected of the program. None: it has ended by itself.
     Over(Option<End>),
 }
 
 impl Running<'_> {
-    /// Follows it to its end.
+    /// Follows the program to its end.
     fn attend(&mut self) -> End {
         let ended = self.watch().and_then(|why| match why {
             Some(why) => Ok(why),
@@ -215,7 +215,7 @@ impl Running<'_> {
         }
     }
 
-    /// Feeds and reads it until nothing more is expected of it. Returns why it was killed, if it was.
+    /// Feeds and reads the program until nothing more is expected of it. Returns why it was killed, if it was.
     fn watch(&mut self) -> io::Result<Option<End>> {
         for pipe in self.pipes() {
             ioctl_fionbio(pipe, true)?;
@@ -237,7 +237,7 @@ impl Running<'_> {
         }
     }
 
-    /// Returns when it has to be looked at, at the latest.
+    /// Returns when the program has to be looked at, at the latest.
     fn alarm(&self, phase: &Phase) -> Option<Instant> {
         match phase {
             _ if self.stderr.has_more() => Some(Instant::now()),
@@ -281,7 +281,7 @@ impl Running<'_> {
         }
     }
 
-    /// Returns why it is to end now, if it is.
+    /// Returns why the program is to end now, if it is.
     fn why_end(&self, now: Instant) -> Option<End> {
         if self.output.len() > self.invocation.most {
             return Some(End::OutOfRange);

@@ -33,7 +33,7 @@ impl Process {
         Process::parse(pid, &String::from_utf8_lossy(&stat))
     }
 
-    /// The fields of proc_pid_stat(5). The second is a name in parentheses, which may have any characters in it.
+    /// Parses proc_pid_stat(5). The second field is a name in parentheses, which may have any characters in it.
     fn parse(pid: Pid, stat: &str) -> Option<Process> {
         let (_, fields) = stat.rsplit_once(')')?;
         let mut fields = fields.split_whitespace();
@@ -100,7 +100,7 @@ impl Pinned {
     }
 }
 
-/// None: it is no number. The process 0 is none.
+/// Parses the number of a process. None: it is no number, or that of no process, 0.
 fn pid_field(fields: &mut SplitWhitespace<'_>) -> Option<Option<Pid>> {
     let number: i32 = fields.next()?.parse().ok()?;
     Some(if number > 0 { Pid::from_raw(number) } else { None })

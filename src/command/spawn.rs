@@ -18,7 +18,7 @@ use std::process::ExitStatus;
 /// A program that was started, and the server's ends of its pipes: None when they are closed.
 #[derive(Debug)]
 pub struct Child {
-    /// Its process id, and on Linux its session's; of its process group in any case.
+    /// The process id, which is the session's too on Linux, and the process group's anywhere.
     pub pid: Pid,
     pub stdin: Option<PipeWriter>,
     pub stdout: Option<PipeReader>,
@@ -44,8 +44,9 @@ pub fn spawn(path: &Path, words: &[CString], environment: &[CString]) -> io::Res
     Ok(Child { pid, stdin: Some(to_child), stdout: Some(from_child), stderr: Some(errors) })
 }
 
-/// A session of its own, and with it a process group, without a controlling terminal; signals as a program expects
-/// them: none blocked, and SIGPIPE, which Rust's runtime ignores, as the system has it.
+/// Returns what a program begins with: a session of its own, and with it a process group, without a controlling
+/// terminal; signals as it expects them: none blocked, and SIGPIPE, which Rust's runtime ignores, as the system has
+/// it.
 fn attributes() -> nix::Result<PosixSpawnAttr> {
     let mut attributes = PosixSpawnAttr::init()?;
     attributes.set_sigmask(&SigSet::empty())?;
@@ -61,7 +62,7 @@ fn session() -> PosixSpawnFlags {
     PosixSpawnFlags::from_bits_retain(nix::libc::POSIX_SPAWN_SETSID.into())
 }
 
-/// Elsewhere a process group alone: there, the group of the number 0 is a new one.
+/// Returns the flag for a process group alone: elsewhere, the group of the number 0 is a new one.
 #[cfg(not(target_os = "linux"))]
 fn session() -> PosixSpawnFlags {
     PosixSpawnFlags::POSIX_SPAWN_SETPGROUP

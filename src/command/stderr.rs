@@ -60,7 +60,7 @@ impl<'a> Stderr<'a> {
         self.tail.drain(..before);
     }
 
-    /// Whether there is something to log without reading more.
+    /// Returns whether there is something to log without reading more.
     pub fn has_more(&self) -> bool {
         !self.unread.is_empty()
     }

@@ -62,7 +62,7 @@ struct Writers {
     transcript: Option<Arc<Writer>>,
 }
 
-/// From now on, threads write what `program` tells on standard error, and its transcript, if it has one: a
+/// Has threads write from now on what `program` tells on standard error, and its transcript, if it has one: a
 /// service must not depend on who reads them. While nobody does, lines are left out. Before the process
 /// ends, [`finish`] is to be called.
 ///
