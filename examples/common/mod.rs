@@ -6,13 +6,13 @@
 
 #![allow(dead_code, reason = "no example uses all of it")]
 
-use amiquip::{Channel, Confirm, Consumer, ConsumerOptions, Delivery, Error, Return};
+use amiquip::{Channel, Confirm, ConsumerOptions, Delivery, Error, Return};
 use clap::{Args, Parser};
 use crossbeam_channel::{Receiver, after, select, select_biased};
 use fib_rpc::amqp::MAX_NAME;
 use fib_rpc::amqp::confirms::Confirms;
 use fib_rpc::amqp::connection::OpenConnection;
-use fib_rpc::amqp::consumer;
+use fib_rpc::amqp::consumer::CountedConsumer;
 use fib_rpc::amqp::uri;
 use fib_rpc::cli;
 use fib_rpc::error::{Failure, FailureKind, ProgramError};
@@ -21,6 +21,7 @@ use fib_rpc::signals::{Stop, stop_requests};
 use fib_rpc::terminal::logging;
 use log::warn;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 const PROGRAM: &str = env!("CARGO_CRATE_NAME");
@@ -93,7 +94,8 @@ impl Receipts<'_> {
         channel: &'a Channel,
     ) -> Result<Receipts<'a>, Failure> {
         let returns = connection.call(|| channel.listen_for_returns())?;
-        let confirms = connection.call(|| Confirms::enable(channel))?;
+        let inbox = Arc::clone(connection.inbox());
+        let confirms = connection.call(|| Confirms::enable(channel, &inbox))?;
         Ok(Receipts { channel, confirms, returns })
     }
 
@@ -162,7 +164,7 @@ fn unroutable(returned: &Return) -> Failure {
 pub struct Deliveries<'a> {
     queue: String,
     no_ack: bool,
-    consumer: Consumer<'a>,
+    consumer: CountedConsumer<'a>,
     stop: Receiver<Stop>,
     cancelled: bool,
 }
@@ -178,6 +180,7 @@ impl Deliveries<'_> {
         let stop = stop_requests(None, || {})?;
         let no_ack = options.no_ack;
         let consumer = connection.call(|| channel.basic_consume(queue, options))?;
+        let consumer = CountedConsumer::new(consumer, connection.inbox());
         Ok(Deliveries { queue: queue.into(), no_ack, consumer, stop, cancelled: false })
     }
 
@@ -194,13 +197,13 @@ impl Deliveries<'_> {
                         warn!("while stopping: {failure}");
                     }
                 }
-                recv(incoming) -> message => return match consumer::delivery(message) {
+                recv(incoming) -> message => return match self.consumer.take(message) {
                     Ok(delivery) => Ok(Some(delivery)),
                     Err(error) => Err(error.classify(connection, &self.queue)),
                 },
             }
         }
-        let mut remaining = consumer::remaining(&self.consumer);
+        let mut remaining = self.consumer.remaining();
         // What is not acked goes back to the queue; the receiver must be empty all the same.
         let next = remaining.next().filter(|_| self.no_ack);
         if next.is_none() {

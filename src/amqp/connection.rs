@@ -12,7 +12,7 @@ use crate::amqp::watchdog::{Flow, Watchdog};
 use crate::error::{Failure, FailureKind};
 use amiquip::{
     Auth, Channel, Connection, ConnectionBlockedNotification, ConnectionOptions, ConnectionTuning,
-    Error,
+    Error, Return,
 };
 use crossbeam_channel::{Receiver, RecvError};
 use log::{debug, info, warn};
@@ -171,9 +171,9 @@ impl OpenConnection {
         })
     }
 
-    /// Counts what comes by this connection. Whoever knows how many messages can wait at a time says so
-    /// by [`Inbox::expect_at_most`], and then calls [`Inbox::taken`] for each message that is taken from
-    /// a receiver; of blocked notifications, [`OpenConnection::set_blocked`] does so.
+    /// Returns what counts the messages that come by this connection. Whoever knows how many can wait at a time says so
+    /// by [`Inbox::expect_at_most`]. What is taken is counted by [`crate::amqp::consumer::CountedConsumer`],
+    /// [`crate::amqp::confirms::Confirms`], [`OpenConnection::returned`] and [`OpenConnection::set_blocked`].
     pub fn inbox(&self) -> &Arc<Inbox> {
         &self.inbox
     }
@@ -253,20 +253,31 @@ impl OpenConnection {
         &mut self,
         received: Result<ConnectionBlockedNotification, RecvError>,
     ) -> Result<(), Failure> {
+        let notification = received.map_err(|RecvError| self.classify(Error::EventLoopDropped))?;
         self.inbox.taken();
         let name = &self.name;
-        self.blocked = match received {
-            Ok(ConnectionBlockedNotification::Blocked(reason)) => {
+        self.blocked = match notification {
+            ConnectionBlockedNotification::Blocked(reason) => {
                 warn!("{name} blocks publishing ({reason}); waiting");
                 Some(reason)
             }
-            Ok(ConnectionBlockedNotification::Unblocked) => {
+            ConnectionBlockedNotification::Unblocked => {
                 warn!("{name} no longer blocks publishing");
                 None
             }
-            Err(RecvError) => return Err(self.classify(Error::EventLoopDropped)),
         };
         Ok(())
+    }
+
+    /// Returns the request in what was received from [`Channel::listen_for_returns`].
+    ///
+    /// # Errors
+    ///
+    /// Why the connection is gone, if it is.
+    pub fn returned(&mut self, received: Result<Return, RecvError>) -> Result<Return, Failure> {
+        let returned = received.map_err(|RecvError| self.classify(Error::EventLoopDropped))?;
+        self.inbox.taken();
+        Ok(returned)
     }
 
     /// Returns whether the broker blocks this connection's publishing. It reads nothing more from the

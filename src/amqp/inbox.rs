@@ -71,8 +71,9 @@ impl Inbox {
         self.frame_max.get().unwrap_or(&FRAME_MIN).saturating_sub(PROPERTIES_ROOM)
     }
 
-    /// To be called for each message that was taken from one of the connection's receivers.
-    pub fn taken(&self) {
+    /// Counts a message that was taken from one of the connection's receivers. Where messages come from does so; a
+    /// message that is forgotten here counts as waiting for ever.
+    pub(super) fn taken(&self) {
         let _ = self.waiting.fetch_update(SeqCst, SeqCst, |waiting| waiting.checked_sub(1));
     }
 

@@ -2,7 +2,7 @@
 
 use crate::amqp::confirms::{Confirmed, Confirms};
 use crate::amqp::connection::OpenConnection;
-use crate::amqp::consumer::{self, ConsumerError};
+use crate::amqp::consumer::{ConsumerError, CountedConsumer};
 use crate::amqp::inspector::Answer;
 use crate::cli;
 use crate::client::calls::{Call, Calls};
@@ -14,9 +14,10 @@ use crate::error::{Failure, FailureKind, ProgramError};
 use crate::protocol::Request;
 use crate::signals::Stop;
 use crate::terminal::text::{short, short_queue};
-use amiquip::{Channel, Consumer, ConsumerOptions, Delivery, Error, QueueDeclareOptions, Return};
+use amiquip::{Channel, ConsumerOptions, Delivery, Error, QueueDeclareOptions, Return};
 use crossbeam_channel::{Receiver, RecvError, after, never, select_biased};
 use log::info;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
@@ -70,7 +71,7 @@ pub struct RpcChannel<'a> {
     connection: &'a mut OpenConnection,
     channel: &'a Channel,
     reply_to: String,
-    replies: Consumer<'a>,
+    replies: CountedConsumer<'a>,
     returns: Receiver<Return>,
     confirms: Confirms,
     has_confirms: bool,
@@ -113,9 +114,10 @@ impl<'a> RpcChannel<'a> {
         stop: Receiver<Stop>,
     ) -> Result<RpcChannel<'a>, Failure> {
         // Of each call a reply, and its request's return and confirm.
-        connection.inbox().expect_at_most(3 * u64::from(args.in_flight));
+        let inbox = Arc::clone(connection.inbox());
+        inbox.expect_at_most(3 * u64::from(args.in_flight));
         let returns = connection.call(|| channel.listen_for_returns())?;
-        let confirms = connection.call(|| Confirms::new(channel, has_confirms))?;
+        let confirms = connection.call(|| Confirms::new(channel, &inbox, has_confirms))?;
         let exclusive = QueueDeclareOptions { exclusive: true, ..Default::default() };
         let reply_queue = connection.call(|| channel.queue_declare("", exclusive))?;
         let reply_to = reply_queue.name().to_owned();
@@ -123,6 +125,7 @@ impl<'a> RpcChannel<'a> {
         // A reply is of no use to anybody else, so there is nothing to acknowledge.
         let no_ack = ConsumerOptions { no_ack: true, ..Default::default() };
         let replies = connection.call(|| reply_queue.consume(no_ack))?;
+        let replies = CountedConsumer::new(replies, &inbox);
         info!("consume from {}: replies, without ack", short_queue(&reply_to));
         // The attempt to connect is over, and its time limit with it.
         connection.set_call_timeout(Duration::MAX);
@@ -207,16 +210,17 @@ impl<'a> RpcChannel<'a> {
                     Err(RecvError) => self.stop = never(),
                 },
                 recv(self.replies.receiver()) -> message => {
-                    let delivery = consumer::delivery(Ok(self.received(message)?));
+                    let delivery = self.replies.take(message);
                     return Ok(Event::Reply(delivery.map_err(|error| self.lost_replies(error))?));
                 }
                 recv(self.returns) -> returned => {
                     self.awaits_server = self.args.wait;
-                    return Ok(Event::Returned(self.received(returned)?));
+                    return Ok(Event::Returned(self.connection.returned(returned)?));
                 }
-                recv(self.confirms.receiver()) -> confirm => {
-                    return Ok(Event::Confirmed(self.received(confirm)?.into()));
-                }
+                recv(self.confirms.receiver()) -> confirm => return match confirm {
+                    Ok(confirm) => Ok(Event::Confirmed(self.confirms.take(confirm))),
+                    Err(RecvError) => Err(self.connection.classify(Error::EventLoopDropped).into()),
+                },
                 recv(self.resend) -> _ => return Ok(Event::Resend),
                 recv(self.connection.blocked_notifications()) -> notification => {
                     self.connection.set_blocked(notification)?;
@@ -321,12 +325,6 @@ impl<'a> RpcChannel<'a> {
         let (name, queue) = (self.connection.name(), &self.args.common.queue);
         let message = format!("{name} refused a request: the queue \"{queue}\" may be full");
         Failure::new(FailureKind::Blocked, message)
-    }
-
-    /// Returns what the library's thread sent. That thread ends with the connection.
-    fn received<T>(&mut self, received: Result<T, RecvError>) -> Result<T, Failure> {
-        self.connection.inbox().taken();
-        received.map_err(|RecvError| self.connection.classify(Error::EventLoopDropped))
     }
 
     fn lost_replies(&mut self, error: ConsumerError) -> Failure {

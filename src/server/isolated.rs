@@ -15,7 +15,7 @@ use crate::error::{Failure, FailureKind};
 use amiquip::{Channel, Error, Publish};
 use crossbeam_channel::RecvTimeoutError;
 use log::{debug, info};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// How often whoever waits for a confirm asks whether he still has to.
@@ -106,8 +106,9 @@ fn publish(
     reply: Publish<'_>,
     is_over: &dyn Fn() -> bool,
 ) -> Sent {
+    let inbox = Arc::clone(connection.inbox());
     let published = connection.call(|| {
-        let mut confirms = Confirms::enable(channel)?;
+        let mut confirms = Confirms::enable(channel, &inbox)?;
         confirms.count_published();
         channel.basic_publish("", reply)?;
         Ok(confirms)

@@ -2,7 +2,7 @@
 
 use crate::amqp::backoff::Backoff;
 use crate::amqp::confirms::{Confirmed, Confirms};
-use crate::amqp::consumer::{self, ConsumerError};
+use crate::amqp::consumer::{ConsumerError, CountedConsumer};
 use crate::amqp::errors;
 use crate::amqp::inbox::{Close, Inbox};
 use crate::amqp::uri::Endpoint;
@@ -17,8 +17,8 @@ use crate::server::remembered::{Hands, InHand, Memory, Remembered, RequestId};
 use crate::server::sync::{Latch, Semaphore};
 use crate::terminal::output::Transcript;
 use crate::terminal::text::{self, short, short_queue};
-use amiquip::{Channel, Consumer, ConsumerOptions, Delivery, Error};
-use crossbeam_channel::{Receiver, Sender, never, select_biased};
+use amiquip::{Channel, ConsumerOptions, Delivery, Error};
+use crossbeam_channel::{Receiver, RecvError, Sender, never, select_biased};
 use log::{info, warn};
 use std::cell::Cell;
 use std::mem::take;
@@ -134,7 +134,7 @@ pub struct Worker<'a> {
     context: &'a ConnectionContext,
     service: &'a Service,
     channel: &'a Channel,
-    consumer: Option<Consumer<'a>>,
+    consumer: Option<CountedConsumer<'a>>,
     confirms: Confirms,
     /// The number of the last reply to the request in hand, if it is to be confirmed.
     replied: Option<u64>,
@@ -191,7 +191,7 @@ impl<'a> Worker<'a> {
             matches!(error, WorkerError::Consumer(ConsumerError::Amqp(Error::EventLoopDropped)));
         match &self.consumer {
             Some(consumer) if is_unknown && self.is_closed() => {
-                consumer::end(consumer).map_or(error, WorkerError::Consumer)
+                consumer.end().map_or(error, WorkerError::Consumer)
             }
             _ => error,
         }
@@ -205,13 +205,13 @@ impl<'a> Worker<'a> {
     /// Begins to consume: qos, basic.consume.
     pub fn consume(&mut self) -> Result<(), WorkerError> {
         let (queue, prefetch) = (&self.service.args.common.queue, self.service.args.prefetch);
-        self.confirms = Confirms::new(self.channel, self.service.confirms)?;
+        self.confirms = Confirms::new(self.channel, &self.context.inbox, self.service.confirms)?;
         // The fair dispatch of tutorial two: a worker with a call in hand gets no other.
         self.channel.qos(0, prefetch, false)?;
         info!("qos: prefetch {prefetch}");
         let consumer = self.channel.basic_consume(queue.as_str(), ConsumerOptions::default())?;
         info!("consume from {queue}");
-        self.consumer = Some(consumer);
+        self.consumer = Some(CountedConsumer::new(consumer, &self.context.inbox));
         // Nobody receives it if the connection was lost.
         let _ = self.context.events.0.send(WorkerEvent::Ready);
         self.context.announced.wait();
@@ -222,34 +222,43 @@ impl<'a> Worker<'a> {
     pub fn next_delivery(&mut self) -> Result<Option<Delivery>, WorkerError> {
         let nothing = never();
         loop {
-            let messages = self.consumer.as_ref().map_or(&nothing, Consumer::receiver);
+            let messages = self.consumer.as_ref().map_or(&nothing, CountedConsumer::receiver);
             select_biased! {
                 recv(self.context.stop.1) -> _ => return Ok(None),
                 recv(self.confirms.receiver()) -> confirm => {
-                    self.confirmed(confirm.map_err(|_| Error::EventLoopDropped)?.into())?;
+                    let confirm = confirm.map_err(|RecvError| Error::EventLoopDropped)?;
+                    self.confirmed(self.confirms.take(confirm))?;
                 }
                 recv(messages) -> message => {
-                    self.context.inbox.taken();
-                    let mut delivery = consumer::delivery(message).map_err(WorkerError::Consumer)?;
-                    if delivery.properties.app_id().is_none() {
-                        let name = self.service.procedures.default.clone();
-                        delivery.properties = take(&mut delivery.properties).with_app_id(name);
-                    }
-                    info!(
-                        "delivery: {}, correlation_id {}, {}",
-                        Request::from_delivery(&delivery),
-                        short(delivery.properties.correlation_id().as_deref()),
-                        if delivery.redelivered { "redelivered" } else { "not redelivered" }
-                    );
-                    let arrived = self.context.inbox.arrival(self.channel.channel_id());
-                    self.current = Some(Current {
-                        id: self.service.remembered.id(&Request::from_delivery(&delivery)),
-                        arrived: arrived.unwrap_or_else(Instant::now),
-                    });
-                    return Ok(Some(delivery));
+                    // Without a consumer there are no messages.
+                    let Some(consumer) = &self.consumer else { continue };
+                    let delivery = consumer.take(message).map_err(WorkerError::Consumer)?;
+                    return Ok(Some(self.begin(delivery)));
                 }
             }
         }
+    }
+
+    /// Takes a request in hand. One that names no procedure means the server's first one.
+    fn begin(&mut self, mut delivery: Delivery) -> Delivery {
+        if delivery.properties.app_id().is_none() {
+            let name = self.service.procedures.default.clone();
+            delivery.properties = take(&mut delivery.properties).with_app_id(name);
+        }
+
+        let request = Request::from_delivery(&delivery);
+        info!(
+            "delivery: {request}, correlation_id {}, {}",
+            short(request.correlation_id),
+            if delivery.redelivered { "redelivered" } else { "not redelivered" }
+        );
+
+        let arrived = self.context.inbox.arrival(self.channel.channel_id());
+        self.current = Some(Current {
+            id: self.service.remembered.id(&request),
+            arrived: arrived.unwrap_or_else(Instant::now),
+        });
+        delivery
     }
 
     /// Calls the procedure that `request` names, and tells so in the transcript and in the log. It fails
@@ -544,7 +553,6 @@ impl<'a> Worker<'a> {
     /// queue died. Such a request goes back to the queue once; the second time it is acked, since its
     /// client lost its connection with that node.
     fn confirmed(&mut self, confirmed: Confirmed) -> Result<(), WorkerError> {
-        self.context.inbox.taken();
         let is_settled = |(number, _): &mut (u64, Delivery)| confirmed.is_about(*number);
         let settled: Vec<_> = self.unconfirmed.extract_if(.., is_settled).collect();
         for (_, request) in settled {
@@ -566,7 +574,7 @@ impl<'a> Worker<'a> {
         while !self.unconfirmed.is_empty()
             && let Ok(confirm) = self.confirms.receiver().recv_deadline(deadline)
         {
-            self.confirmed(confirm.into())?;
+            self.confirmed(self.confirms.take(confirm))?;
         }
         Ok(self.end_consumer()?)
     }
@@ -579,8 +587,7 @@ impl<'a> Worker<'a> {
         }
         info!("cancel the consumer of {}", self.service.args.common.queue);
         consumer.cancel()?;
-        for delivery in consumer::remaining(consumer) {
-            self.context.inbox.taken();
+        for delivery in consumer.remaining() {
             let id = short(delivery.properties.correlation_id().as_deref());
             info!("requeue: the server stops, correlation_id {id}");
             delivery.nack(self.channel, true)?;
@@ -594,7 +601,7 @@ impl Drop for Worker<'_> {
         if let Some(consumer) = &self.consumer {
             // It waits for the broker's answer, unless the channel or the connection is gone.
             let _ = consumer.cancel();
-            consumer::remaining(consumer).for_each(drop);
+            consumer.remaining().for_each(drop);
         }
     }
 }
