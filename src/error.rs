@@ -4,6 +4,7 @@
 //! The codes are those of `sysexits.h`, which RabbitMQ's own command-line tools use too
 //! (RabbitMQ, "CLI tools"). Which failure has which code is decided here and nowhere else.
 
+use clap::ValueEnum;
 use std::fmt;
 
 /// A way to fail. Each is one answer to the question what is wrong: the command line, the broker, the queue, the
@@ -44,7 +45,8 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
-    /// Every kind.
+    /// Every kind, that of a procedure's error once for each of [`ErrorKind`], for what is true of all. A list by hand,
+    /// since no derive fills in the fields.
     pub const ALL: [FailureKind; 19] = [
         FailureKind::Usage,
         FailureKind::Procedure(ErrorKind::UnknownProcedure),
@@ -100,7 +102,7 @@ impl FailureKind {
 }
 
 /// What kind of error a procedure answers. On the wire it is the reply's `error` header.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ErrorKind {
     /// No procedure has that name.
     UnknownProcedure,
@@ -117,16 +119,6 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
-    /// Every kind.
-    pub const ALL: [ErrorKind; 6] = [
-        ErrorKind::UnknownProcedure,
-        ErrorKind::InvalidArgument,
-        ErrorKind::OutOfRange,
-        ErrorKind::Internal,
-        ErrorKind::Unavailable,
-        ErrorKind::TimedOut,
-    ];
-
     fn code_and_name(self) -> (u8, &'static str) {
         match self {
             ErrorKind::UnknownProcedure => (65, "unknown-procedure"),

@@ -14,13 +14,13 @@ use crate::error::{ErrorKind, Failure, FailureKind};
 use crate::procedure::{Error, Outcome};
 use crate::terminal::text;
 use amiquip::{AmqpProperties, AmqpValue, Delivery, FieldTable, Publish};
+use clap::ValueEnum;
 use std::fmt;
 use std::time::Duration;
 
 /// Longest expiration that RabbitMQ takes, in milliseconds: 2³² − 1, some 49 days.
 pub const MAX_EXPIRATION: Duration = Duration::from_millis(u32::MAX as u64);
 
-const DEFAULT_PROCEDURE: &str = "fib";
 const TYPE_RESULT: &str = "result";
 const TYPE_ERROR: &str = "error";
 const HEADER_ERROR: &str = "error";
@@ -30,7 +30,8 @@ const HEADER_STDERR: &str = "stderr";
 /// A call, as it stands in a message.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Request<'a> {
-    /// The procedure's name: 0 to 255 bytes.
+    /// The procedure's name: 0 to 255 bytes. A delivery that names none has a name by the time that a worker hands it
+    /// on: that of the server's first procedure.
     pub procedure: &'a str,
     /// The argument. Any bytes: whether they are text is for the server to judge.
     pub argument: &'a [u8],
@@ -83,7 +84,7 @@ impl<'a> Request<'a> {
         let correlation_id = properties.correlation_id().as_deref();
         let milliseconds = properties.expiration().as_deref().and_then(|ms| ms.parse().ok());
         Request {
-            procedure: properties.app_id().as_deref().unwrap_or(DEFAULT_PROCEDURE),
+            procedure: properties.app_id().as_deref().unwrap_or_default(),
             argument: body,
             reply_to: properties
                 .reply_to()
@@ -225,7 +226,8 @@ fn error_kind(properties: &AmqpProperties) -> ErrorKind {
     let Some(AmqpValue::LongString(name)) = header(properties, HEADER_ERROR) else {
         return ErrorKind::Internal;
     };
-    ErrorKind::ALL.into_iter().find(|kind| kind.name() == name).unwrap_or(ErrorKind::Internal)
+    let known = ErrorKind::value_variants().iter().find(|kind| kind.name() == name);
+    known.copied().unwrap_or(ErrorKind::Internal)
 }
 
 #[cfg(test)]
@@ -282,7 +284,7 @@ mod tests {
 
     #[test]
     fn an_error_names_its_kind_in_a_header() {
-        for kind in ErrorKind::ALL {
+        for &kind in ErrorKind::value_variants() {
             let reply = Reply { correlation_id: None, outcome: Err(Error::new(kind, "no")) };
             let properties = reply.to_publish("q").properties;
             assert_eq!(properties.type_().as_deref(), Some("error"));

@@ -4,6 +4,7 @@
 use amq_protocol::frame::generation::gen_frame;
 use amq_protocol::frame::{AMQPFrame, parse_frame};
 use amq_protocol::types::AMQPValue;
+use clap::ValueEnum;
 use fib_rpc::amqp::MAX_NAME;
 use fib_rpc::amqp::sanitizer::{self, Piece, Sanitizer, Type};
 use fib_rpc::amqp::uri;
@@ -126,7 +127,7 @@ proptest! {
         message in "(?s).{0,100}",
         exit_code in any::<Option<u8>>(),
         stderr in prop::option::of("(?s).{0,100}"),
-        kind in prop::option::of(prop::sample::select(&ErrorKind::ALL)),
+        kind in prop::option::of(prop::sample::select(ErrorKind::value_variants())),
     ) {
         let outcome = match kind {
             Some(kind) => Err(Error { exit_code, stderr, ..Error::new(kind, message) }),
