@@ -139,7 +139,7 @@ fn publish(
     }
 }
 
-/// What became of a reply, if its connection or channel has ended.
+/// Returns what became of a reply, if its connection or channel has ended.
 fn ended(connection: &OpenConnection, failure: Failure) -> Sent {
     match connection.inbox().connection_close() {
         Some(close) if errors::is_connection_fault(close) => Sent::Deadly(failure),

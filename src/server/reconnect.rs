@@ -20,14 +20,14 @@ impl ReconnectState {
         ReconnectState { last_logged: None, has_served: false, backoff }
     }
 
-    /// The server serves. Returns whether this ends a failure that was logged.
+    /// Takes note that the server serves. Returns whether this ends a failure that was logged.
     pub fn serves(&mut self) -> bool {
         self.has_served = true;
         self.backoff.reset();
         self.last_logged.take().is_some()
     }
 
-    /// How long to wait before connecting again, or the failure, if that would not change it. Warns of a
+    /// Returns how long to wait before connecting again, or the failure, if that would not change it. Warns of a
     /// failure once, not at each attempt.
     pub fn delay_after(&mut self, failure: Failure) -> Result<Duration, Failure> {
         let is_final = match failure.kind {

@@ -25,18 +25,18 @@ pub struct RequestId(u64);
 /// What is remembered of a request. Of two, the later in this list counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Memory {
-    /// Its reply was out when its channel or its connection ended, for whatever reason.
+    /// The request's reply was out when its channel or its connection ended, for whatever reason.
     Answered,
-    /// Its reply was out when the broker ended the connection with an error.
+    /// The request's reply was out when the broker ended the connection with an error.
     Suspect,
-    /// Its reply was larger than the broker takes.
+    /// The request's reply was larger than the broker takes.
     TooLarge {
         /// The size of the reply, in bytes.
         length: usize,
         /// The largest body that the broker takes, in bytes.
         limit: usize,
     },
-    /// It was computed for longer than the broker's `consumer_timeout`.
+    /// The request was computed for longer than the broker's `consumer_timeout`.
     TimedOut,
 }
 
@@ -104,7 +104,7 @@ pub struct InHand {
 #[derive(Debug, Default)]
 struct InHandState {
     computed: Option<Computed>,
-    /// Those that were answered and of which the broker may not have the ack, with the sizes of the replies.
+    /// The requests that were answered and of which the broker may not have the ack, with the sizes of the replies.
     answered: VecDeque<(RequestId, usize)>,
 }
 
@@ -117,7 +117,7 @@ struct Computed {
 }
 
 impl InHand {
-    /// None yet, for a worker with this `prefetch`: no more than that are unacknowledged at a time.
+    /// Returns no requests yet, for a worker with this `prefetch`: no more than that are unacknowledged at a time.
     pub fn new(prefetch: u16) -> InHand {
         let most_answered = match prefetch {
             0 => ANSWERED_MAX,
@@ -126,13 +126,13 @@ impl InHand {
         InHand { most_answered, state: Mutex::default() }
     }
 
-    /// The request that came `arrived` is computed, until what is returned is dropped.
+    /// Takes note that the request that came `arrived` is computed, until what is returned is dropped.
     pub fn compute(&self, id: RequestId, arrived: Instant) -> Computing<'_> {
         lock(&self.state).computed = Some(Computed { id, arrived, began: Instant::now() });
         Computing(self)
     }
 
-    /// A reply to a request is about to go out: a result of so many bytes, or an error.
+    /// Takes note that a reply to a request is about to go out: a result of so many bytes, or an error.
     pub fn answer(&self, id: RequestId, length: usize) {
         let mut state = lock(&self.state);
         if state.answered.len() == self.most_answered {
@@ -146,7 +146,7 @@ impl InHand {
         lock(&self.state).computed.is_some_and(|computed| computed.id == id)
     }
 
-    /// The broker has closed the channel: remembers what that says of the requests in hand.
+    /// Remembers what the end of the channel, which the broker has closed, says of the requests in hand.
     pub fn channel_closed(&self, fault: ChannelFault, now: Instant, remembered: &Remembered) {
         let state = lock(&self.state);
         for &(id, length) in &state.answered {
@@ -165,7 +165,7 @@ impl InHand {
         }
     }
 
-    /// The connection is lost: remembers this of the requests whose replies were out.
+    /// Remembers this of the requests whose replies were out when the connection was lost.
     pub fn connection_lost(&self, memory: Memory, remembered: &Remembered) {
         for &(id, _) in &lock(&self.state).answered {
             remembered.insert(id, memory);
@@ -174,8 +174,8 @@ impl InHand {
 }
 
 impl Computed {
-    /// Whether it was computed for at least half of the time since it came. Otherwise those before it, for which it
-    /// waited, took longer.
+    /// Returns whether the request was computed for at least half of the time since it came. Otherwise those before it,
+    /// for which it waited, took longer.
     fn took_most_of_its_time(&self, now: Instant) -> bool {
         2 * now.duration_since(self.began) >= now.duration_since(self.arrived)
     }
@@ -195,12 +195,12 @@ impl Drop for Computing<'_> {
 pub struct Hands(Mutex<HashMap<u16, Arc<InHand>>>);
 
 impl Hands {
-    /// Adds a worker's, on `channel`.
+    /// Adds what the worker on `channel` has in hand.
     pub fn insert(&self, channel: u16, in_hand: Arc<InHand>) {
         lock(&self.0).insert(channel, in_hand);
     }
 
-    /// Returns those of the worker on `channel`.
+    /// Returns what the worker on `channel` has in hand.
     pub fn get(&self, channel: u16) -> Option<Arc<InHand>> {
         lock(&self.0).get(&channel).cloned()
     }
@@ -210,7 +210,7 @@ impl Hands {
         lock(&self.0).iter().any(|(other, in_hand)| *other != channel && in_hand.computes(id))
     }
 
-    /// The connection is lost: remembers this of the requests whose replies were out.
+    /// Remembers this of the requests whose replies were out when the connection was lost.
     pub fn connection_lost(&self, memory: Memory, remembered: &Remembered) {
         lock(&self.0).values().for_each(|in_hand| in_hand.connection_lost(memory, remembered));
     }
