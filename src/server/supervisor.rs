@@ -81,10 +81,9 @@ pub fn supervise(
         calls: RunningCalls::default(),
         hands: Hands::default(),
         max_body: AtomicUsize::new(MAX_BODY),
-        is_stopping: AtomicBool::new(false),
         is_lost: AtomicBool::new(false),
         giving_back: AtomicUsize::new(0),
-        stop: unbounded(),
+        stop: Latch::default(),
         events: unbounded(),
         announced: Latch::default(),
     });
@@ -114,7 +113,7 @@ pub fn supervise(
     served
 }
 
-/// How many messages can wait for the workers: their requests, and a confirm for the reply to each.
+/// Returns how many messages can wait for the workers: their requests, and a confirm for the reply to each.
 /// None, with a prefetch of 0: any number.
 fn most_expected(workers: u16, prefetch: u16) -> Option<u64> {
     (prefetch > 0).then(|| 2 * u64::from(workers) * u64::from(prefetch))
@@ -144,7 +143,7 @@ impl Restarts {
         Restarts { backoff, last: None, not_before: None }
     }
 
-    /// A channel was closed. One pause is enough for all that are closed before it is over.
+    /// Takes note of a channel that was closed. One pause is enough for all that are closed before it is over.
     fn closed(&mut self, now: Instant) {
         if !self.are_due(now) {
             return;
@@ -157,7 +156,7 @@ impl Restarts {
         }
     }
 
-    /// Whether a worker can be started.
+    /// Returns whether a worker can be started.
     fn are_due(&mut self, now: Instant) -> bool {
         self.not_before = self.not_before.filter(|at| *at > now);
         self.not_before.is_none()
@@ -196,8 +195,8 @@ impl Supervisor {
         }
     }
 
-    /// The workers do not consume yet. That ends the connection, unless bytes flow: the answers may come behind large
-    /// requests.
+    /// Ends the connection, on which the workers do not consume yet, unless bytes flow: the answers may come behind
+    /// large requests.
     fn grant_more_time(&mut self) -> Result<(), Failure> {
         let moved = self.connection.count(Flow::Either);
         if !traffic::flows(moved.saturating_sub(self.moved), READY_LIMIT) {
@@ -232,7 +231,11 @@ impl Supervisor {
         match event {
             Ok(WorkerEvent::Ready) => self.workers.ready(),
             Ok(WorkerEvent::Ended(Ok(()), _)) => self.workers.running -= 1,
-            Ok(WorkerEvent::Ended(Err(WorkerError::Failed(failure)), _)) => return Err(failure),
+            Ok(WorkerEvent::Ended(Err(WorkerError::Panicked), _)) => {
+                // It is opened again: what made the worker panic may be over.
+                let message = "a worker failed (its reason is logged above)";
+                return Err(Failure::new(FailureKind::ConnectionLost, message));
+            }
             Ok(WorkerEvent::Ended(Err(WorkerError::Consumer(error)), stage)) => {
                 self.recover(error, stage)?
             }
@@ -241,7 +244,7 @@ impl Supervisor {
         Ok(())
     }
 
-    /// A worker has ended. If it had consumed, and only its channel is gone, another one takes its place.
+    /// Has another worker take the place of one that has ended, if it had consumed, and only its channel is gone.
     fn recover(&mut self, error: ConsumerError, stage: Stage) -> Result<(), Failure> {
         let broken = match error {
             ConsumerError::Amqp(error) => self.connection.diagnose(error),
@@ -261,8 +264,8 @@ impl Supervisor {
         }
     }
 
-    /// The connection is lost: remembers the requests whose replies were out. If the broker ended it with an error, it may
-    /// have been for one of them.
+    /// Remembers the requests whose replies were out when the connection was lost. If the broker ended it with an
+    /// error, it may have been for one of them.
     fn remember_lost(&self) {
         let memory = match self.connection.inbox().connection_close() {
             Some(close) if errors::is_connection_fault(close) => Memory::Suspect,
@@ -273,10 +276,7 @@ impl Supervisor {
 
     /// Waits until all workers have ended, within limits.
     fn drain(&mut self) -> Result<(), Failure> {
-        for _ in 0..self.workers.running {
-            let _ = self.context.stop.0.send(());
-        }
-        self.context.is_stopping.store(true, SeqCst);
+        self.context.stop.open();
         let (mut deadline, mut sent, mut is_told) = (None, 0, false);
         while self.workers.running > 0 {
             let (now, is_blocked) = (Instant::now(), self.connection.is_blocked());
@@ -312,7 +312,7 @@ impl Supervisor {
     }
 }
 
-/// Until when a server that stops waits for its workers. While they compute there is no limit; then the
+/// Returns until when a server that stops waits for its workers. While they compute there is no limit; then the
 /// broker has some time to take and answer what they send, unless it blocks, and so reads nothing.
 fn drain_deadline(
     deadline: Option<Instant>,
@@ -334,12 +334,9 @@ fn notify_service_manager(state: NotifyState<'_>) {
     }
 }
 
-/// A worker that panics has ended too. What it used is not used again, hence `AssertUnwindSafe`.
+/// Runs a worker's loop. One that panics has ended too: what it used is not used again, hence `AssertUnwindSafe`.
 fn catch_panic(serve: impl FnOnce() -> Result<(), WorkerError>) -> Result<(), WorkerError> {
-    catch_unwind(AssertUnwindSafe(serve)).unwrap_or_else(|_| {
-        let message = "a worker failed (its reason is logged above)";
-        Err(WorkerError::Failed(Failure::new(FailureKind::ConnectionLost, message)))
-    })
+    catch_unwind(AssertUnwindSafe(serve)).unwrap_or(Err(WorkerError::Panicked))
 }
 
 #[cfg(test)]
@@ -348,7 +345,7 @@ mod tests {
 
     #[test]
     fn a_worker_that_panics_has_ended() {
-        assert!(matches!(catch_panic(|| panic!("out of luck")), Err(WorkerError::Failed(_))));
+        assert!(matches!(catch_panic(|| panic!("out of luck")), Err(WorkerError::Panicked)));
         assert!(catch_panic(|| Ok(())).is_ok());
     }
 

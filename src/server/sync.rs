@@ -1,7 +1,8 @@
 //! What threads wait for, by its name: permits of which there are so many, and a door that opens once.
 
-use crossbeam_channel::{Receiver, Sender, bounded};
-use std::sync::OnceLock;
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
+use std::convert::Infallible;
+use std::sync::{Mutex, PoisonError};
 
 /// So many permits. `select!` can wait for one beside other things, which a lock cannot.
 #[derive(Debug)]
@@ -12,7 +13,7 @@ pub struct Semaphore {
 }
 
 impl Semaphore {
-    /// Returns one with so many permits, 1 at least.
+    /// Returns a semaphore with so many permits, 1 at least.
     pub fn new(permits: usize) -> Semaphore {
         let (taken, given_back) = bounded(permits);
         Semaphore { taken, given_back }
@@ -45,24 +46,41 @@ impl Drop for Permit {
     }
 }
 
-/// A door that opens once, for all who wait before it.
-#[derive(Debug, Default)]
-pub struct Latch(OnceLock<()>);
+/// A door that opens once, for all who wait before it. `select!` can wait for it beside other things.
+#[derive(Debug)]
+pub struct Latch {
+    /// Keeps `opened` from disconnecting. Nothing is ever sent.
+    closed: Mutex<Option<Sender<Infallible>>>,
+    opened: Receiver<Infallible>,
+}
+
+impl Default for Latch {
+    fn default() -> Latch {
+        let (closed, opened) = bounded(0);
+        Latch { closed: Mutex::new(Some(closed)), opened }
+    }
+}
 
 impl Latch {
-    /// Opens it, for good.
+    /// Opens the door, for good.
     pub fn open(&self) {
-        let _ = self.0.set(());
+        *self.closed.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Returns whether it is open.
+    /// Returns whether the door is open.
     pub fn is_open(&self) -> bool {
-        self.0.get().is_some()
+        self.opened.try_recv() == Err(TryRecvError::Disconnected)
     }
 
-    /// Waits until it is open.
+    /// Waits until the door is open.
     pub fn wait(&self) {
-        self.0.wait();
+        // Disconnected: nothing else comes.
+        let _ = self.opened.recv();
+    }
+
+    /// Returns what disconnects when the door is opened.
+    pub fn opened(&self) -> &Receiver<Infallible> {
+        &self.opened
     }
 }
 
@@ -80,5 +98,18 @@ mod tests {
         assert!(!semaphore.is_exhausted());
         let _third = take().unwrap();
         assert!(take().is_none());
+    }
+
+    #[test]
+    fn a_latch_lets_all_go_on_who_wait_and_who_come_later() {
+        let latch = Latch::default();
+        assert!(!latch.is_open());
+        std::thread::scope(|scope| {
+            let waiting = [scope.spawn(|| latch.wait()), scope.spawn(|| latch.wait())];
+            latch.open();
+            assert!(waiting.into_iter().all(|waiting| waiting.join().is_ok()));
+        });
+        latch.wait();
+        assert!(latch.is_open() && latch.opened().recv().is_err());
     }
 }

@@ -42,28 +42,28 @@ pub type Serve = Box<dyn Fn(&mut Worker) -> Result<(), WorkerError> + Send + Syn
 /// What a worker tells its supervisor.
 #[derive(Debug)]
 pub enum WorkerEvent {
-    /// It consumes.
+    /// The worker consumes.
     Ready,
-    /// It has ended, after it consumed or before.
+    /// The worker has ended, after it consumed or before.
     Ended(Result<(), WorkerError>, Stage),
 }
 
 /// How far a worker has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// It does not consume yet.
+    /// The worker does not consume yet.
     Starting,
-    /// It consumes.
+    /// The worker consumes.
     Consuming,
 }
 
 /// Why a worker cannot go on.
 #[derive(Debug)]
 pub enum WorkerError {
-    /// Its queue, its channel or its connection is gone.
+    /// The worker's queue, its channel or its connection is gone.
     Consumer(ConsumerError),
-    /// Anything else that ends its connection.
-    Failed(Failure),
+    /// The worker panicked, and its connection is given up with it.
+    Panicked,
 }
 
 impl From<Error> for WorkerError {
@@ -100,23 +100,21 @@ pub struct ConnectionContext {
     pub(super) hands: Hands,
     /// The largest body that the broker takes, in bytes, as far as is known.
     pub(super) max_body: AtomicUsize,
-    /// Set when the server is asked to stop.
-    pub(super) is_stopping: AtomicBool,
     /// Set when the connection is of no use any more.
     pub(super) is_lost: AtomicBool,
     /// How many workers wait for the broker's answer in the middle of a call: what they compute is not looked after.
     pub(super) giving_back: AtomicUsize,
-    /// Has a message for each worker that is to stop.
-    pub(super) stop: (Sender<()>, Receiver<()>),
+    /// Is opened when the server is asked to stop, and with it each worker.
+    pub(super) stop: Latch,
     /// Where workers tell their supervisor how they are.
     pub(super) events: (Sender<WorkerEvent>, Receiver<WorkerEvent>),
-    /// Set when the server has said that it awaits requests: that comes before any of them.
+    /// Is opened when the server has said that it awaits requests: that comes before any of them.
     pub(super) announced: Latch,
 }
 
 impl ConnectionContext {
-    /// The broker has closed a channel: what that says of the requests in hand is remembered, and what is computed for it
-    /// is ended.
+    /// Ends what is computed for a channel that the broker has closed, and remembers what that says of the requests in
+    /// hand.
     pub(super) fn channel_closed(&self, channel: u16, close: &Close) {
         let fault = errors::channel_fault(close);
         if let errors::ChannelFault::TooLarge { limit } = fault {
@@ -158,7 +156,7 @@ struct Current {
 }
 
 impl<'a> Worker<'a> {
-    /// One on `channel`, a channel of the connection that `context` is about.
+    /// Returns a worker on `channel`, a channel of the connection that `context` is about.
     pub fn new(context: &'a ConnectionContext, channel: &'a Channel) -> Worker<'a> {
         let in_hand = Arc::new(InHand::new(context.service.args.prefetch));
         context.hands.insert(channel.channel_id(), Arc::clone(&in_hand));
@@ -177,7 +175,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// How far it has come.
+    /// Returns how far the worker has come.
     pub(super) fn stage(&self) -> Stage {
         match self.consumer {
             Some(_) => Stage::Consuming,
@@ -197,7 +195,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Whether the broker has closed the channel.
+    /// Returns whether the broker has closed the channel.
     fn is_closed(&self) -> bool {
         self.context.inbox.is_closed(self.channel.channel_id())
     }
@@ -224,7 +222,7 @@ impl<'a> Worker<'a> {
         loop {
             let messages = self.consumer.as_ref().map_or(&nothing, CountedConsumer::receiver);
             select_biased! {
-                recv(self.context.stop.1) -> _ => return Ok(None),
+                recv(self.context.stop.opened()) -> _ => return Ok(None),
                 recv(self.confirms.receiver()) -> confirm => {
                     let confirm = confirm.map_err(|RecvError| Error::EventLoopDropped)?;
                     self.confirmed(self.confirms.take(confirm))?;
@@ -368,7 +366,7 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// The answer to a request that is not to be computed. `is_late`: its caller's time has passed.
+    /// Returns the answer to a request that is not to be computed. `is_late`: its caller's time has passed.
     fn refusal(
         &self,
         request: &Request<'_>,
@@ -394,8 +392,8 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// The server is asked to stop in the middle of a call: what was prefetched and is not begun goes back to the queue,
-    /// for another server.
+    /// Gives back to the queue, for another server, what was prefetched and is not begun, when the server is asked to
+    /// stop in the middle of a call.
     fn give_back(&self) {
         // With a prefetch of 1 there is nothing but the request in hand.
         if self.service.args.prefetch == 1 {
@@ -407,7 +405,7 @@ impl<'a> Worker<'a> {
         self.context.giving_back.fetch_sub(1, SeqCst);
     }
 
-    /// The largest body that the broker takes, in bytes.
+    /// Returns the size of the largest body that the broker takes, in bytes.
     pub fn max_body(&self) -> usize {
         self.context.max_body.load(SeqCst)
     }
@@ -516,11 +514,9 @@ impl<'a> Worker<'a> {
         Ok(true)
     }
 
-    /// Whether it can wait no longer: its channel or its connection is gone, or the server is asked to stop.
+    /// Returns whether the worker can wait no longer: its channel or its connection is gone, or the server is to stop.
     fn is_over(&self) -> bool {
-        self.is_closed()
-            || self.context.is_lost.load(SeqCst)
-            || self.context.is_stopping.load(SeqCst)
+        self.is_closed() || self.context.is_lost.load(SeqCst) || self.context.stop.is_open()
     }
 
     fn pause(&self, delay: Duration) {
