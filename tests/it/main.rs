@@ -16,6 +16,7 @@ mod fake_broker;
 mod faults;
 mod harness;
 mod hostile;
+mod inbox;
 mod looks;
 mod program_output;
 mod proxy;
