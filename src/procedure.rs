@@ -85,6 +85,7 @@ impl Offer {
                 optional_names().join(", ")
             ));
         };
+
         if ALWAYS.contains(&name.as_str()) {
             return Err(format!("{name} is always the built-in procedure: take another name"));
         }
@@ -217,6 +218,7 @@ fn answer_of(name: &str, ended: Ended, invocation: &Invocation<'_>) -> Result<Ou
             Error::new(ErrorKind::Internal, message)
         }
     };
+
     Ok(Err(Error { stderr: ended.stderr, ..error }))
 }
 
@@ -299,6 +301,7 @@ fn integer<'a>(procedure: &str, argument: &'a [u8]) -> Result<(bool, &'a [u8]), 
         [sign @ (b'-' | b'+'), digits @ ..] => (*sign == b'-', digits),
         digits => (false, digits),
     };
+
     // To the end, whatever comes: so the compiler looks at many bytes at once.
     let are_digits = digits.iter().fold(true, |are, byte| are & byte.is_ascii_digit());
     if digits.is_empty() || !are_digits {
@@ -311,6 +314,7 @@ fn integer<'a>(procedure: &str, argument: &'a [u8]) -> Result<(bool, &'a [u8]), 
         };
         return Err(Error::new(ErrorKind::InvalidArgument, message));
     }
+
     match digits.iter().position(|digit| *digit != b'0') {
         None => Ok((false, b"0")),
         Some(zeros) => Ok((negative, &digits[zeros..])),

@@ -30,6 +30,7 @@ pub fn main<T: Program>(
             Err(reason) => Err(T::command().error(ErrorKind::ValueValidation, reason)),
         }
     });
+
     let (arguments, common, url_is_visible) = match parsed {
         Ok(parsed) => parsed,
         // clap's own rule for this takes AMQP_URL for an argument.
@@ -42,6 +43,7 @@ pub fn main<T: Program>(
         }
         Err(error) => return show_parse_error(program, &error),
     };
+
     logging::init(program, common.quiet, common.verbose);
     if url_is_visible && uri::has_password(&common.url) {
         warn!("others on this machine can see the password in --url; AMQP_URL hides it");

@@ -67,6 +67,7 @@ impl<'a> Request<'a> {
             let milliseconds = expiration.as_millis().max(1);
             properties = properties.with_expiration(milliseconds.to_string());
         }
+
         let publish = Publish::with_properties(self.argument, queue, properties);
         Publish { mandatory: true, ..publish }
     }
@@ -168,6 +169,7 @@ impl Reply {
                 (error.message.as_bytes(), properties)
             }
         };
+
         let properties = properties.with_content_type(content_type(body).into());
         Publish::with_properties(body, reply_to, properties)
     }

@@ -112,6 +112,7 @@ impl OpenConnection {
                 Err(failure) => failures.push(failure),
             }
         }
+
         let reached =
             failures.iter().find(|failure| failure.kind != FailureKind::BrokerUnreachable);
         let kind = reached.map_or(FailureKind::BrokerUnreachable, |failure| failure.kind);
@@ -153,6 +154,7 @@ impl OpenConnection {
                 }
             })
         });
+
         if watchdog.fired() {
             return Err(errors::handshake_too_slow(endpoint, limit, in_login));
         }

@@ -93,6 +93,7 @@ pub fn of_channel(endpoint: &str, error: &Error) -> Option<Failure> {
         }
         _ => return None,
     };
+
     Some(Failure::new(kind, format!("{endpoint} {message}")))
 }
 
@@ -123,6 +124,7 @@ pub fn of_connection(endpoint: &str, cause: &Error) -> Failure {
         }
         _ => format!("the connection to {endpoint} failed: {cause}"),
     };
+
     Failure::new(FailureKind::ConnectionLost, message)
 }
 
@@ -181,6 +183,7 @@ pub fn of_handshake(endpoint: &Endpoint, error: Error, after: Duration) -> Failu
         Error::IoErrorReadingSocket { source } => return no_handshake(endpoint, source),
         _ => return no_handshake(endpoint, &error),
     };
+
     Failure::new(kind, format!("{endpoint} {message}"))
 }
 

@@ -53,11 +53,13 @@ impl Inspector {
             // Nobody receives it if the question was given up.
             let _ = sender.send(answer);
         };
+
         if let Err(error) = thread::Builder::new().name("inspector".into()).spawn(ask) {
             self.0.is_busy.store(false, SeqCst);
             let failure = Failure::internal("cannot start a thread to look at the queue")(error);
             let _ = to_fail.send(Err(failure));
         }
+
         Some(answer)
     }
 }

@@ -105,6 +105,7 @@ pub fn ensure(
         Err(failure) if failure.kind == FailureKind::QueueMissing => {}
         Err(failure) => return Err(failure),
     }
+
     let channel = connection.channel()?;
     let name = queue_type.name();
     let queue_type = ("x-queue-type".into(), AmqpValue::LongString(name.into()));

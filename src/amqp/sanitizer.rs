@@ -216,6 +216,7 @@ impl Sanitizer {
             }
             return Ok(Piece::Checked(length));
         }
+
         if self.phase == ConnectionPhase::New {
             inspect_first(bytes)?;
         }
@@ -228,6 +229,7 @@ impl Sanitizer {
             HEADER => self.proposed.min(HEADER_FRAME_MAX) as usize,
             _ => return Err(format!("it sent a frame of type {kind}, which AMQP does not have")),
         };
+
         if size > most - OVERHEAD {
             let size = size as u64 + OVERHEAD as u64;
             return Err(format!("it sent a frame of {size} bytes, where {most} are the most"));
@@ -238,9 +240,11 @@ impl Sanitizer {
             self.body_frame = size + 1;
             return Ok(Piece::Checked(HEAD));
         }
+
         let Some(frame) = bytes.get_mut(..size + OVERHEAD) else { return Ok(Piece::Incomplete) };
         check_end(frame[size + HEAD])?;
         let payload = &mut frame[HEAD..size + HEAD];
+
         // What opens it again, or agrees that it is closed, is for the library.
         if is_closed && !(kind == METHOD && matches!(payload, [0, 20, 0, 11 | 41, ..])) {
             return Ok(Piece::Discarded(size + OVERHEAD));
@@ -250,6 +254,7 @@ impl Sanitizer {
             HEADER => self.check_header(channel, payload)?,
             _ => {}
         }
+
         Ok(Piece::Checked(size + OVERHEAD))
     }
 
@@ -322,6 +327,7 @@ impl Sanitizer {
             (60, 80 | 120) | (10, 60 | 61) => self.inbox.arrived(NOTICE_SIZE)?,
             _ => {}
         }
+
         Ok(())
     }
 
@@ -346,6 +352,7 @@ impl Sanitizer {
                 "it announced a body of {size} bytes, where {BODY_MAX} are the most"
             ));
         }
+
         *left = Some(size);
         self.contents.retain(|content| content.left != Some(0));
         Ok(self.inbox.grown(length as u64 + reader.values * VALUE_SIZE)?)
@@ -430,6 +437,7 @@ impl<'a> FieldReader<'a> {
         self.take(4)?; // class and weight
         let size = u64::from_be_bytes(self.number()?);
         let flags = u16::from_be_bytes(self.number()?);
+
         // The last two are for properties that there are none of.
         if flags & 0b11 != 0 {
             return None;
@@ -442,6 +450,7 @@ impl<'a> FieldReader<'a> {
                 self.read(property)?;
             }
         }
+
         Some(size)
     }
 

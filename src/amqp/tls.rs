@@ -377,6 +377,7 @@ fn cause(endpoint: &Endpoint, error: &TlsError, has_answered: bool) -> (FailureK
         }
         _ => return (FailureKind::BrokerUnreachable, error.to_string()),
     };
+
     (FailureKind::Configuration, configuration)
 }
 
@@ -422,6 +423,7 @@ fn of_certificate(endpoint: &Endpoint, error: &CertificateError) -> String {
             return format!("its certificate is not accepted ({error}); {rule}");
         }
     };
+
     cause.into()
 }
 

@@ -49,6 +49,7 @@ fn connect(addresses: &[SocketAddr], deadline: Instant) -> io::Result<TcpStream>
             Err(error) => last = error,
         }
     }
+
     Err(last)
 }
 
@@ -63,6 +64,7 @@ fn resolve(endpoint: &Endpoint, deadline: Instant) -> io::Result<Vec<SocketAddr>
         let loopback: [IpAddr; 2] = [Ipv6Addr::LOCALHOST.into(), Ipv4Addr::LOCALHOST.into()];
         return Ok(loopback.map(|ip| SocketAddr::new(ip, endpoint.port)).to_vec());
     }
+
     let (tell, answer) = crossbeam_channel::bounded(1);
     let name = (endpoint.host.clone(), endpoint.port);
     thread::Builder::new().name("resolver".into()).spawn(move || {
@@ -204,12 +206,14 @@ impl Transport {
             self.end -= self.start;
             (self.start, self.checked) = (0, 0);
         }
+
         if self.end == self.buffer.len() {
             // A large frame, of a size that the sanitizer has seen.
             self.buffer.resize(2 * self.end, 0);
         } else if self.end == 0 && self.buffer.len() > BUFFER_SIZE {
             self.buffer = vec![0; BUFFER_SIZE];
         }
+
         let free = self.buffer.len() - self.end;
         let most = if self.sanitizer.expects_body() { free.min(PIECE) } else { free };
         let read = self.stream.read(&mut self.buffer[self.end..self.end + most]);
@@ -223,6 +227,7 @@ impl Transport {
             Err(_) if self.inbox.has_one() => thread::yield_now(),
             Err(_) => {}
         }
+
         read
     }
 

@@ -147,11 +147,13 @@ fn parse(uri: &str) -> Result<Endpoint, String> {
         "amqps" => (Some(Tls::default()), 5671),
         _ => return Err("its scheme is neither amqp nor amqps".into()),
     };
+
     if uri.contains('#') {
         return Err("it has a fragment; write a # in a name or password as %23".into());
     }
     let (rest, query) = split_at_first(rest, '?');
     let (authority, path) = split_at_first(rest, '/');
+
     // Most likely this is no vhost but what is left of a user name or password.
     if path.is_some_and(|path| path.contains('@')) {
         return Err(format!("it has an @ behind a slash{ENCODE}"));
@@ -172,6 +174,7 @@ fn parse(uri: &str) -> Result<Endpoint, String> {
         connection_timeout: None,
         channel_max: 0,
     };
+
     for parameter in query.unwrap_or_default().split('&').filter(|p| !p.is_empty()) {
         apply(&mut endpoint, parameter)?;
     }
@@ -208,6 +211,7 @@ fn host_and_port(hostport: &str) -> Result<(String, Option<u16>), String> {
             return Err(format!("its host has a comma; {rule}{ENCODE}"));
         }
     }
+
     let numeric = |c: char| c.is_ascii_hexdigit() || c == ':' || c == '.';
     if hostport.matches(':').count() > 1 && hostport.chars().all(numeric) {
         let example = "as in amqp://[::1]:5672";
@@ -234,6 +238,7 @@ fn host_and_port(hostport: &str) -> Result<(String, Option<u16>), String> {
         }
         (if host.is_empty() { "localhost".into() } else { host }, port)
     };
+
     let port = port.filter(|port| !port.is_empty()).map(|port| {
         let port = number::<NonZeroU16>(port).map(NonZeroU16::get);
         port.ok_or_else(|| format!("its port is no number from 1 to 65535{ENCODE}"))
@@ -310,6 +315,7 @@ fn apply(endpoint: &mut Endpoint, parameter: &str) -> Result<(), String> {
                 .into());
         }
     }
+
     Ok(())
 }
 

@@ -184,6 +184,7 @@ impl Calls<'_> {
                 self.end_input(None);
             }
         }
+
         let mut call = Call::new(argument, Instant::now(), self.args.timeout);
         call.size.total = Rc::clone(&self.results);
         let limit = self.max_bodies.get(&self.broker).copied().unwrap_or(MAX_BODY);
@@ -192,6 +193,7 @@ impl Calls<'_> {
                 format!("the argument has more than the {limit} bytes that a broker takes");
             call.finish(Err(Failure::new(FailureKind::TooLarge { limit }, message)));
         }
+
         self.calls.push_back(call);
         let newest = self.calls.len() - 1;
         &mut self.calls[newest]
@@ -250,6 +252,7 @@ impl Calls<'_> {
             self.calls.truncate(first + 1);
             self.end_input(None);
         }
+
         std::iter::from_fn(|| {
             let outcome = self.calls.front_mut()?.outcome.take()?;
             Some((self.calls.pop_front()?, outcome))
@@ -435,6 +438,7 @@ impl Calls<'_> {
                 again = true;
             }
         }
+
         if again && !std::mem::replace(&mut self.has_logged_refusal, true) {
             warn!("{}; trying again", refusal());
         }

@@ -122,11 +122,13 @@ impl<'a> RpcChannel<'a> {
         let reply_queue = connection.call(|| channel.queue_declare("", exclusive))?;
         let reply_to = reply_queue.name().to_owned();
         info!("queue {} declared: exclusive", short_queue(&reply_to));
+
         // A reply is of no use to anybody else, so there is nothing to acknowledge.
         let no_ack = ConsumerOptions { no_ack: true, ..Default::default() };
         let replies = connection.call(|| reply_queue.consume(no_ack))?;
         let replies = CountedConsumer::new(replies, &inbox);
         info!("consume from {}: replies, without ack", short_queue(&reply_to));
+
         // The attempt to connect is over, and its time limit with it.
         connection.set_call_timeout(Duration::MAX);
         Ok(RpcChannel {
@@ -162,6 +164,7 @@ impl<'a> RpcChannel<'a> {
         call.attempts += 1;
         call.is_refused = false;
         call.unconfirmed = Some(self.confirms.count_published());
+
         // A new id for each attempt: a late reply to an earlier one is a duplicate.
         call.correlation_id = Uuid::new_v4().to_string();
         let request = Request {
@@ -172,12 +175,14 @@ impl<'a> RpcChannel<'a> {
             expiration: left,
             ..Request::default()
         };
+
         let queue = &self.args.common.queue;
         info!(
             "publish to {queue}: {request}, reply_to {}, correlation_id {}",
             short_queue(&self.reply_to),
             short(request.correlation_id)
         );
+
         let channel = self.channel;
         let publish = || channel.basic_publish("", request.to_publish(queue));
         match left {
@@ -275,6 +280,7 @@ impl<'a> RpcChannel<'a> {
             Some(Look { answer, .. }) => Some(Look { answer, late }),
             None => self.ask(late),
         };
+
         match self.look {
             Some(_) => Ok(None),
             None => Ok(Some(self.timed_out(by, None, calls))),
@@ -297,6 +303,7 @@ impl<'a> RpcChannel<'a> {
             },
             None => false,
         };
+
         if !is_served {
             return Ok(None);
         }

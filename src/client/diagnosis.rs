@@ -53,6 +53,7 @@ pub fn served(
         // RabbitMQ counts neither the consumers nor the messages of a stream.
         if state.messages == 0 { "; a stream cannot be a request queue" } else { "" }
     );
+
     Err(Failure::new(FailureKind::NoConsumer, message))
 }
 
@@ -110,6 +111,7 @@ pub fn timed_out(
         Err(failure) if failure.kind == FailureKind::Configuration => REMEDY_BUSY.into(),
         Err(failure) => failure.message,
     };
+
     let failure = not_in_time(&Failure::new(FailureKind::TimedOut, reason), args.timeout);
     Diagnosis { failure, is_unserved }
 }
@@ -127,6 +129,7 @@ fn busy(queue: &str, state: QueueState, has_confirms: bool, others: usize) -> St
             "; {others} of this batch awaited replies too: a smaller --in-flight sends each later, when its turn is near"
         );
     }
+
     if state.messages > 0 && !has_confirms {
         reason += "; a queue with a length limit and reject-publish may have rejected the request: --confirm tells";
     }

@@ -126,6 +126,7 @@ impl Input {
         } else {
             thread::Builder::new().name("input".into()).spawn(read)?;
         }
+
         Ok(Input { arguments: receiver, has_ended })
     }
 
@@ -194,6 +195,7 @@ impl Reader {
                 return Err(ReadingEnded);
             }
         };
+
         let argument = match &self.budget {
             Some(budget) => Argument { bytes: Arc::new(budget.spend(bytes)), line },
             None => Argument::new(bytes, line),

@@ -41,6 +41,7 @@ pub type Exchange = fn(&mut RpcChannel, &mut Calls, &mut Report) -> Result<(), I
 /// is that of the first call that failed; an error keeps the program from making or reporting calls.
 pub fn run(args: &cli::Client, exchange: Exchange) -> Result<ExitCode, ProgramError> {
     let brokers = uri::parse_list(&args.common.url)?;
+
     // Before anything of the input is read.
     let report = Report::new(args);
     let input = Input::open(args).context("cannot read the arguments")?;
@@ -54,6 +55,7 @@ pub fn run(args: &cli::Client, exchange: Exchange) -> Result<ExitCode, ProgramEr
         retry: RetryPolicy::new(args),
         report,
     };
+
     while !client.calls.are_over() {
         let ended = client.attempt(exchange);
         client.recover(ended)?;
@@ -154,6 +156,7 @@ impl Client<'_> {
             }
             ended
         });
+
         match ended {
             Ok(()) => ConnectionEnd::Finished,
             Err(Interrupted::Stopped(stop)) => ConnectionEnd::Stopped(stop),
@@ -181,6 +184,7 @@ impl Client<'_> {
                 (failure, pause)
             }
         };
+
         match pause {
             Ok(pause) => self.wait(pause, &failure),
             Err(last) => self.abort(&last),
@@ -218,6 +222,7 @@ impl Client<'_> {
         let now = Instant::now();
         self.calls.expire(now, &diagnosis::not_in_time(failure, self.args.timeout));
         self.report_finished()?;
+
         // The next call could not be made either, or would have to wait as long.
         if self.calls.last_deadline().has_passed(now) || self.calls.is_blocked_by(failure) {
             return self.abort(&self.retry.too_late(failure));
@@ -269,6 +274,7 @@ impl Client<'_> {
                 !matches!(read, Err(TryRecvError::Disconnected)) || !self.report.has_begun()
             }
         };
+
         if is_untold || failure.kind == FailureKind::Internal {
             self.report.no_more_calls(failure);
         }

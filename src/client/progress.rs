@@ -39,6 +39,7 @@ impl Progress {
             (None, Some(_)) => (" of about {len}", ", {eta} left"),
             (None, None) => ("", ""),
         };
+
         let line = format!("{{spinner}} {{pos}}{total} calls, {{rate}}, {{elapsed}}{left}");
         let style = ProgressStyle::with_template(&line)
             .unwrap_or_else(|_| ProgressStyle::default_spinner())

@@ -51,6 +51,7 @@ impl<'a> Report<'a> {
             Format::Auto => Format::Plain,
             given => given,
         };
+
         Report {
             // Results that came together are written together.
             out: BufWriter::with_capacity(64 << 10, io::stdout()),
@@ -187,6 +188,7 @@ impl<'a> Report<'a> {
                 ),
             );
         }
+
         Ok(self.first_failure.map_or(ExitCode::SUCCESS, |kind| ExitCode::from(kind.code())))
     }
 
@@ -218,6 +220,7 @@ impl<'a> Report<'a> {
                 false => self.out.write_all(b" [.] Got ")?,
             }
         }
+
         match self.is_terminal {
             true => {
                 let result = String::from_utf8_lossy(result);
@@ -225,6 +228,7 @@ impl<'a> Report<'a> {
             }
             false => self.out.write_all(result)?,
         }
+
         match self.format == Format::Raw || result.ends_with(b"\n") {
             true => Ok(()),
             false => self.out.write_all(b"\n"),
@@ -253,8 +257,10 @@ fn json(procedure: &str, call: &Call, outcome: Result<&[u8], &Failure>) -> io::R
             object.serialize_entry("error", &error)?;
         }
     }
+
     object.serialize_entry("elapsed_ms", &(call.elapsed.as_micros() as f64 / 1e3))?;
     object.serialize_entry("attempts", &call.attempts)?;
+
     // One that was never published has none.
     let id = Some(&call.correlation_id).filter(|id| !id.is_empty());
     object.serialize_entry("correlation_id", &id)?;
@@ -267,6 +273,7 @@ fn json(procedure: &str, call: &Call, outcome: Result<&[u8], &Failure>) -> io::R
             false => escaped.push(c),
         }
     }
+
     Ok(escaped)
 }
 

@@ -80,6 +80,7 @@ impl RetryPolicy<'_> {
             FailureKind::Configuration | FailureKind::AccessRefused => self.was_connected,
             _ => false,
         };
+
         if !may_pass {
             return Err(failure.clone());
         }
@@ -113,6 +114,7 @@ impl RetryPolicy<'_> {
             FailureKind::AccessRefused | FailureKind::Configuration | FailureKind::Internal => true,
             _ => no_retry && !was_used,
         };
+
         if is_final {
             return Err(failure.clone());
         }
@@ -128,6 +130,7 @@ impl RetryPolicy<'_> {
             Some(logged) if logged == failure.kind => info!("{failure}; trying again"),
             _ => warn!("{failure}; trying again"),
         }
+
         Ok(self.lost.delay())
     }
 

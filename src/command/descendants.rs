@@ -102,6 +102,7 @@ impl Descendants {
             are_ours: adopts && strangers.is_empty() && !own.is_init(),
             strangers,
         };
+
         let _ = self.0.orphans.set(orphans);
 
         let shared = Arc::clone(&self.0);
@@ -169,6 +170,7 @@ impl Descendants {
         // Whoever is about to start a program has told of it before this goes on.
         let runs = self.0.runs.write().unwrap_or_else(PoisonError::into_inner);
         let programs: Vec<Pid> = lock(&runs).keys().copied().collect();
+
         // No number becomes free for others from now on: nobody can reap any more.
         mem::forget(runs);
 

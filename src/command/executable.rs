@@ -37,6 +37,7 @@ fn check_nested(path: &Path, left: usize) -> Result<(), String> {
                 .into(),
         );
     }
+
     if !is_for_this_system(&head) {
         return Err("is not a program for this system (file(1) says for which)".into());
     }
@@ -60,6 +61,7 @@ fn check_script(head: &[u8], left: usize) -> Result<(), String> {
              interpreter's name: remove them (sed -i 's/\\r$//')"
         ));
     }
+
     let (interpreter, argument) = line.split_once([' ', '\t']).unwrap_or((line, ""));
     if interpreter.is_empty() {
         return Err("is a script whose first line, #!, names no interpreter".into());
@@ -72,6 +74,7 @@ fn check_script(head: &[u8], left: usize) -> Result<(), String> {
         return Err(missing(interpreter));
     }
     let name = argument.trim_matches([' ', '\t']);
+
     // env(1) looks for the interpreter in PATH. With options or variables, it is too much to tell.
     let is_looked_for = path.ends_with("env")
         && !name.is_empty()
@@ -148,6 +151,7 @@ fn loader(head: &[u8]) -> Option<String> {
         [0x7f, b'E', b'L', b'F', 2] => (32, 54, 56, 8, 32, 8),
         _ => return None,
     };
+
     let number = |at: usize, width: usize| -> Option<usize> {
         let mut bytes = head.get(at..at.checked_add(width)?)?.to_vec();
         if cfg!(target_endian = "little") {
@@ -157,6 +161,7 @@ fn loader(head: &[u8]) -> Option<String> {
             .iter()
             .try_fold(0_usize, |number, byte| number.checked_mul(256)?.checked_add((*byte).into()))
     };
+
     let (first, entry_length) = (number(table, width)?, number(entry_length, 2)?);
     for index in 0..number(entries, 2)? {
         let entry = first.checked_add(index.checked_mul(entry_length)?)?;
@@ -167,6 +172,7 @@ fn loader(head: &[u8]) -> Option<String> {
             return Some(name.trim_end_matches('\0').into());
         }
     }
+
     None
 }
 

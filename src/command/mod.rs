@@ -114,6 +114,7 @@ impl Command {
                     .into(),
             )
         })?;
+
         executable::check(&path).map_err(failure)?;
         let words: Result<_, _> = words.iter().map(|word| CString::new(word.as_str())).collect();
         let words = words.map_err(|_| failure("has an argument with a NUL in it".into()))?;
@@ -141,6 +142,7 @@ impl Command {
             waker: None,
             is_stopping: false,
         };
+
         let end = running.attend();
         running.stderr.end();
         let (last_line, stderr) = (running.stderr.last_line.take(), running.stderr.text_of_tail());
@@ -355,7 +357,9 @@ impl Running<'_> {
                 self.child.stdin = None;
             }
         }
+
         let mut buffer = [0; 16 << 10];
+
         // A byte more than it may be shows that it is more.
         while self.output.len() <= self.invocation.most
             && let Some(stdout) = &mut self.child.stdout
@@ -366,6 +370,7 @@ impl Running<'_> {
                 None => break,
             }
         }
+
         if self.output.len() > self.invocation.most {
             // Nobody reads on.
             self.child.stdout = None;
@@ -379,6 +384,7 @@ impl Running<'_> {
                 None => {}
             }
         }
+
         self.stderr.log_some(Instant::now());
         Ok(())
     }

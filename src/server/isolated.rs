@@ -75,6 +75,7 @@ impl Isolated {
             connection.close();
             looked
         });
+
         match looked {
             Ok(_) => false,
             // A queue whose node is down is missing too, and comes back with it.
@@ -113,6 +114,7 @@ fn publish(
         channel.basic_publish("", reply)?;
         Ok(confirms)
     });
+
     let confirms = match published {
         Ok(confirms) => confirms,
         Err(failure) => return ended(connection, failure),

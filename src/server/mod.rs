@@ -47,6 +47,7 @@ pub fn run(
         brokers,
         args,
     });
+
     signals::handle_sigchld()?;
     service.procedures.programs.adopt_orphans()?;
     let to_kill = Arc::clone(&service);
@@ -56,6 +57,7 @@ pub fn run(
     };
     let stop = signals::stop_requests(None, at_end)?;
     let served = serve_until(&stop, &service);
+
     // Programs whose connection was lost had some time left to end by themselves.
     service.procedures.programs.kill_all();
     served?;
@@ -96,6 +98,7 @@ fn connect(
         // Nobody receives it if a signal came.
         let _ = sender.send(opened);
     };
+
     let spawned = thread::Builder::new().name("connect".into()).spawn(attempt);
     spawned.map_err(Failure::internal("cannot start a thread to connect"))?;
     select_biased! {

@@ -38,6 +38,7 @@ impl ReconnectState {
             | FailureKind::QueueUnusable => !self.has_served,
             _ => false,
         };
+
         if is_final {
             return Err(failure);
         }
@@ -47,6 +48,7 @@ impl ReconnectState {
         } else {
             warn!("{failure}; trying again");
         }
+
         Ok(delay)
     }
 }

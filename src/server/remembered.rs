@@ -158,6 +158,7 @@ impl InHand {
             };
             remembered.insert(id, memory);
         }
+
         if let (ChannelFault::ConsumerTimeout, Some(computed)) = (fault, state.computed)
             && computed.took_most_of_its_time(now)
         {

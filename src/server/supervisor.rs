@@ -72,6 +72,7 @@ pub fn supervise(
     if service.args.prefetch != 1 {
         connection.inbox().record_arrivals();
     }
+
     // The broker may be another one than before.
     service.remembered.forget_sizes();
     let context = Arc::new(ConnectionContext {
@@ -87,15 +88,18 @@ pub fn supervise(
         events: unbounded(),
         announced: Latch::default(),
     });
+
     let closed = Arc::downgrade(&context);
     connection.inbox().on_channel_close(Box::new(move |channel, close| {
         if let Some(context) = closed.upgrade() {
             context.channel_closed(channel, close);
         }
     }));
+
     let (workers, restarts) = (Workers::default(), Restarts::new());
     let mut supervisor = Supervisor { connection, context, workers, moved: 0, restarts };
     let served = supervisor.watch(stop, state);
+
     // No worker may go on waiting for it.
     supervisor.context.announced.open();
     if served.is_ok() {
@@ -106,6 +110,7 @@ pub fn supervise(
             warn!("while stopping: {failure}");
         }
     }
+
     supervisor.context.is_lost.store(true, SeqCst);
     supervisor.context.calls.cancel_all(Cancelled::ConnectionLost);
     supervisor.connection.close();
@@ -167,6 +172,7 @@ impl Supervisor {
     fn watch(&mut self, stop: &Receiver<Stop>, state: &mut ReconnectState) -> Result<(), Failure> {
         let context = Arc::clone(&self.context);
         let slots = &context.service.slots;
+
         // Takes nothing.
         let (closed, _receiver) = bounded(0);
         loop {
@@ -218,6 +224,7 @@ impl Supervisor {
             // the supervisor closes the connection. Nobody receives it if the connection was lost.
             let _ = context.events.0.send(WorkerEvent::Ended(ended, worker.stage()));
         };
+
         let spawned = thread::Builder::new().name("worker".into()).spawn(work);
         spawned.map_err(Failure::internal("cannot start a worker"))?;
         if self.workers.ready_by.is_none() {
@@ -253,6 +260,7 @@ impl Supervisor {
                 return Err(gone.classify(&mut self.connection, queue));
             }
         };
+
         match (broken, stage) {
             (Broken::Channel(failure), Stage::Consuming) => {
                 warn!("{failure}; a worker starts again");
@@ -308,6 +316,7 @@ impl Supervisor {
                 default(Duration::from_millis(100)) => {}
             }
         }
+
         Ok(())
     }
 }

@@ -283,6 +283,7 @@ impl<'a> Worker<'a> {
             warn!("{request} is given up with its {lost}; it comes again, if its queue is there");
             Error::EventLoopDropped
         })?;
+
         let milliseconds = started.elapsed().as_secs_f64() * 1e3;
         match &outcome {
             Ok(_) => info!("{request}: result, {milliseconds:.1} ms"),
@@ -338,6 +339,7 @@ impl<'a> Worker<'a> {
             handle: &running,
             at_stop: &|| self.give_back(),
         };
+
         compute(&self.service.procedures, &invocation)
     }
 
@@ -424,9 +426,11 @@ impl<'a> Worker<'a> {
             reply.kind(),
             short(reply.correlation_id.as_deref())
         );
+
         if request.is_redelivered && self.publish_apart(request, reply_to, reply)? {
             return Ok(());
         }
+
         // An error whose sentence is too long can be told in fewer words.
         let length = reply.outcome.as_ref().map_or(0, Vec::len);
         self.in_hand.answer(self.current(request).id, length);
@@ -506,9 +510,11 @@ impl<'a> Worker<'a> {
                 Sent::GivenUp => {}
             }
         }
+
         if self.is_closed() || self.context.is_lost.load(SeqCst) {
             return Err(Error::EventLoopDropped.into());
         }
+
         // The server is asked to stop.
         self.is_withheld = true;
         Ok(true)

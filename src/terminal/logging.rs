@@ -44,6 +44,7 @@ pub fn init(program: &'static str, quiet: bool, verbose: u8) {
         }
         Ok(())
     });
+
     // Fails if there is a logger already, which then goes on.
     let _ = builder.try_init();
     if let Err(error) = checked {

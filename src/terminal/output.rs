@@ -79,6 +79,7 @@ pub fn write_by_threads(
         true => Some(Writer::start(program, failed)?),
         false => None,
     };
+
     let writers = WRITERS.get_or_init(|| Writers { log, transcript });
     let transcript = writers.transcript.clone().filter(|_| match check() {
         Ok(()) => true,
@@ -87,6 +88,7 @@ pub fn write_by_threads(
             false
         }
     });
+
     Ok(Transcript(transcript))
 }
 

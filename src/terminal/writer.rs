@@ -60,6 +60,7 @@ fn write(to: &impl AsFd, mut bytes: &[u8], mut progress: impl FnMut()) -> io::Re
             Err(error) => return Err(error.into()),
         }
     }
+
     Ok(())
 }
 
@@ -89,6 +90,7 @@ impl Writer {
             pushed: Condvar::new(),
             progressed: Condvar::new(),
         });
+
         let written = Arc::clone(&writer);
         let spawned = thread::Builder::new().name("writer".into()).spawn(move || {
             loop {
@@ -97,6 +99,7 @@ impl Writer {
                 }
             }
         });
+
         spawned.map_err(Failure::internal("cannot start a thread to write"))?;
         Ok(writer)
     }
@@ -195,6 +198,7 @@ impl Queue {
             }
             _ => self.chunks.push_back(Chunk { stream, lines: line.into() }),
         }
+
         true
     }
 
