@@ -6,7 +6,7 @@ use crate::amqp::inbox::{Close, Inbox};
 use crate::amqp::inspector::Inspector;
 use crate::amqp::sanitizer::FRAME_MAX;
 use crate::amqp::traffic::Traffic;
-use crate::amqp::transport;
+use crate::amqp::transport::{self, Transport};
 use crate::amqp::uri::Endpoint;
 use crate::amqp::watchdog::{Flow, Watchdog};
 use crate::error::{Failure, FailureKind};
@@ -131,21 +131,15 @@ impl OpenConnection {
         let watchdog = socket.try_clone();
         let watchdog = watchdog.and_then(|socket| Watchdog::new(socket, Arc::clone(&traffic)));
         let watchdog = watchdog.map_err(Failure::internal("cannot watch the connection"))?;
-        let left = deadline.saturating_duration_since(Instant::now());
-        let (began, mut in_login) = (Instant::now(), false);
+
+        let began = Instant::now();
+        let left = deadline.saturating_duration_since(began);
+        let mut in_login = false;
         let inbox = Arc::new(Inbox::default());
         let opened: Result<_, Failure> = watchdog.bounded(left, || {
             let transport =
                 transport::establish(endpoint, socket, Arc::clone(&inbox), Arc::clone(&traffic))?;
-            let tuning = ConnectionTuning::default().mem_channel_bound(FRAMES_AHEAD);
-            let options = options(endpoint, program);
-            let opened = Connection::insecure_open_stream(transport, options, tuning).and_then(
-                |mut connection| {
-                    let blocked = connection.listen_for_connection_blocked()?;
-                    Ok((connection, blocked))
-                },
-            );
-            opened.map_err(|error| {
+            handshake(transport, options(endpoint, program)).map_err(|error| {
                 in_login = matches!(error, Error::InvalidCredentials);
                 let error = told(error, &inbox);
                 match inbox.violation() {
@@ -158,6 +152,7 @@ impl OpenConnection {
         if watchdog.fired() {
             return Err(errors::handshake_too_slow(endpoint, limit, in_login));
         }
+
         let (connection, blocked_notifications) = opened?;
         let connection = Arc::new(Mutex::new(Some(connection)));
         Ok(OpenConnection {
@@ -361,6 +356,17 @@ impl Drop for OpenConnection {
     fn drop(&mut self) {
         let _ = self.close_connection();
     }
+}
+
+/// Opens a connection on a transport. Returns it with what tells that the broker blocks it.
+fn handshake(
+    transport: Transport,
+    options: ConnectionOptions<Auth>,
+) -> amiquip::Result<(Connection, Receiver<ConnectionBlockedNotification>)> {
+    let tuning = ConnectionTuning::default().mem_channel_bound(FRAMES_AHEAD);
+    let mut connection = Connection::insecure_open_stream(transport, options, tuning)?;
+    let blocked = connection.listen_for_connection_blocked()?;
+    Ok((connection, blocked))
 }
 
 /// Returns the error with the broker's reason, where the library failed in the middle of being told that the

@@ -209,7 +209,10 @@ impl Calls<'_> {
 
     /// Makes one of the calls that could not be made, to be told: it has waited since it was wanted.
     pub fn unmade_call(&self, argument: Argument) -> Call {
-        let started = self.unmade().map_or_else(Instant::now, |unmade| unmade.since);
+        let started = match self.unmade() {
+            Some(unmade) => unmade.since,
+            None => Instant::now(),
+        };
         let elapsed = started.elapsed();
         Call { elapsed, ..Call::new(argument, started, self.args.timeout) }
     }

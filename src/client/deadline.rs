@@ -28,7 +28,10 @@ impl Deadline {
 
     /// Returns a receiver that gets a message then.
     pub fn receiver(self) -> Receiver<Instant> {
-        self.0.map_or_else(never, at)
+        match self.0 {
+            Some(time) => at(time),
+            None => never(),
+        }
     }
 }
 

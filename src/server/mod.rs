@@ -67,10 +67,11 @@ pub fn run(
 fn serve_until(stop: &Receiver<Stop>, service: &Arc<Service>) -> Result<(), Failure> {
     let mut state = ReconnectState::new();
     loop {
-        let served = connect(service, stop).and_then(|connection| match connection {
-            Some(connection) => supervise(connection, Arc::clone(service), stop, &mut state),
-            None => Ok(()),
-        });
+        let served = match connect(service, stop) {
+            Ok(Some(connection)) => supervise(connection, Arc::clone(service), stop, &mut state),
+            Ok(None) => Ok(()),
+            Err(failure) => Err(failure),
+        };
         let Err(failure) = served else { return Ok(()) };
         let delay = state.delay_after(failure)?;
         if stop.recv_timeout(delay).is_ok() {
@@ -88,19 +89,12 @@ fn connect(
     let service = Arc::clone(service);
     let (sender, opened) = bounded(1);
     let attempt = move || {
-        let common = &service.args.common;
-        let opened = OpenConnection::open(&service.brokers, common.connect_timeout, "rpc_server");
-        let opened = opened.and_then(|mut connection| {
-            info!("connected to {}", connection.name());
-            queue::ensure(&mut connection, &common.queue, service.args.queue_type)?;
-            Ok(connection)
-        });
         // Nobody receives it if a signal came.
-        let _ = sender.send(opened);
+        let _ = sender.send(open(&service));
     };
-
     let spawned = thread::Builder::new().name("connect".into()).spawn(attempt);
     spawned.map_err(Failure::internal("cannot start a thread to connect"))?;
+
     select_biased! {
         recv(stop) -> _ => Ok(None),
         recv(opened) -> connection => match connection {
@@ -108,4 +102,14 @@ fn connect(
             Err(_) => Err(Failure::new(FailureKind::Internal, "the thread that connects panicked")),
         },
     }
+}
+
+fn open(service: &Service) -> Result<OpenConnection, Failure> {
+    let common = &service.args.common;
+    let limit = common.connect_timeout;
+    let mut connection = OpenConnection::open(&service.brokers, limit, "rpc_server")?;
+    info!("connected to {}", connection.name());
+
+    queue::ensure(&mut connection, &common.queue, service.args.queue_type)?;
+    Ok(connection)
 }

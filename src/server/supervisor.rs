@@ -178,8 +178,8 @@ impl Supervisor {
         loop {
             let are_due = self.restarts.are_due(Instant::now());
             let slot = if are_due { slots.waiting() } else { &closed };
-            let pause = self.restarts.not_before.map_or_else(never, at);
-            let too_late = self.workers.ready_by.map_or_else(never, at);
+            let pause = alarm(self.restarts.not_before);
+            let too_late = alarm(self.workers.ready_by);
             select_biased! {
                 recv(stop) -> _ => return Ok(()),
                 recv(self.connection.blocked_notifications()) -> notification => {
@@ -318,6 +318,14 @@ impl Supervisor {
         }
 
         Ok(())
+    }
+}
+
+/// Returns what gets a message at this time, if there is one.
+fn alarm(time: Option<Instant>) -> Receiver<Instant> {
+    match time {
+        Some(time) => at(time),
+        None => never(),
     }
 }
 

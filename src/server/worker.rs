@@ -185,13 +185,16 @@ impl<'a> Worker<'a> {
 
     /// Returns the `error` with the broker's reason, if that closed the channel: only the consumer is told.
     pub(super) fn with_reason(&self, error: WorkerError) -> WorkerError {
-        let is_unknown =
-            matches!(error, WorkerError::Consumer(ConsumerError::Amqp(Error::EventLoopDropped)));
-        match &self.consumer {
-            Some(consumer) if is_unknown && self.is_closed() => {
-                consumer.end().map_or(error, WorkerError::Consumer)
-            }
-            _ => error,
+        let WorkerError::Consumer(ConsumerError::Amqp(Error::EventLoopDropped)) = error else {
+            return error;
+        };
+        let Some(consumer) = self.consumer.as_ref().filter(|_| self.is_closed()) else {
+            return error;
+        };
+
+        match consumer.end() {
+            Some(reason) => WorkerError::Consumer(reason),
+            None => error,
         }
     }
 
@@ -313,11 +316,7 @@ impl<'a> Worker<'a> {
             return Err(reason);
         }
 
-        // An expiration of 0 is no time limit: it says that the request must not wait in the queue.
-        let until = |from: Instant, limit: Option<Duration>| {
-            limit.filter(|limit| !limit.is_zero()).and_then(|limit| from.checked_add(limit))
-        };
-        let callers = until(arrived, request.expiration);
+        let callers = deadline(arrived, request.expiration);
         let is_late = callers.is_some_and(|deadline| deadline <= started);
         if let Some(error) = self.refusal(request, id, is_late) {
             return Ok(Err(error));
@@ -325,7 +324,7 @@ impl<'a> Worker<'a> {
 
         self.service.transcript.line(format_args!(" [.] {request}"));
         let _computing = self.in_hand.compute(id, arrived);
-        let own = until(started, Some(self.service.args.time_limit));
+        let own = deadline(started, Some(self.service.args.time_limit));
         let invocation = Invocation {
             input: request.argument,
             environment: &[
@@ -335,7 +334,7 @@ impl<'a> Worker<'a> {
                 ("RPC_REDELIVERED", Some(if request.is_redelivered { "1" } else { "0" })),
             ],
             most: self.max_body(),
-            deadline: callers.into_iter().chain(own).min(),
+            deadline: [callers, own].into_iter().flatten().min(),
             handle: &running,
             at_stop: &|| self.give_back(),
         };
@@ -377,7 +376,12 @@ impl<'a> Worker<'a> {
     ) -> Option<procedure::Error> {
         let procedure = request.procedure;
         let remembered = &self.service.remembered;
-        match request.is_redelivered.then(|| remembered.get(id)).flatten() {
+        let memory = match request.is_redelivered {
+            true => remembered.get(id),
+            false => None,
+        };
+
+        match memory {
             Some(Memory::TimedOut) => {
                 let message = format!(
                     "{procedure} took longer than the broker's consumer_timeout, and is not run again; \
@@ -595,6 +599,15 @@ impl<'a> Worker<'a> {
             delivery.nack(self.channel, true)?;
         }
         Ok(())
+    }
+}
+
+/// Returns when a time limit that began then is over. One of 0 is none: an expiration of 0 says that the request must
+/// not wait in the queue.
+fn deadline(began: Instant, limit: Option<Duration>) -> Option<Instant> {
+    match limit {
+        None | Some(Duration::ZERO) => None,
+        Some(limit) => began.checked_add(limit),
     }
 }
 
