@@ -41,6 +41,9 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// for longer.
 const LOOK_PAUSE: Duration = Duration::from_millis(1);
 
+/// How long the exit status of a program that has ended is waited for.
+const REAP_LIMIT: Duration = Duration::from_secs(2);
+
 /// How long it rests when there is nothing more to be done.
 const LOOK_REST: Duration = Duration::from_millis(20);
 
@@ -144,16 +147,35 @@ impl Descendants {
     }
 
     /// Reaps a program that has ended, and ends its call: of what it has left running, its process group is killed at
-    /// once, and the rest soon, by the thread that looks.
+    /// once, and the rest soon, by the thread that looks. The error says why its exit status is not known: a debugger
+    /// gets that first (ptrace(2)), and may be in no hurry. The thread that looks reaps it then.
     pub fn finish(&self, program: Pid) -> io::Result<ExitStatus> {
+        let until = Instant::now() + REAP_LIMIT;
+        loop {
+            if let Some(status) = self.try_finish(program)? {
+                self.0.look_for_orphans();
+                return Ok(status);
+            }
+            if until <= Instant::now() {
+                self.abandon(program);
+                return Err(io::Error::other("a debugger holds its exit status back"));
+            }
+            // Without the lock: nobody else waits for a debugger.
+            thread::sleep(LOOK_PAUSE);
+        }
+    }
+
+    /// Returns None if a program that has ended cannot be reaped yet.
+    fn try_finish(&self, program: Pid) -> io::Result<Option<ExitStatus>> {
         let starting = self.0.starting();
-        lock(&starting).remove(&program);
         // Before it is reaped: after that, its number is free for others.
+        let run = lock(&starting).remove(&program);
         signal_group(program, Signal::KILL);
-        let status = spawn::wait(program);
-        drop(starting);
-        self.0.look_for_orphans();
-        status
+        let status = spawn::try_wait(program)?;
+        if let (None, Some(run)) = (status, run) {
+            lock(&starting).insert(program, run);
+        }
+        Ok(status)
     }
 
     /// Ends the call of a program that has not ended: it cannot be watched, or SIGKILL has no effect since it waits for

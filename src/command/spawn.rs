@@ -68,12 +68,10 @@ fn session() -> PosixSpawnFlags {
     PosixSpawnFlags::POSIX_SPAWN_SETPGROUP
 }
 
-/// Waits until a child has ended, and reaps it.
-pub fn wait(pid: Pid) -> io::Result<ExitStatus> {
-    match retry_on_intr(|| waitpid(Some(pid), WaitOptions::empty()))? {
-        Some((_, status)) => Ok(ExitStatus::from_raw(status.as_raw())),
-        None => Err(io::ErrorKind::WouldBlock.into()),
-    }
+/// Reaps a child, if it has ended and nothing else has to be told so first.
+pub fn try_wait(pid: Pid) -> io::Result<Option<ExitStatus>> {
+    let waited = retry_on_intr(|| waitpid(Some(pid), WaitOptions::NOHANG))?;
+    Ok(waited.map(|(_, status)| ExitStatus::from_raw(status.as_raw())))
 }
 
 /// Returns the server's own environment variables, without those in `left_out`, and with `added`, each as
@@ -104,7 +102,13 @@ mod tests {
         let mut child = spawn(Path::new("/bin/sh"), &words, &environment).unwrap();
         let mut output = String::new();
         child.stdout.take().unwrap().read_to_string(&mut output).unwrap();
-        assert!(wait(child.pid).unwrap().success());
+        let status = loop {
+            match try_wait(child.pid).unwrap() {
+                Some(status) => break status,
+                None => std::thread::yield_now(),
+            }
+        };
+        assert!(status.success());
         let pid = child.pid.as_raw_nonzero();
         if cfg!(target_os = "linux") {
             let first: Vec<&str> = output.lines().next().unwrap().split_whitespace().collect();
