@@ -93,8 +93,9 @@ impl Descendants {
     /// kernel has no such thing, a program's process group is all that is known. To be called once, before the first
     /// program is started. [`crate::error::FailureKind::Internal`] if there is no thread.
     pub fn adopt_orphans(&self) -> Result<(), Failure> {
-        let adopts = is_subreaper();
         let own = getpid();
+        // Without /proc, what is adopted would never be found, nor reaped.
+        let adopts = Process::find(own).is_some() && is_subreaper();
         let strangers: Vec<Process> = procfs::trees(own, procfs::children(own));
         let path = format!("/proc/{0}/task/{0}/children", own.as_raw_nonzero());
         let (wake, woken) = bounded(1);

@@ -3,12 +3,16 @@
 //! What is wrong with a file shows in its first bytes, and the system tells it only as "No such file or directory",
 //! though the file is there, or as "Exec format error".
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// How much of a file is looked at: more than the system does (BINPRM_BUF_SIZE, 256 bytes) before it knows what the
-/// file is, and enough for the name of a program's loader.
+/// How much of a file the system looks at before it knows what the file is, in bytes (BINPRM_BUF_SIZE of Linux).
+const SYSTEMS_HEAD: usize = 256;
+
+/// How much of a file is looked at here: enough for the name of a program's loader.
 const HEAD: u64 = 4096;
 
 /// How often an interpreter may be a script itself: what Linux allows.
@@ -52,6 +56,7 @@ fn check_nested(path: &Path, left: usize) -> Result<(), String> {
 /// Checks a script by what follows `#!`.
 fn check_script(head: &[u8], left: usize) -> Result<(), String> {
     let line = head.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let whole = line;
     let line = String::from_utf8_lossy(line);
     let line = line.trim_matches([' ', '\t']);
     if line.ends_with('\r') {
@@ -67,7 +72,11 @@ fn check_script(head: &[u8], left: usize) -> Result<(), String> {
         return Err("is a script whose first line, #!, names no interpreter".into());
     }
     let missing = |what: &str| format!("is a script, and its interpreter {what} is not there");
-    let path = Path::new(interpreter);
+    let Some(path) = interpreter_path(whole) else {
+        return Err(format!(
+            "is a script, and its interpreter {interpreter} has a longer name than the system takes (256 bytes)"
+        ));
+    };
     let is_there =
         path.is_file() && which::which(fs::canonicalize(path).unwrap_or_default()).is_ok();
     if !is_there {
@@ -88,6 +97,16 @@ fn check_script(head: &[u8], left: usize) -> Result<(), String> {
         _ => check_nested(path, left - 1)
             .map_err(|reason| format!("is a script, and its interpreter {interpreter} {reason}")),
     }
+}
+
+/// Returns the interpreter that the line of a script names, which need not be text. None: its name does not end in what the
+/// system looks at.
+fn interpreter_path(line: &[u8]) -> Option<&Path> {
+    let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let start = line.iter().take_while(|byte| is_blank(byte)).count();
+    let name = line[start..].split(is_blank).next().unwrap_or_default();
+    let end = b"#!".len() + start + name.len();
+    (end < SYSTEMS_HEAD).then(|| Path::new(OsStr::from_bytes(name)))
 }
 
 /// Returns the beginning of a file. None if it cannot be read.
@@ -210,6 +229,23 @@ mod tests {
         ] {
             assert_eq!(check_script(line.as_bytes(), 1), Err(reason.into()), "{line}");
         }
+    }
+
+    #[test]
+    fn a_script_names_any_path_that_is_short_enough() {
+        let folder = std::env::temp_dir().join(format!("fib-rpc-test-{}", uuid::Uuid::new_v4()));
+        for (name, is_taken) in [(&b"caf\xe9"[..], true), (&[b'x'; 250], false)] {
+            let interpreter = folder.join(OsStr::from_bytes(name)).join("sh");
+            fs::create_dir_all(interpreter.parent().unwrap()).unwrap();
+            std::os::unix::fs::symlink("/bin/sh", &interpreter).unwrap();
+            let line = [interpreter.as_os_str().as_bytes(), b" -e\n"].concat();
+            let checked = check_script(&line, 1);
+            assert_eq!(checked.is_ok(), is_taken, "{checked:?}");
+        }
+        fs::remove_dir_all(folder).unwrap();
+        // What is cut off of the options does no harm.
+        let options = [b"/bin/sh ", &[b'-'; 300][..], b"\n"].concat();
+        assert_eq!(check_script(&options, 1), Ok(()));
     }
 
     #[cfg(target_os = "linux")]

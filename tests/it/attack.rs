@@ -47,3 +47,27 @@ fn what_a_program_wrote_to_standard_error_fits_into_any_frame() {
     assert!(told > 800, "{told} lines: {ended:?}");
     assert!(!server.stderr().contains("FRAME_ERROR"), "{}", server.stderr());
 }
+
+/// In a sandbox, say. What a server adopts it has to reap, and without /proc it cannot know what that is.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_server_without_proc_adopts_nothing() {
+    let queue = Queue::new();
+    let mut command = std::process::Command::new("unshare");
+    let script = "mount -t tmpfs none /proc || exit 99; exec \"$0\" \"$@\"";
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script]);
+    command.args([env!("CARGO_BIN_EXE_rpc_server"), "--queue", queue.name()]);
+    command.args(["--procedure=p=sh -c '(exec > /dev/null 2>&1 < /dev/null; sleep 0.1 &) ; cat'"]);
+    let server = Process::spawn(command.env("AMQP_URL", broker()));
+    await_that("it serves, or has ended", || {
+        server.stdout().contains("Awaiting") || crate::commands::has_ended(server.pid())
+    });
+    if !server.stdout().contains("Awaiting") {
+        // Whoever runs this may make no namespaces.
+        return;
+    }
+    for _ in 0..3 {
+        assert_eq!(text(Caller::new(&queue).call("p", b"served")), "served");
+    }
+    await_that("nothing is left that has ended", || children(server.pid()) == 0);
+}
