@@ -22,11 +22,10 @@ use rustix::process::{
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::mem;
 use std::os::unix::fs::FileExt;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
@@ -56,14 +55,39 @@ pub struct Descendants(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
-    /// To start a program takes long, and many threads do it at once: each holds the outer lock for reading. Whoever
-    /// takes it for writing knows of each child that there is.
-    runs: RwLock<Mutex<HashMap<Pid, Run>>>,
+    /// Whoever has it does nothing meanwhile that can take long.
+    runs: Mutex<Runs>,
     /// The number of the last run.
     last: AtomicU64,
     /// What tells this server's cookies from those of others.
     server: OnceLock<String>,
     orphans: OnceLock<Orphans>,
+}
+
+/// The programs that there are.
+#[derive(Debug, Clone, Default)]
+struct Runs {
+    /// Those that were started and are not reaped.
+    started: HashMap<Pid, Run>,
+    /// Those that are being started, by their numbers: when that began. It can take long, if a program is on the disk
+    /// of another machine.
+    starting: HashMap<u64, u64>,
+    /// Whether the server ends: no program can be started or reaped any more.
+    are_ending: bool,
+}
+
+impl Runs {
+    /// Returns whether a process may be a program that is being started.
+    fn may_start(&self, process: &Process) -> bool {
+        self.starting.values().any(|began| *began <= process.started)
+    }
+
+    /// Returns the programs whose calls are not over: their numbers, and when they were started, or began to be.
+    fn running(&self) -> impl Iterator<Item = (u64, u64)> {
+        let started = self.started.values().filter(|run| !run.is_over);
+        let started = started.map(|run| (run.number, run.started));
+        started.chain(self.starting.iter().map(|(number, began)| (*number, *began)))
+    }
 }
 
 /// A program that was started and is not reaped.
@@ -118,11 +142,17 @@ impl Descendants {
     /// Starts a program by `spawn`, which gets its cookie.
     pub fn start(&self, spawn: impl FnOnce(String) -> io::Result<Child>) -> io::Result<Child> {
         let number = self.0.last.fetch_add(1, Ordering::Relaxed);
-        let starting = self.0.starting();
-        let run = Run { number, started: ticks(), is_over: false };
-        let child = spawn(self.0.cookie(number))?;
-        lock(&starting).insert(child.pid, run);
-        Ok(child)
+        let started = ticks();
+        self.0.runs().starting.insert(number, started);
+
+        let child = spawn(self.0.cookie(number));
+        let mut runs = lock(&self.0.runs);
+        runs.starting.remove(&number);
+        if let Ok(child) = &child {
+            runs.started.insert(child.pid, Run { number, started, is_over: false });
+        }
+        drop(runs);
+        child
     }
 
     /// Sends a signal to a program that is not reaped, and once to each process that belongs to it.
@@ -168,21 +198,20 @@ impl Descendants {
 
     /// Returns None if a program that has ended cannot be reaped yet.
     fn try_finish(&self, program: Pid) -> io::Result<Option<ExitStatus>> {
-        let starting = self.0.starting();
+        let mut runs = self.0.runs();
         // Before it is reaped: after that, its number is free for others.
-        let run = lock(&starting).remove(&program);
         signal_group(program, Signal::KILL);
-        let status = spawn::try_wait(program)?;
-        if let (None, Some(run)) = (status, run) {
-            lock(&starting).insert(program, run);
+        let status = spawn::try_wait(program);
+        if !matches!(status, Ok(None)) {
+            runs.started.remove(&program);
         }
-        Ok(status)
+        status
     }
 
     /// Ends the call of a program that has not ended: it cannot be watched, or SIGKILL has no effect since it waits for
     /// a device. The thread that looks kills and reaps it.
     pub fn abandon(&self, program: Pid) {
-        if let Some(run) = lock(&self.0.starting()).get_mut(&program) {
+        if let Some(run) = self.0.runs().started.get_mut(&program) {
             run.is_over = true;
         }
         self.0.wake();
@@ -190,20 +219,21 @@ impl Descendants {
 
     /// Kills all programs and all that they have started, at once. No program can be started after this.
     pub fn kill_all(&self) {
-        // Whoever is about to start a program has told of it before this goes on.
-        let runs = self.0.runs.write().unwrap_or_else(PoisonError::into_inner);
-        let programs: Vec<Pid> = lock(&runs).keys().copied().collect();
-
         // No number becomes free for others from now on: nobody can reap any more.
-        mem::forget(runs);
+        lock(&self.0.runs).are_ending = true;
 
-        let started = Instant::now();
-        while started.elapsed() < LOOK_LIMIT {
+        let began = Instant::now();
+        while began.elapsed() < LOOK_LIMIT {
+            let runs = lock(&self.0.runs);
+            let programs: Vec<Pid> = runs.started.keys().copied().collect();
+            let is_starting = !runs.starting.is_empty();
+            drop(runs);
+
             programs.iter().for_each(|program| signal_group(*program, Signal::KILL));
             self.0.kill_orphans(&self.0.orphan_pids(), |orphan| self.0.is_ours(orphan));
             let mut left = self.0.everything(&programs);
             left.retain(|process| process.is_alive);
-            if left.is_empty() {
+            if left.is_empty() && !is_starting {
                 break;
             }
             left.iter().for_each(|process| process.signal(Signal::KILL));
@@ -213,8 +243,16 @@ impl Descendants {
 }
 
 impl Shared {
-    fn starting(&self) -> RwLockReadGuard<'_, Mutex<HashMap<Pid, Run>>> {
-        self.runs.read().unwrap_or_else(PoisonError::into_inner)
+    /// Returns the programs that there are. Does not return when the server ends.
+    fn runs(&self) -> MutexGuard<'_, Runs> {
+        loop {
+            let runs = lock(&self.runs);
+            if !runs.are_ending {
+                return runs;
+            }
+            drop(runs);
+            thread::park();
+        }
     }
 
     fn cookie(&self, number: u64) -> String {
@@ -292,7 +330,7 @@ impl Shared {
     /// Returns a program that is not reaped and the processes that belong to it, dead ones too. None if nothing is
     /// known of processes.
     fn processes(&self, program: Pid) -> Vec<Process> {
-        let number = lock(&self.starting()).get(&program).map(|run| run.number);
+        let number = self.runs().started.get(&program).map(|run| run.number);
         let belongs = |orphan: &Process| {
             orphan.session == Some(program) || number.is_some() && self.run_of(orphan) == number
         };
@@ -323,11 +361,11 @@ impl Shared {
         if orphans.iter().all(|orphan| orphan.is_alive) {
             return false;
         }
-        // With each child known, nobody is robbed of the status of his.
-        let runs = self.runs.write().unwrap_or_else(PoisonError::into_inner);
-        let runs = lock(&runs);
+        let runs = self.runs();
         let dead = orphans.iter().filter(|orphan| !orphan.is_alive);
-        let dead = dead.filter(|orphan| !runs.contains_key(&orphan.pid));
+        // Nobody is robbed of the status of his.
+        let dead = dead
+            .filter(|orphan| !runs.started.contains_key(&orphan.pid) && !runs.may_start(orphan));
         dead.filter(|orphan| reap(orphan.pid)).count() > 0
     }
 
@@ -344,44 +382,44 @@ impl Shared {
     /// Reaps what has ended, and kills what belongs to no program that runs. Returns whether there was anything.
     fn look(&self) -> bool {
         let pids = self.orphan_pids();
-        // After that, and when each program that is being started is known: an orphan that is nobody's then stays so.
-        let runs = lock(&self.runs.write().unwrap_or_else(PoisonError::into_inner)).clone();
+        // After that: an orphan that is nobody's then stays so.
+        let runs = self.runs().clone();
         let orphans = self.kill_orphans(&pids, |orphan| self.is_left_behind(orphan, &runs));
 
         let doomed = orphans.iter().filter(|(_, is_doomed)| *is_doomed);
         let doomed = procfs::trees(getpid(), doomed.map(|(orphan, _)| orphan.pid));
         doomed.iter().for_each(|process| process.signal(Signal::KILL));
 
-        let abandoned = runs.iter().filter(|(_, run)| run.is_over);
+        let abandoned = runs.started.iter().filter(|(_, run)| run.is_over);
         let reaped = abandoned.filter(|(program, _)| self.reap_abandoned(**program)).count();
         let orphans: Vec<Process> = orphans.into_iter().map(|(orphan, _)| orphan).collect();
         self.reap_orphans(&orphans) || reaped > 0 || !doomed.is_empty()
     }
 
     /// Returns whether an orphan belongs to no program that runs.
-    fn is_left_behind(&self, orphan: &Process, runs: &HashMap<Pid, Run>) -> bool {
+    fn is_left_behind(&self, orphan: &Process, runs: &Runs) -> bool {
         let Some(orphans) = self.orphans.get() else { return false };
-        if runs.contains_key(&orphan.pid) || orphans.is_stranger(orphan) {
+        if runs.started.contains_key(&orphan.pid) || orphans.is_stranger(orphan) {
             return false;
         }
-        let running = || runs.values().filter(|run| !run.is_over);
         // The number of a session is not given to anything else as long as a process is in it.
-        let session = orphan.session.and_then(|session| runs.get(&session));
+        let session = orphan.session.and_then(|session| runs.started.get(&session));
         match (session, self.run_of(orphan)) {
             (Some(run), _) => run.is_over,
-            (None, Some(number)) => running().all(|run| run.number != number),
-            (None, None) => orphans.are_ours && running().all(|run| run.started > orphan.started),
+            (None, Some(number)) => runs.running().all(|(other, _)| other != number),
+            (None, None) => {
+                orphans.are_ours && runs.running().all(|(_, began)| began > orphan.started)
+            }
         }
     }
 
     fn reap_abandoned(&self, program: Pid) -> bool {
         self.processes(program).iter().for_each(|process| process.signal(Signal::KILL));
-        let runs = self.runs.write().unwrap_or_else(PoisonError::into_inner);
-        let mut runs = lock(&runs);
+        let mut runs = self.runs();
         // It may have been seen so some time ago.
-        let is_reaped = runs.get(&program).is_some_and(|run| run.is_over) && reap(program);
+        let is_reaped = runs.started.get(&program).is_some_and(|run| run.is_over) && reap(program);
         if is_reaped {
-            runs.remove(&program);
+            runs.started.remove(&program);
         }
         is_reaped
     }
@@ -434,7 +472,7 @@ fn reap(pid: Pid) -> bool {
     matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(Some(_)))
 }
 
-fn lock(runs: &Mutex<HashMap<Pid, Run>>) -> MutexGuard<'_, HashMap<Pid, Run>> {
+fn lock(runs: &Mutex<Runs>) -> MutexGuard<'_, Runs> {
     runs.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -458,11 +496,47 @@ mod tests {
         let child = start(&descendants, c"trap '' TERM; cat");
         descendants.signal(child.pid, Signal::TERM);
         descendants.abandon(child.pid);
-        while !lock(&descendants.0.starting()).is_empty() {
+        while !lock(&descendants.0.runs).started.is_empty() {
             descendants.0.look();
             thread::yield_now();
         }
         assert!(Process::find(child.pid).is_none_or(|process| process.parent != Some(getpid())));
+    }
+
+    /// On the disk of another machine, a program can take any time to start.
+    #[test]
+    fn a_program_that_does_not_start_keeps_nobody_waiting() {
+        let descendants = Descendants::default();
+        let (go, gone) = bounded::<()>(0);
+        let (tell, told) = bounded(1);
+        let stuck = descendants.clone();
+        let starts = thread::spawn(move || {
+            stuck.start(|_| {
+                tell.send(()).unwrap();
+                let _ = gone.recv();
+                Err(io::ErrorKind::NotFound.into())
+            })
+        });
+        told.recv().unwrap();
+
+        let (sender, done) = bounded(1);
+        let others = descendants.clone();
+        thread::spawn(move || {
+            let child = start(&others, c"exit 3");
+            others.0.look();
+            let status = loop {
+                match others.try_finish(child.pid).unwrap() {
+                    Some(status) => break status,
+                    None => thread::yield_now(),
+                }
+            };
+            others.kill_all();
+            sender.send(status.code()).unwrap();
+        });
+        let code = done.recv_timeout(Duration::from_secs(60));
+        drop(go);
+        assert!(starts.join().unwrap().is_err());
+        assert!(code.is_ok(), "they wait for it");
     }
 
     #[cfg(target_os = "linux")]
