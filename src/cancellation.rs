@@ -136,7 +136,11 @@ impl Deref for RunningCall<'_> {
 
 impl Drop for RunningCall<'_> {
     fn drop(&mut self) {
-        lock(&self.calls.0).calls.remove(&self.channel);
+        let mut running = lock(&self.calls.0);
+        // The number can be another channel's by now, with a call of its own.
+        if running.calls.get(&self.channel).is_some_and(|call| Arc::ptr_eq(call, &self.handle)) {
+            running.calls.remove(&self.channel);
+        }
     }
 }
 
@@ -179,5 +183,19 @@ mod tests {
         calls.cancel(1, Cancelled::ChannelClosed);
         assert_eq!(waker.read(&mut [0]).unwrap(), 0);
         assert!(calls.begin(2).is_stop_requested());
+    }
+
+    #[test]
+    fn a_call_that_ends_late_and_another_on_a_channel_of_the_same_number() {
+        let calls = RunningCalls::default();
+        let old = calls.begin(3);
+        calls.cancel(3, Cancelled::ChannelClosed);
+        let new = calls.begin(3);
+        drop(old);
+        assert!(!calls.is_empty() && new.cancelled().is_none());
+        calls.cancel(3, Cancelled::ConnectionLost);
+        assert_eq!(new.cancelled(), Some(Cancelled::ConnectionLost));
+        drop(new);
+        assert!(calls.is_empty());
     }
 }

@@ -6,6 +6,8 @@ use crate::protocol::Request;
 use std::collections::hash_map::RandomState;
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasher;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -98,6 +100,7 @@ impl Remembered {
 #[derive(Debug)]
 pub struct InHand {
     most_answered: usize,
+    is_closed: AtomicBool,
     state: Mutex<InHandState>,
 }
 
@@ -123,7 +126,17 @@ impl InHand {
             0 => ANSWERED_MAX,
             some => usize::from(some).min(ANSWERED_MAX),
         };
-        InHand { most_answered, state: Mutex::default() }
+        InHand { most_answered, is_closed: AtomicBool::new(false), state: Mutex::default() }
+    }
+
+    /// Returns whether the broker has closed the worker's channel. The channel's number can be another worker's by now.
+    pub fn is_closed(&self) -> bool {
+        self.is_closed.load(SeqCst)
+    }
+
+    /// The broker has closed the worker's channel.
+    pub fn close(&self) {
+        self.is_closed.store(true, SeqCst);
     }
 
     /// Takes note that the request that came `arrived` is computed, until what is returned is dropped.
@@ -148,6 +161,7 @@ impl InHand {
 
     /// Remembers what the end of the channel, which the broker has closed, says of the requests in hand.
     pub fn channel_closed(&self, fault: ChannelFault, now: Instant, remembered: &Remembered) {
+        self.close();
         let state = lock(&self.state);
         for &(id, length) in &state.answered {
             let memory = match fault {
@@ -191,29 +205,36 @@ impl Drop for Computing<'_> {
     }
 }
 
-/// What the workers of one connection have in hand, by the numbers of their channels.
+/// What the workers of one connection have in hand, each with the number of its channel. A worker whose channel was closed
+/// can still be there when another one has a channel with that number.
 #[derive(Debug, Default)]
-pub struct Hands(Mutex<HashMap<u16, Arc<InHand>>>);
+pub struct Hands(Mutex<Vec<(u16, Arc<InHand>)>>);
 
 impl Hands {
-    /// Adds what the worker on `channel` has in hand.
+    /// Adds what the worker on `channel` has in hand, in place of that of one that had such a channel and is gone.
     pub fn insert(&self, channel: u16, in_hand: Arc<InHand>) {
-        lock(&self.0).insert(channel, in_hand);
+        let mut hands = lock(&self.0);
+        hands.retain(|(number, old)| *number != channel || Arc::strong_count(old) > 1);
+        hands.push((channel, in_hand));
     }
 
-    /// Returns what the worker on `channel` has in hand.
+    /// Returns what the worker that has `channel` now has in hand.
     pub fn get(&self, channel: u16) -> Option<Arc<InHand>> {
-        lock(&self.0).get(&channel).cloned()
+        let hands = lock(&self.0);
+        let newest = hands.iter().rfind(|(number, _)| *number == channel);
+        newest.map(|(_, in_hand)| Arc::clone(in_hand))
     }
 
-    /// Returns whether a worker on another channel computes this request.
-    pub fn computes(&self, id: RequestId, channel: u16) -> bool {
-        lock(&self.0).iter().any(|(other, in_hand)| *other != channel && in_hand.computes(id))
+    /// Returns whether another worker than the one with `own` computes this request.
+    pub fn computes(&self, id: RequestId, own: &InHand) -> bool {
+        let hands = lock(&self.0);
+        let mut others = hands.iter().filter(|(_, other)| !ptr::eq(&raw const **other, own));
+        others.any(|(_, other)| other.computes(id))
     }
 
     /// Remembers this of the requests whose replies were out when the connection was lost.
     pub fn connection_lost(&self, memory: Memory, remembered: &Remembered) {
-        lock(&self.0).values().for_each(|in_hand| in_hand.connection_lost(memory, remembered));
+        lock(&self.0).iter().for_each(|(_, in_hand)| in_hand.connection_lost(memory, remembered));
     }
 }
 
@@ -299,5 +320,25 @@ mod tests {
         assert_eq!(remembered.get(RequestId(4)), Some(Memory::TimedOut));
         drop(computing);
         assert!(!in_hand.computes(RequestId(4)));
+    }
+
+    /// The library gives a number to the next channel as soon as the broker has closed the one that had it.
+    #[test]
+    fn a_worker_that_is_about_to_end_and_another_on_a_channel_of_the_same_number() {
+        let (hands, remembered) = (Hands::default(), Remembered::default());
+        let [old, new] = [(); 2].map(|()| Arc::new(InHand::new(1)));
+        let now = Instant::now();
+        hands.insert(3, Arc::clone(&old));
+        let computing = old.compute(RequestId(1), now);
+        hands.get(3).unwrap().channel_closed(ChannelFault::Other, now, &remembered);
+        hands.insert(3, Arc::clone(&new));
+        assert!(old.is_closed() && !new.is_closed());
+        assert!(hands.computes(RequestId(1), &new) && !hands.computes(RequestId(1), &old));
+        hands.get(3).unwrap().channel_closed(ChannelFault::Other, now, &remembered);
+        assert!(new.is_closed());
+        drop(computing);
+        drop(old);
+        hands.insert(3, new);
+        assert_eq!(lock(&hands.0).len(), 2, "the first is gone");
     }
 }

@@ -160,6 +160,10 @@ impl<'a> Worker<'a> {
     pub fn new(context: &'a ConnectionContext, channel: &'a Channel) -> Worker<'a> {
         let in_hand = Arc::new(InHand::new(context.service.args.prefetch));
         context.hands.insert(channel.channel_id(), Arc::clone(&in_hand));
+        // Before it was there to be told.
+        if context.inbox.is_closed(channel.channel_id()) {
+            in_hand.close();
+        }
         Worker {
             context,
             service: &context.service,
@@ -200,7 +204,7 @@ impl<'a> Worker<'a> {
 
     /// Returns whether the broker has closed the channel.
     fn is_closed(&self) -> bool {
-        self.context.inbox.is_closed(self.channel.channel_id())
+        self.in_hand.is_closed()
     }
 
     /// Begins to consume: qos, basic.consume.
@@ -357,8 +361,8 @@ impl<'a> Worker<'a> {
         id: RequestId,
         running: &CallHandle,
     ) -> Result<(), Cancelled> {
-        let channel = self.channel.channel_id();
-        while request.correlation_id.is_some() && self.context.hands.computes(id, channel) {
+        let hands = &self.context.hands;
+        while request.correlation_id.is_some() && hands.computes(id, &self.in_hand) {
             if let Some(reason) = running.cancelled() {
                 return Err(reason);
             }
