@@ -29,7 +29,7 @@ pub fn check() -> Result<(), ProgramError> {
 ///
 /// # Errors
 ///
-/// Those of [`check`] and [`written`].
+/// What [`check`] and [`written`] fail with.
 pub fn line(line: fmt::Arguments<'_>) -> Result<(), ProgramError> {
     check()?;
     // Flushed at the end of each line.
