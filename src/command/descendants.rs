@@ -67,10 +67,10 @@ struct Shared {
 /// The programs that there are.
 #[derive(Debug, Clone, Default)]
 struct Runs {
-    /// Those that were started and are not reaped.
+    /// The programs that were started and are not reaped.
     started: HashMap<Pid, Run>,
-    /// Those that are being started, by their numbers: when that began. It can take long, if a program is on the disk
-    /// of another machine.
+    /// When the start of each program began that is being started, by the program's number. A start can take long, if
+    /// the program is on the disk of another machine.
     starting: HashMap<u64, u64>,
     /// Whether the server ends: no program can be started or reaped any more.
     are_ending: bool,

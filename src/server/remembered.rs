@@ -134,7 +134,7 @@ impl InHand {
         self.is_closed.load(SeqCst)
     }
 
-    /// The broker has closed the worker's channel.
+    /// Takes note that the broker has closed the worker's channel.
     pub fn close(&self) {
         self.is_closed.store(true, SeqCst);
     }
