@@ -15,11 +15,12 @@ use crate::error::{Failure, FailureKind};
 use amiquip::{Channel, Error, Publish};
 use crossbeam_channel::RecvTimeoutError;
 use log::{debug, info};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often whoever waits for a confirm asks whether he still has to.
-const LOOK: Duration = Duration::from_millis(100);
+const CONFIRM_LOOK: Duration = Duration::from_millis(100);
 
 /// The prefix of the names of direct reply-to (RabbitMQ, "Direct Reply-to"). To look for such a queue can be as deadly as
 /// to publish to it.
@@ -37,9 +38,45 @@ pub enum Sent {
     GivenUp,
 }
 
+/// How long a reply queue that was there is taken to be there still: many requests of one client can come again at once.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// How many reply queues are remembered.
+const QUEUES_MAX: usize = 1024;
+
 /// The one connection of a server for such replies. There is none as long as there is no such reply.
 #[derive(Debug, Default)]
-pub struct Isolated(Mutex<()>);
+pub struct Isolated(Mutex<Looks>);
+
+/// What the last look at each reply queue told.
+#[derive(Debug, Default)]
+struct Looks(HashMap<String, Look>);
+
+#[derive(Debug, Clone, Copy)]
+enum Look {
+    /// It was there then.
+    There(Instant),
+    /// It was not there. Its name was made up for one client, and does not come back.
+    Gone,
+}
+
+impl Looks {
+    /// Returns whether a queue is gone, as far as a look of late tells.
+    fn is_gone(&self, queue: &str) -> Option<bool> {
+        match self.0.get(queue)? {
+            Look::Gone => Some(true),
+            Look::There(at) if at.elapsed() < FRESH => Some(false),
+            Look::There(_) => None,
+        }
+    }
+
+    fn insert(&mut self, queue: &str, look: Look) {
+        if self.0.len() >= QUEUES_MAX {
+            self.0.clear();
+        }
+        self.0.insert(queue.into(), look);
+    }
+}
 
 impl Isolated {
     /// Publishes a reply to the broker at `endpoint`, and waits for its confirm until `is_over`.
@@ -69,23 +106,26 @@ impl Isolated {
         if reply_to.starts_with(DIRECT_REPLY_TO) {
             return false;
         }
-        let _one_at_a_time = self.lock();
+        let mut looks = self.lock();
+        if let Some(is_gone) = looks.is_gone(reply_to) {
+            return is_gone;
+        }
+
         let looked = open(endpoint, connect_timeout).and_then(|(mut connection, channel)| {
             let looked = queue::inspect(&mut connection, &channel, reply_to);
             connection.close();
             looked
         });
-
-        match looked {
-            Ok(_) => false,
-            // A queue whose node is down is missing too, and comes back with it.
-            Err(failure) => {
-                failure.kind == FailureKind::QueueMissing && failure.message.contains("no queue")
-            }
-        }
+        // A queue whose node is down is missing too, and comes back with it.
+        let is_missing = |failure: &Failure| {
+            failure.kind == FailureKind::QueueMissing && failure.message.contains("no queue")
+        };
+        let is_gone = looked.is_err_and(|failure| is_missing(&failure));
+        looks.insert(reply_to, if is_gone { Look::Gone } else { Look::There(Instant::now()) });
+        is_gone
     }
 
-    fn lock(&self) -> MutexGuard<'_, ()> {
+    fn lock(&self) -> MutexGuard<'_, Looks> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -120,7 +160,7 @@ fn publish(
         Err(failure) => return ended(connection, failure),
     };
     loop {
-        match confirms.receiver().recv_timeout(LOOK) {
+        match confirms.receiver().recv_timeout(CONFIRM_LOOK) {
             Ok(confirm) => {
                 info!("the broker has the reply: {confirm:?}");
                 return Sent::Confirmed;
@@ -146,5 +186,28 @@ fn ended(connection: &OpenConnection, failure: Failure) -> Sent {
     match connection.inbox().connection_close() {
         Some(close) if errors::is_connection_fault(close) => Sent::Deadly(failure),
         _ => Sent::Failed(failure),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_that_is_gone_stays_so_and_one_that_is_there_is_looked_at_again() {
+        let mut looks = Looks::default();
+        assert_eq!(looks.is_gone("q"), None);
+        looks.insert("q", Look::There(Instant::now()));
+        assert_eq!(looks.is_gone("q"), Some(false));
+        if let Some(before) = Instant::now().checked_sub(2 * FRESH) {
+            looks.insert("q", Look::There(before));
+            assert_eq!(looks.is_gone("q"), None);
+        }
+        looks.insert("q", Look::Gone);
+        assert_eq!(looks.is_gone("q"), Some(true));
+        for number in 0..QUEUES_MAX {
+            looks.insert(&number.to_string(), Look::Gone);
+        }
+        assert!(looks.0.len() <= QUEUES_MAX);
     }
 }

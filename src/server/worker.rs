@@ -469,7 +469,7 @@ impl<'a> Worker<'a> {
         }
         let queue = short_queue(reply_to);
         if isolated.is_gone(endpoint, limit, reply_to) {
-            warn!("{request} dropped: nobody awaits its reply any more, {queue} is gone");
+            info!("{request} dropped: nobody awaits its reply any more, {queue} is gone");
             return Ok(true);
         }
         if memory == Some(Memory::Answered) {
