@@ -17,7 +17,7 @@ const MAX_EXCESS: u64 = 16 << 20;
 const FRAME_MIN: usize = 4096;
 
 /// How much of a content header is left for all but what headers have room for, in bytes: names, ids and overhead.
-const PROPERTIES_ROOM: usize = 1024;
+const PROPERTIES_ROOM: usize = 768;
 
 /// Why the broker closed a channel or a connection (AMQP 0-9-1, channel.close and connection.close).
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,7 +2,6 @@
 //! names, or one that they start; and for tests that freeze a node or change its users, nodes of their
 //! own. `scripts/test.sh` runs them all.
 
-mod attack;
 mod batch;
 mod bounds;
 mod calls;
@@ -25,6 +24,7 @@ mod readme;
 mod replies;
 mod scripts;
 mod server;
+mod surroundings;
 mod terminal;
 mod tls;
 mod tls_keys;

@@ -50,20 +50,6 @@ fn the_caller_gets_the_end_of_standard_error() {
     assert!(stderr.ends_with("no\nno\nlast\n"), "{stderr}");
 }
 
-/// A content header has to fit into one frame, and a broker may take small ones only.
-#[test]
-fn the_end_of_standard_error_fits_into_a_small_frame() {
-    let node = Node::configured("frame_max = 4096", &[]);
-    let queue = Queue::at(&node.url);
-    let script = "yes no | head -n 100000 >&2; echo last >&2; exit 3";
-    let server = server_at(&node.url, &queue, &[&format!("--procedure=p=sh -c '{script}'")]);
-    queue.client(&["-q", "p"]).expect(70, "", "rpc_client: p(): last (internal)\n");
-    let json = queue.client(&["-q", "--format", "json", "p"]);
-    assert_eq!(json.code(), 70);
-    assert!(json.stdout.contains("no\\nno\\nlast\\n\"}"), "{}", json.stdout);
-    assert!(!server.stderr().contains("trying again"), "{}", server.stderr());
-}
-
 #[test]
 fn the_client_tells_what_a_failed_program_wrote_to_standard_error() {
     let queue = Queue::new();
