@@ -38,6 +38,18 @@ pub enum Sent {
     GivenUp,
 }
 
+/// What is known of a reply queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReplyQueue {
+    /// Somebody may await a reply there.
+    MayBeThere,
+    /// It is gone, and nobody does.
+    Gone {
+        /// Whether that was not known before.
+        is_news: bool,
+    },
+}
+
 /// How long a reply queue that was there is taken to be there still: many requests of one client can come again at once.
 const FRESH: Duration = Duration::from_secs(1);
 
@@ -102,13 +114,20 @@ impl Isolated {
     }
 
     /// Returns whether the broker at `endpoint` says that there is no such queue, so that nobody awaits a reply there.
-    pub fn is_gone(&self, endpoint: &Endpoint, connect_timeout: Duration, reply_to: &str) -> bool {
+    pub fn look(
+        &self,
+        endpoint: &Endpoint,
+        connect_timeout: Duration,
+        reply_to: &str,
+    ) -> ReplyQueue {
         if reply_to.starts_with(DIRECT_REPLY_TO) {
-            return false;
+            return ReplyQueue::MayBeThere;
         }
         let mut looks = self.lock();
-        if let Some(is_gone) = looks.is_gone(reply_to) {
-            return is_gone;
+        match looks.is_gone(reply_to) {
+            Some(true) => return ReplyQueue::Gone { is_news: false },
+            Some(false) => return ReplyQueue::MayBeThere,
+            None => {}
         }
 
         let looked = open(endpoint, connect_timeout).and_then(|(mut connection, channel)| {
@@ -120,9 +139,16 @@ impl Isolated {
         let is_missing = |failure: &Failure| {
             failure.kind == FailureKind::QueueMissing && failure.message.contains("no queue")
         };
-        let is_gone = looked.is_err_and(|failure| is_missing(&failure));
-        looks.insert(reply_to, if is_gone { Look::Gone } else { Look::There(Instant::now()) });
-        is_gone
+        match looked {
+            Err(failure) if is_missing(&failure) => {
+                looks.insert(reply_to, Look::Gone);
+                ReplyQueue::Gone { is_news: true }
+            }
+            _ => {
+                looks.insert(reply_to, Look::There(Instant::now()));
+                ReplyQueue::MayBeThere
+            }
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Looks> {

@@ -12,14 +12,14 @@ use crate::command::Invocation;
 use crate::error::{ErrorKind, Failure, FailureKind};
 use crate::procedure::{self, Procedures};
 use crate::protocol::{Reply, Request};
-use crate::server::isolated::{Isolated, Sent};
+use crate::server::isolated::{Isolated, ReplyQueue, Sent};
 use crate::server::remembered::{Hands, InHand, Memory, Remembered, RequestId};
 use crate::server::sync::{Latch, Semaphore};
 use crate::terminal::output::Transcript;
 use crate::terminal::text::{self, short, short_queue};
 use amiquip::{Channel, ConsumerOptions, Delivery, Error};
 use crossbeam_channel::{Receiver, RecvError, Sender, never, select_biased};
-use log::{info, warn};
+use log::{Level, info, log, warn};
 use std::cell::Cell;
 use std::mem::take;
 use std::sync::Arc;
@@ -467,9 +467,12 @@ impl<'a> Worker<'a> {
         if !matches!(memory, Some(Memory::Answered | Memory::Suspect)) {
             return Ok(false);
         }
-        let queue = short_queue(reply_to);
-        if isolated.is_gone(endpoint, limit, reply_to) {
-            info!("{request} dropped: nobody awaits its reply any more, {queue} is gone");
+
+        if let ReplyQueue::Gone { is_news } = isolated.look(endpoint, limit, reply_to) {
+            let queue = short_queue(reply_to);
+            // A client that has gone can have left many requests: one is told of.
+            let level = if is_news { Level::Warn } else { Level::Info };
+            log!(level, "{request} dropped: nobody awaits its reply any more, {queue} is gone");
             return Ok(true);
         }
         if memory == Some(Memory::Answered) {
