@@ -49,6 +49,9 @@ const LOOK_REST: Duration = Duration::from_millis(20);
 /// How long it looks in a row for what a signal should have ended, or for what that left behind.
 const LOOK_LIMIT: Duration = Duration::from_secs(1);
 
+/// How long the end of the server may look for what is left.
+const END_LIMIT: Duration = Duration::from_secs(3);
+
 /// The programs that run and, on Linux, all that they have started. Copies are the same one.
 #[derive(Clone, Default)]
 pub struct Descendants(Arc<Shared>);
@@ -223,7 +226,9 @@ impl Descendants {
         lock(&self.0.runs).are_ending = true;
 
         let began = Instant::now();
-        while began.elapsed() < LOOK_LIMIT {
+        // A look misses what loses its parent meanwhile; the next one finds it.
+        let mut looks_without_any = 0;
+        while looks_without_any < 2 && began.elapsed() < END_LIMIT {
             let runs = lock(&self.0.runs);
             let programs: Vec<Pid> = runs.started.keys().copied().collect();
             let is_starting = !runs.starting.is_empty();
@@ -233,9 +238,10 @@ impl Descendants {
             self.0.kill_orphans(&self.0.orphan_pids(), |orphan| self.0.is_ours(orphan));
             let mut left = self.0.everything(&programs);
             left.retain(|process| process.is_alive);
-            if left.is_empty() && !is_starting {
-                break;
-            }
+            looks_without_any = match left.is_empty() && !is_starting {
+                true => looks_without_any + 1,
+                false => 0,
+            };
             left.iter().for_each(|process| process.signal(Signal::KILL));
             thread::sleep(LOOK_PAUSE);
         }
