@@ -272,7 +272,7 @@ def programs(case):
     expect("its properties", {**BYTES, "correlation_id": "1", "type": "result"}, result)
     client.send("so it is\n", app_id="fail", correlation_id="2")
     error, body = client.receive()
-    headers = {"error": "internal", "exit_code": 3}
+    headers = {"error": "internal", "exit_code": 3, "stderr": "so it is\n"}
     expect("the error", (headers, "so it is"), (error["headers"], body))
 
 
