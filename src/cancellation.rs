@@ -1,9 +1,10 @@
 //! Ends a call that is being computed, from another thread than the one that computes it.
 
+use crate::mutex::lock;
 use std::collections::HashMap;
 use std::io::{self, PipeReader, PipeWriter};
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// Why a call was ended before it had an outcome. Its request comes again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,11 +143,6 @@ impl Drop for RunningCall<'_> {
             running.calls.remove(&self.channel);
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing panics with the lock held; if it did, the state would be whole.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@
 //! | [`amqp`] | URIs, connections, queues, and the guards around them |
 //! | [`terminal`] | standard output, diagnostics on stderr, text made harmless |
 //! | [`signals`] | the first one asks to stop, the second ends |
+//! | `mutex` | how a mutex is locked |
 //! | [`error`] | what went wrong → exit code; imports nothing of ours |
 //!
 //! Imports point downwards in this table only.
@@ -31,6 +32,7 @@ pub mod command;
 pub mod drill;
 pub mod error;
 pub mod fib;
+mod mutex;
 pub mod procedure;
 pub mod program;
 pub mod protocol;

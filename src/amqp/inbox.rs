@@ -5,9 +5,10 @@
 //! floods a queue, could fill the memory so. And it tells that a channel was closed only to whoever next waits for
 //! something on it, which a thread that computes does not.
 
+use crate::mutex::lock;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 use std::time::Instant;
 
 /// How much memory may be taken by what nobody asked for, in bytes.
@@ -167,11 +168,6 @@ impl Inbox {
     pub(crate) fn violated(&self, reason: String) {
         let _ = self.violation.set(reason);
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing panics with the lock held; if it did, the state would be whole.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@
 use crate::command::procfs::{self, Pinned, Process};
 use crate::command::spawn::{self, Child};
 use crate::error::Failure;
+use crate::mutex::lock;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use rustix::process::{
     Pid, Signal, WaitOptions, getpid, kill_process, kill_process_group, waitpid,
@@ -25,7 +26,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
@@ -476,10 +477,6 @@ fn signal_group(program: Pid, signal: Signal) {
 /// Reaps a child, if it has ended.
 fn reap(pid: Pid) -> bool {
     matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(Some(_)))
-}
-
-fn lock(runs: &Mutex<Runs>) -> MutexGuard<'_, Runs> {
-    runs.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

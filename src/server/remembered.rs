@@ -2,13 +2,14 @@
 //! was too large, and whose reply was out when a channel or a connection ended.
 
 use crate::amqp::errors::ChannelFault;
+use crate::mutex::lock;
 use crate::protocol::Request;
 use std::collections::hash_map::RandomState;
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasher;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 /// How many requests are remembered. The oldest goes when there are more.
@@ -236,11 +237,6 @@ impl Hands {
     pub fn connection_lost(&self, memory: Memory, remembered: &Remembered) {
         lock(&self.0).iter().for_each(|(_, in_hand)| in_hand.connection_lost(memory, remembered));
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing panics with the lock held; if it did, the state would be whole.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
