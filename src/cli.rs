@@ -132,6 +132,11 @@ pub struct Server {
     #[arg(value_hint = ValueHint::Other)]
     pub time_limit: Duration,
 
+    /// How long a program that is to end has between SIGTERM and SIGKILL; 0: SIGKILL at once
+    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = delay)]
+    #[arg(value_hint = ValueHint::Other)]
+    pub kill_delay: Duration,
+
     /// How fib is computed
     #[arg(long, value_name = "NAME", value_enum, default_value_t = Algorithm::FastDoubling)]
     pub algorithm: Algorithm,
@@ -308,6 +313,12 @@ fn duration(text: &str) -> Result<Duration, String> {
         Err(_) => humantime::parse_duration(text).ok(),
     };
     duration.ok_or("30, 0.5, 500ms and 1m30s are durations, the first two in seconds".into())
+}
+
+/// Parses a delay: a duration, in seconds or with units.
+fn delay(text: &str) -> Result<Duration, String> {
+    // Its end must be a time that the system's clock has.
+    Ok(duration(text)?.min(MAX_EXPIRATION))
 }
 
 /// Parses a bound on a wait: a duration over 0, in seconds or with units.

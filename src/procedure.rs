@@ -325,6 +325,7 @@ fn integer<'a>(procedure: &str, argument: &'a [u8]) -> Result<(bool, &'a [u8]), 
 mod tests {
     use super::*;
     use crate::cancellation::CallHandle;
+    use std::time::Duration;
 
     const SETTINGS: Settings = Settings { algorithm: Algorithm::FastDoubling, max_n: 1_000 };
 
@@ -335,6 +336,7 @@ mod tests {
             environment: &[],
             most: 1_000,
             deadline: None,
+            kill_delay: Duration::ZERO,
             handle: &CallHandle::default(),
             at_stop: &|| {},
         };

@@ -28,6 +28,7 @@ fn call(name: &str, argument: &[u8]) -> Outcome {
         environment: &[],
         most: 0,
         deadline: None,
+        kill_delay: Duration::ZERO,
         handle: &CallHandle::default(),
         at_stop: &|| {},
     };

@@ -30,9 +30,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 use stderr::Stderr;
 
-/// How long a program that is to end has between SIGTERM and SIGKILL.
-const KILL_DELAY: Duration = Duration::from_secs(2);
-
 /// How long SIGKILL may take to end all of it, before the call is over without that.
 const KILL_LIMIT: Duration = Duration::from_secs(1);
 
@@ -55,6 +52,8 @@ pub struct Invocation<'a> {
     pub most: usize,
     /// When it must have ended.
     pub deadline: Option<Instant>,
+    /// How long it has between SIGTERM and SIGKILL when it is to end.
+    pub kill_delay: Duration,
     /// By which somebody else can end the call.
     pub handle: &'a CallHandle,
     /// Is called once if the server is asked to stop while the program runs.
@@ -299,7 +298,7 @@ impl Running<'_> {
         self.programs.signal(self.child.pid, Signal::TERM);
         // What was stopped takes SIGTERM only when it goes on.
         self.programs.signal(self.child.pid, Signal::CONT);
-        Phase::Ending { why, kill_at: now + KILL_DELAY }
+        Phase::Ending { why, kill_at: now + self.invocation.kill_delay }
     }
 
     /// Takes note of what the call's handle tells.

@@ -339,6 +339,7 @@ impl<'a> Worker<'a> {
             ],
             most: self.max_body(),
             deadline: [callers, own].into_iter().flatten().min(),
+            kill_delay: self.service.args.kill_delay,
             handle: &running,
             at_stop: &|| self.give_back(),
         };

@@ -24,6 +24,7 @@ mod readme;
 mod replies;
 mod scripts;
 mod server;
+mod service;
 mod surroundings;
 mod terminal;
 mod tls;

@@ -10,6 +10,7 @@ fun\t''
 a\t''
 b\t''"
 complete -c rpc_server -l time-limit -d 'Bound on each program that runs; 0: none' -r -f
+complete -c rpc_server -l kill-delay -d 'How long a program that is to end has between SIGTERM and SIGKILL; 0: SIGKILL at once' -r -f
 complete -c rpc_server -l algorithm -d 'How fib is computed' -r -f -a "fast-doubling\t'Two numbers doubled at a time: fast for every n'
 iterative\t'One addition for each step'
 recursive\t'The tutorial\'s, slow on purpose'"
