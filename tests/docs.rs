@@ -9,7 +9,7 @@
 #[allow(dead_code, reason = "shared with the other tests")]
 mod harness;
 
-use harness::Node;
+use harness::{Node, build_examples};
 use libtest_mimic::{Arguments, Trial};
 use pty_process::Size;
 use pty_process::blocking::{self, Pty};
@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, LazyLock, Once};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
@@ -116,17 +116,6 @@ fn main() -> ExitCode {
     // The last lessons take longest.
     trials.reverse();
     libtest_mimic::run(&arguments, trials).exit_code()
-}
-
-/// Cargo does so for all tests together, but not for this one alone.
-fn build_examples() {
-    static BUILT: Once = Once::new();
-    BUILT.call_once(|| {
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--locked", "--examples"]).current_dir(root());
-        let is_built = build.status().is_ok_and(|status| status.success());
-        assert!(is_built, "the examples cannot be built");
-    });
 }
 
 fn root() -> &'static Path {

@@ -9,12 +9,12 @@ mod harness;
 
 use amiquip::{AmqpProperties, ExchangeDeclareOptions, ExchangeType, QueueDeclareOptions};
 use harness::{Amqp, Ended, Node, PATIENCE, Process};
-use harness::{client_at, kill, program, raw, server_command, shown};
+use harness::{build_examples, client_at, kill, program, raw, server_command, shown};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{LazyLock, OnceLock};
 use std::time::Instant;
 
 const ALL: [&str; 10] = [
@@ -33,20 +33,10 @@ const ALL: [&str; 10] = [
 const FOR_MESSAGES: &str = " [*] Waiting for messages. To exit press CTRL+C\n";
 const FOR_LOGS: &str = " [*] Waiting for logs. To exit press CTRL+C\n";
 
-/// The folder with the examples. Cargo builds them for `cargo test`, but not when that is told to
-/// run this file alone: so here they are built for sure.
-fn folder() -> &'static Path {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    FOLDER.get_or_init(|| {
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--locked", "--examples"]);
-        if !cfg!(debug_assertions) {
-            build.arg("--release");
-        }
-        let status = build.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap();
-        assert!(status.success(), "the examples cannot be built");
-        Path::new(env!("CARGO_BIN_EXE_rpc_client")).with_file_name("examples")
-    })
+/// Returns the folder with the examples, which are built by then.
+fn folder() -> PathBuf {
+    build_examples();
+    Path::new(env!("CARGO_BIN_EXE_rpc_client")).with_file_name("examples")
 }
 
 fn command(url: &str, example: &str, args: &[&str]) -> Command {

@@ -13,7 +13,7 @@ use fib_rpc::amqp::uri;
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, LazyLock, Mutex};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, Once};
 use std::thread;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
@@ -32,6 +32,30 @@ pub fn broker() -> String {
     static SHARED: LazyLock<Node> = LazyLock::new(Node::start);
     let given = std::env::var("AMQP_URL").ok().filter(|url| !url.is_empty());
     given.unwrap_or_else(|| SHARED.url.clone())
+}
+
+/// Builds the examples, once. Cargo does so for all tests together, but not for those of one file alone.
+#[allow(dead_code, reason = "for the examples' and the documents' tests")]
+pub fn build_examples() {
+    static BUILT: Once = Once::new();
+    BUILT.call_once(|| {
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "--locked", "--examples"]);
+        if !cfg!(debug_assertions) {
+            build.arg("--release");
+        }
+        // What Cargo tells a test of its package. ring's build script would take it for a change, and all that depends
+        // on ring would be built again, now and the next time.
+        let is_of_package =
+            |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+        for (name, _) in std::env::vars_os() {
+            if name.to_str().is_some_and(is_of_package) {
+                build.env_remove(name);
+            }
+        }
+        let status = build.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap();
+        assert!(status.success(), "the examples cannot be built");
+    });
 }
 
 /// How the programs name a broker in their messages.
