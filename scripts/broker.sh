@@ -29,7 +29,7 @@ start    starts a private node and prints its AMQP URL; the node outlives this s
 stop     ends that node and removes its data (and its folder, if nothing else is in it)
 kill     ends it without asking it, for nodes that nobody uses any more
 restart  starts it again, on the same ports and with the same data, after its process died
-reset    starts it again, on the same ports and with no data, whether it runs or not
+reset    leaves it on the same ports and with no data: empties it if it runs, starts it again if not
 url      prints its AMQP URL
 tls-url  prints its AMQP URL for TLS, if it was started with --tls
 tls-dir  prints the folder with its certificates
@@ -487,8 +487,35 @@ restart() {
     start_again
 }
 
+# What a node has after its start, and nothing else: no connections, the user guest, and an empty vhost.
+empty='
+Who = <<"broker.sh">>,
+[rabbit_networking:close_connection(Pid, "the node is reset") || Pid <- rabbit_networking:connections()],
+Users = [proplists:get_value(user, User) || User <- rabbit_auth_backend_internal:list_users()],
+[rabbit_auth_backend_internal:delete_user(User, Who) || User <- Users, User =/= <<"guest">>],
+[rabbit_vhost:delete(Vhost, Who) || Vhost <- rabbit_vhost:list_names()],
+rabbit_vhost:add(<<"/">>, Who),
+rabbit_auth_backend_internal:set_permissions(<<"guest">>, <<"/">>, <<".*">>, <<".*">>, <<".*">>, Who),
+vm_memory_monitor:set_vm_memory_high_watermark(0.4),
+[] = rabbit_alarm:get_alarms().'
+
+# evaluate EXPRESSION: on the node, by erl_call, which takes a hundredth of the time that rabbitmqctl takes, and comes with
+# most packages of Erlang. Fails if the node does not answer, or answers an error: its version may have other functions.
+evaluate() (
+    enter_node
+    if have erl_call; then
+        case $(erl_call -r -sname "$name" -timeout 60 -e <<<"$1" 2>/dev/null) in '{ok, '*) ;; *) exit 1 ;; esac
+    else
+        rabbitmqctl --timeout 60 eval "$1" >/dev/null 2>&1
+    fi
+)
+
 reset() {
     need_node
+    if [ -n "$beam_pid" ] && evaluate "$empty"; then
+        node_ready
+        return
+    fi
     end_beam 0
     rm -rf "${node:?}/data"
     start_again

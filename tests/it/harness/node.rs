@@ -113,19 +113,6 @@ fn is_undone(words: &[&str]) -> bool {
     words.iter().any(|word| word.starts_with("list_") || UNDONE.contains(word))
 }
 
-/// Leaves a node as it is after its start: with no connections, the user guest, and the vhost / that has nothing in it.
-/// One `eval`, because each word of `rabbitmqctl` takes half a second.
-const EMPTY: &str = r#"
-Who = <<"tests">>,
-[rabbit_networking:close_connection(Pid, "the test is over") || Pid <- rabbit_networking:connections()],
-Users = [proplists:get_value(user, User) || User <- rabbit_auth_backend_internal:list_users()],
-[rabbit_auth_backend_internal:delete_user(User, Who) || User <- Users, User =/= <<"guest">>],
-[rabbit_vhost:delete(Vhost, Who) || Vhost <- rabbit_vhost:list_names()],
-rabbit_vhost:add(<<"/">>, Who),
-rabbit_auth_backend_internal:set_permissions(<<"guest">>, <<"/">>, <<".*">>, <<".*">>, <<".*">>, Who),
-vm_memory_monitor:set_vm_memory_high_watermark(0.4),
-[] = rabbit_alarm:get_alarms()."#;
-
 /// What a node was started with.
 #[derive(Clone, PartialEq)]
 struct Setup {
@@ -175,9 +162,9 @@ impl Broker {
             .unwrap()
     }
 
-    /// Empties it. Returns whether that could be done: it may be dead, or of a version that has other functions.
+    /// Empties it. Returns whether that could be done.
     fn is_emptied(&self) -> bool {
-        self.run(&["ctl", "--timeout", "60", "eval", EMPTY]).status.success()
+        self.run(&["reset"]).status.success()
     }
 
     fn kill(&self) {
