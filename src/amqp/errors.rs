@@ -1,5 +1,6 @@
-//! What the client library's errors mean: each becomes a [`Failure`] that names the broker and the
-//! remedy. The texts in them are the broker's; they are shown as they came.
+//! The errors of this room, and which of them an error of the client library is. An [`AmqpError`] names the broker and
+//! says what is wrong; the texts in it are the broker's, shown as they came. What would help is beside it as a
+//! [`Remedy`], without a sentence: that is for whoever tells it, and knows by which options a program was started.
 
 use crate::amqp::MAX_BODY;
 use crate::amqp::inbox::Close;
@@ -7,8 +8,103 @@ use crate::amqp::uri::{Credentials, Endpoint};
 use crate::error::{Failure, FailureKind};
 use crate::terminal::text;
 use amiquip::Error;
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::time::Duration;
+
+/// Why something did not succeed between a URI and a channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AmqpError {
+    /// What is wrong.
+    pub kind: AmqpErrorKind,
+    /// One sentence: what failed, and at which broker. Never a password.
+    pub message: String,
+    /// What would help, as far as that is known.
+    pub remedy: Option<Remedy>,
+}
+
+impl AmqpError {
+    /// Returns an error of `kind`, told by `message`, against which nothing is known to help.
+    pub fn new(kind: AmqpErrorKind, message: impl Into<String>) -> AmqpError {
+        AmqpError { kind, message: message.into(), remedy: None }
+    }
+
+    /// Returns the error with what would help.
+    pub fn with_remedy(self, remedy: Remedy) -> AmqpError {
+        AmqpError { remedy: Some(remedy), ..self }
+    }
+}
+
+impl std::error::Error for AmqpError {}
+
+/// Shows what is wrong, without a remedy.
+impl Display for AmqpError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// What is wrong, for programs that decide by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AmqpErrorKind {
+    /// No broker answers, or what answers is not one.
+    BrokerUnreachable,
+    /// Credentials or a permission were refused.
+    AccessRefused,
+    /// What was asked for does not fit the broker: a vhost that is missing, a certificate that is not trusted, a queue
+    /// that was declared in another way.
+    Configuration,
+    /// The queue or the exchange does not exist.
+    QueueMissing,
+    /// The queue cannot be used: another connection has it for itself.
+    QueueUnusable,
+    /// The message is larger than the broker takes.
+    TooLarge {
+        /// The largest body that it takes, in bytes.
+        limit: usize,
+    },
+    /// The broker does not take messages at the moment.
+    Blocked,
+    /// The connection was lost.
+    ConnectionLost,
+    /// This process failed: it has no more threads or descriptors.
+    Internal,
+}
+
+/// What would help against an [`AmqpError`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Remedy {
+    /// Start a broker where the connection was to go, or name one that runs.
+    StartBroker,
+    /// Name another host or port: what listens there speaks no AMQP.
+    CheckAddress,
+    /// Allow more time for the handshake, if it is RabbitMQ that listens there.
+    AllowMoreTime {
+        /// Whether it was the login that took so long: RabbitMQ lets 3 s pass before it refuses credentials.
+        is_in_login: bool,
+    },
+    /// Check user and password, if the broker closes the connection again during the login.
+    CheckCredentialsIfRepeated,
+    /// Check user and password.
+    CheckPassword,
+    /// Check the client certificate, and whether a user has its name.
+    CheckClientCertificate,
+    /// Give the user permissions.
+    GrantPermissions,
+    /// Add this vhost, or name another.
+    AddVhost(String),
+    /// Take the slash at the end of the URI away: it names the vhost with the empty name.
+    OmitSlash,
+    /// Allow more channels, in the URI or on the broker.
+    RaiseChannelMax,
+    /// Name another queue.
+    NameAnotherQueue,
+    /// Delete a queue or an exchange that was declared in another way, or name another vhost.
+    DeleteQueue,
+    /// Ack sooner than the broker's `consumer_timeout` passes, or raise that.
+    AckSooner,
+    /// Free memory or disk of the broker's machine.
+    FreeResources,
+}
 
 /// RabbitMQ lets 3 s pass before it closes a connection whose credentials it refuses. What the
 /// client library reports as refused credentials sooner was a broker that went away meanwhile.

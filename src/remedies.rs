@@ -1,0 +1,95 @@
+//! What a program tells of an error of [`amqp`](crate::amqp), which knows neither options nor exit codes: the sentence
+//! with the remedy, in the words of the command line, and the [`FailureKind`].
+
+use crate::amqp::errors::{AmqpError, AmqpErrorKind, Remedy};
+use crate::error::{Failure, FailureKind, ProgramError};
+
+impl From<AmqpErrorKind> for FailureKind {
+    fn from(kind: AmqpErrorKind) -> FailureKind {
+        match kind {
+            AmqpErrorKind::BrokerUnreachable => FailureKind::BrokerUnreachable,
+            AmqpErrorKind::AccessRefused => FailureKind::AccessRefused,
+            AmqpErrorKind::Configuration => FailureKind::Configuration,
+            AmqpErrorKind::QueueMissing => FailureKind::QueueMissing,
+            AmqpErrorKind::QueueUnusable => FailureKind::QueueUnusable,
+            AmqpErrorKind::TooLarge { limit } => FailureKind::TooLarge { limit },
+            AmqpErrorKind::Blocked => FailureKind::Blocked,
+            AmqpErrorKind::ConnectionLost => FailureKind::ConnectionLost,
+            AmqpErrorKind::Internal => FailureKind::Internal,
+        }
+    }
+}
+
+/// With the remedy behind what is wrong.
+impl From<AmqpError> for Failure {
+    fn from(AmqpError { kind, message, remedy }: AmqpError) -> Failure {
+        let remedy = remedy.map(|remedy| told(&remedy)).unwrap_or_default();
+        Failure::new(kind.into(), message + &remedy)
+    }
+}
+
+impl From<AmqpError> for ProgramError {
+    fn from(error: AmqpError) -> ProgramError {
+        Failure::from(error).into()
+    }
+}
+
+/// Returns what a sentence about an error goes on with, to tell what helps.
+fn told(remedy: &Remedy) -> String {
+    let told = match remedy {
+        Remedy::StartBroker => "; is RabbitMQ running there? (--url or AMQP_URL names another)",
+        Remedy::CheckAddress => "; check host and port in --url or AMQP_URL",
+        Remedy::AllowMoreTime { is_in_login: false } => {
+            "; is RabbitMQ listening there? (--connect-timeout allows more)"
+        }
+        Remedy::AllowMoreTime { is_in_login: true } => {
+            "; is RabbitMQ listening there? (--connect-timeout allows more); \
+             RabbitMQ takes its time to refuse credentials: check them too"
+        }
+        Remedy::CheckCredentialsIfRepeated => "; if it goes on to, check user and password",
+        Remedy::CheckPassword => {
+            "; check user and password in --url or AMQP_URL; RabbitMQ lets guest in from localhost only"
+        }
+        Remedy::CheckClientCertificate => {
+            "; check the client certificate, and that a user has its name"
+        }
+        Remedy::GrantPermissions => "; rabbitmqctl set_permissions gives access",
+        Remedy::AddVhost(vhost) => {
+            return format!("; rabbitmqctl add_vhost {vhost} makes it, the URI names another");
+        }
+        Remedy::OmitSlash => {
+            "; the URI ends with a slash, which names the vhost \"\": without it the default vhost / is meant"
+        }
+        Remedy::RaiseChannelMax => {
+            ": see channel_max in the URI or on the broker (each of the server's --workers needs one)"
+        }
+        Remedy::NameAnotherQueue => "; name another with --queue",
+        Remedy::DeleteQueue => {
+            "; it exists already, declared in another way: delete it, or name another vhost in the URI"
+        }
+        Remedy::AckSooner => {
+            "; keep --time-limit below the broker's consumer_timeout, or raise that"
+        }
+        Remedy::FreeResources => "; free its memory or disk",
+    };
+
+    told.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_told_with_what_helps() {
+        let message = "cannot reach amqp://h:5672: Connection refused (os error 111)";
+        let error = AmqpError::new(AmqpErrorKind::BrokerUnreachable, message);
+        assert_eq!(Failure::from(error.clone()).message, message);
+        let told = Failure::from(error.with_remedy(Remedy::StartBroker));
+        let remedy = "; is RabbitMQ running there? (--url or AMQP_URL names another)";
+        assert_eq!(
+            told,
+            Failure::new(FailureKind::BrokerUnreachable, format!("{message}{remedy}"))
+        );
+    }
+}
