@@ -2,6 +2,7 @@
 //! with the remedy, in the words of the command line, and the [`FailureKind`].
 
 use crate::amqp::errors::{AmqpError, AmqpErrorKind, Remedy};
+use crate::amqp::uri::UriError;
 use crate::error::{Failure, FailureKind, ProgramError};
 
 impl From<AmqpErrorKind> for FailureKind {
@@ -30,6 +31,21 @@ impl From<AmqpError> for Failure {
 
 impl From<AmqpError> for ProgramError {
     fn from(error: AmqpError) -> ProgramError {
+        Failure::from(error).into()
+    }
+}
+
+/// With where the URI comes from.
+impl From<UriError> for Failure {
+    fn from(UriError { number, reason }: UriError) -> Failure {
+        let which = number.map(|number| format!(" {number}")).unwrap_or_default();
+        let message = format!("broker URI{which} (--url or AMQP_URL): {reason}");
+        Failure::new(FailureKind::Configuration, message)
+    }
+}
+
+impl From<UriError> for ProgramError {
+    fn from(error: UriError) -> ProgramError {
         Failure::from(error).into()
     }
 }
@@ -79,6 +95,7 @@ fn told(remedy: &Remedy) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::amqp::uri;
 
     #[test]
     fn an_error_is_told_with_what_helps() {
@@ -90,6 +107,18 @@ mod tests {
         assert_eq!(
             told,
             Failure::new(FailureKind::BrokerUnreachable, format!("{message}{remedy}"))
+        );
+    }
+
+    #[test]
+    fn a_wrong_uri_is_told_with_where_it_comes_from() {
+        let told = |list| Failure::from(uri::parse_list(list).unwrap_err()).message;
+        let reason = "it does not begin with amqp:// or amqps://";
+        assert_eq!(told("host"), format!("broker URI (--url or AMQP_URL): {reason}"));
+        let reason = "a comma follows it, and no other URI";
+        assert_eq!(
+            told("amqp://a,amqp://b,"),
+            format!("broker URI 2 (--url or AMQP_URL): {reason}")
         );
     }
 }

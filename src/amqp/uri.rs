@@ -9,7 +9,6 @@
 //! character in it was not percent-encoded.
 
 use crate::amqp::MAX_NAME;
-use crate::error::{Failure, FailureKind};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -89,6 +88,26 @@ impl fmt::Debug for Endpoint {
     }
 }
 
+/// Why a text is no list of URIs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UriError {
+    /// Which URI of several is wrong, from 1. None: there is one only.
+    pub number: Option<usize>,
+    /// What is wrong with it, as in "its port is no number". Never a password.
+    pub reason: String,
+}
+
+impl std::error::Error for UriError {}
+
+impl fmt::Display for UriError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.number {
+            Some(number) => write!(f, "broker URI {number}: {}", self.reason),
+            None => write!(f, "broker URI: {}", self.reason),
+        }
+    }
+}
+
 /// All that RFC 3986 does not call unreserved is encoded.
 const RESERVED: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
@@ -97,16 +116,13 @@ const RESERVED: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_
 ///
 /// # Errors
 ///
-/// [`FailureKind::Configuration`], with what is wrong and with which URI of several.
-pub fn parse_list(list: &str) -> Result<Vec<Endpoint>, Failure> {
+/// What is wrong with the first one that is none.
+pub fn parse_list(list: &str) -> Result<Vec<Endpoint>, UriError> {
     let uris = split(list);
-    let several = uris.len() > 1;
+    let is_list = uris.len() > 1;
     let endpoint = |(index, uri): (usize, &&str)| {
-        parse(uri.trim()).map_err(|reason| {
-            let which = if several { format!(" {}", index + 1) } else { String::new() };
-            let message = format!("broker URI{which} (--url or AMQP_URL): {reason}");
-            Failure::new(FailureKind::Configuration, message)
-        })
+        let number = is_list.then_some(index + 1);
+        parse(uri.trim()).map_err(|reason| UriError { number, reason })
     };
     uris.iter().enumerate().map(endpoint).collect()
 }
@@ -392,12 +408,8 @@ mod tests {
         let shown: Vec<String> = list.iter().map(Endpoint::to_string).collect();
         assert_eq!(shown, ["amqp://a:5672", "amqps://u@b:1/v", "amqp://[::1]:2"]);
         assert!(list[1].credentials == plain("u", "p,w"));
-        let failure = parse_list("amqp://a,amqp://b:x").unwrap_err();
-        assert_eq!(failure.kind, FailureKind::Configuration);
-        assert!(
-            failure.message.starts_with("broker URI 2 (--url or AMQP_URL): its port"),
-            "{failure}"
-        );
+        let error = parse_list("amqp://a,amqp://b:x").unwrap_err();
+        assert!(error.to_string().starts_with("broker URI 2: its port"), "{error}");
     }
 
     #[test]
@@ -412,8 +424,7 @@ mod tests {
             ("amqp://::1:5672", "an IPv6 address stands in brackets, as in amqp://[::1]:5672 ("),
             ("amqp://fe80::1", "an IPv6 address stands in brackets, as in amqp://[::1]:5672 ("),
         ] {
-            let failure = parse_list(list).unwrap_err();
-            let (_, told) = failure.message.split_once("(--url or AMQP_URL): ").unwrap();
+            let told = parse_list(list).unwrap_err().reason;
             assert!(told.starts_with(reason), "{list}: {told}");
         }
     }
@@ -428,10 +439,9 @@ mod tests {
             "amqp://gu/est:s3cret@127.0.0.1:1",
             "amqps://guest:12/s3cret@127.0.0.1:1/vhost?heartbeat=5",
         ] {
-            let failure = parse_list(uri).unwrap_err();
-            let told =
-                format!("broker URI (--url or AMQP_URL): it has an @ behind a slash{ENCODE}");
-            assert_eq!(failure, Failure::new(FailureKind::Configuration, told), "{uri}");
+            let error = parse_list(uri).unwrap_err();
+            let reason = format!("it has an @ behind a slash{ENCODE}");
+            assert_eq!(error, UriError { number: None, reason }, "{uri}");
         }
         assert_eq!(one("amqp://guest:12%2Fs3cret@h/v%40w").vhost, "v@w");
     }
@@ -503,10 +513,9 @@ mod tests {
             "amqps://h?server_name_indication=",
             "amqps://h?server_name_indication=disable",
         ] {
-            let failure = parse_list(uri).expect_err(uri);
-            assert_eq!(failure.kind, FailureKind::Configuration, "{uri}");
-            assert!(!failure.message.contains("s3"), "{uri}: {failure}");
-            assert!(!failure.message.contains("cret"), "{uri}: {failure}");
+            let told = parse_list(uri).expect_err(uri).to_string();
+            assert!(!told.contains("s3"), "{uri}: {told}");
+            assert!(!told.contains("cret"), "{uri}: {told}");
         }
         let long = format!("amqp://h/{}", "v".repeat(256));
         assert!(parse_list(&long).is_err());
