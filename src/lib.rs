@@ -14,7 +14,7 @@
 //! | [`command`] | programs: started, fed, read, bounded, reaped, and killed with all that they started |
 //! | [`cancellation`] | ends a call that is being computed |
 //! | [`fib`] | Fibonacci numbers |
-//! | `remedies` | what a program tells of an error of `amqp`: what helps, and the exit code |
+//! | [`remedies`] | what a program tells of an error of `amqp`: what helps, and the exit code |
 //! | [`amqp`] | URIs, connections, queues, and the guards around them |
 //! | [`terminal`] | standard output, diagnostics on stderr, text made harmless |
 //! | [`signals`] | the first one asks to stop, the second ends |
@@ -37,7 +37,7 @@ mod mutex;
 pub mod procedure;
 pub mod program;
 pub mod protocol;
-mod remedies;
+pub mod remedies;
 pub mod server;
 pub mod signals;
 pub mod terminal;

@@ -1,9 +1,11 @@
 //! What a program tells of an error of [`amqp`](crate::amqp), which knows neither options nor exit codes: the sentence
 //! with the remedy, in the words of the command line, and the [`FailureKind`].
 
-use crate::amqp::errors::{AmqpError, AmqpErrorKind, Remedy};
+use crate::amqp::connection::OpenConnection;
+use crate::amqp::errors::{AmqpError, AmqpErrorKind, OpenError, Remedy};
 use crate::amqp::uri::UriError;
 use crate::error::{Failure, FailureKind, ProgramError};
+use log::info;
 
 impl From<AmqpErrorKind> for FailureKind {
     fn from(kind: AmqpErrorKind) -> FailureKind {
@@ -35,6 +37,15 @@ impl From<AmqpError> for ProgramError {
     }
 }
 
+/// With the remedy of each behind what is wrong with it.
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Failure {
+        let kind = error.kind().into();
+        let attempts = error.attempts.into_iter().map(|error| Failure::from(error).message);
+        Failure::new(kind, attempts.collect::<Vec<_>>().join("; and "))
+    }
+}
+
 /// With where the URI comes from.
 impl From<UriError> for Failure {
     fn from(UriError { number, reason }: UriError) -> Failure {
@@ -47,6 +58,13 @@ impl From<UriError> for Failure {
 impl From<UriError> for ProgramError {
     fn from(error: UriError) -> ProgramError {
         Failure::from(error).into()
+    }
+}
+
+/// Logs why there is no connection to the brokers that stand before this one in the list.
+pub fn log_failed_attempts(connection: &OpenConnection) {
+    for error in connection.failed_attempts() {
+        info!("{}", Failure::from(error.clone()));
     }
 }
 
@@ -108,6 +126,25 @@ mod tests {
             told,
             Failure::new(FailureKind::BrokerUnreachable, format!("{message}{remedy}"))
         );
+    }
+
+    #[test]
+    fn of_several_brokers_each_is_told_and_the_kind_is_that_of_the_first_that_was_reached() {
+        let away = AmqpError::new(AmqpErrorKind::BrokerUnreachable, "cannot reach a")
+            .with_remedy(Remedy::StartBroker);
+        let refused = AmqpError::new(AmqpErrorKind::AccessRefused, "b refused the credentials");
+        let wrong = AmqpError::new(AmqpErrorKind::Configuration, "c has no vhost \"v\"")
+            .with_remedy(Remedy::AddVhost("v".into()));
+        let failure = Failure::from(OpenError { attempts: vec![away.clone(), refused, wrong] });
+        assert_eq!(failure.kind, FailureKind::AccessRefused);
+        assert_eq!(
+            failure.message,
+            "cannot reach a; is RabbitMQ running there? (--url or AMQP_URL names another); and \
+             b refused the credentials; and \
+             c has no vhost \"v\"; rabbitmqctl add_vhost v makes it, the URI names another"
+        );
+        let failure = Failure::from(OpenError { attempts: vec![away] });
+        assert_eq!(failure.kind, FailureKind::BrokerUnreachable);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use fib_rpc::amqp::uri;
 use fib_rpc::cli;
 use fib_rpc::error::{Failure, FailureKind, ProgramError};
 use fib_rpc::program;
+use fib_rpc::remedies;
 use fib_rpc::signals::{Stop, stop_requests};
 use fib_rpc::terminal::logging;
 use log::warn;
@@ -60,7 +61,9 @@ pub struct Broker {
 impl Broker {
     pub fn connect(&self) -> Result<OpenConnection, Failure> {
         let brokers = uri::parse_list(&self.url)?;
-        OpenConnection::open(&brokers, self.connect_timeout, PROGRAM)
+        let connection = OpenConnection::open(&brokers, self.connect_timeout, PROGRAM)?;
+        remedies::log_failed_attempts(&connection);
+        Ok(connection)
     }
 }
 

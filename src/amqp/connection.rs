@@ -1,7 +1,7 @@
 //! An [`Endpoint`] to an open AMQP connection, and the guards around it: opening and closing take
 //! bounded time whatever the broker does, and an error tells what broke.
 
-use crate::amqp::errors;
+use crate::amqp::errors::{self, AmqpError, AmqpErrorKind, OpenError};
 use crate::amqp::inbox::{Close, Inbox};
 use crate::amqp::inspector::Inspector;
 use crate::amqp::sanitizer::FRAME_MAX;
@@ -15,7 +15,7 @@ use amiquip::{
     Error, Return,
 };
 use crossbeam_channel::{Receiver, RecvError};
-use log::{debug, info, warn};
+use log::{debug, warn};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -67,6 +67,7 @@ pub struct OpenConnection {
     endpoint: Endpoint,
     /// The endpoint as messages name it.
     name: String,
+    failed_attempts: Vec<AmqpError>,
     inbox: Arc<Inbox>,
 }
 
@@ -78,13 +79,12 @@ impl OpenConnection {
     ///
     /// # Errors
     ///
-    /// If none does, all of their failures in one; the kind is that of the first whose broker
-    /// could be reached, since that one tells most.
+    /// If none does, why, of each.
     pub fn open(
         endpoints: &[Endpoint],
         limit: Duration,
         program: &str,
-    ) -> Result<OpenConnection, Failure> {
+    ) -> Result<OpenConnection, OpenError> {
         OpenConnection::open_within(Duration::MAX, endpoints, limit, program)
     }
 
@@ -96,51 +96,48 @@ impl OpenConnection {
         endpoints: &[Endpoint],
         limit: Duration,
         program: &str,
-    ) -> Result<OpenConnection, Failure> {
+    ) -> Result<OpenConnection, OpenError> {
         let began = Instant::now();
-        let mut failures: Vec<Failure> = Vec::new();
-        for (endpoint, attempts) in endpoints.iter().zip((1..=endpoints.len() as u32).rev()) {
-            let share = left.saturating_sub(began.elapsed()) / attempts;
+        let mut attempts = Vec::new();
+        for (endpoint, remaining) in endpoints.iter().zip((1..=endpoints.len() as u32).rev()) {
+            let share = left.saturating_sub(began.elapsed()) / remaining;
             let limit = endpoint.connection_timeout.unwrap_or(limit).min(share);
             match OpenConnection::open_one(endpoint, limit, program) {
-                Ok(connection) => {
-                    for failure in failures {
-                        info!("{failure}");
-                    }
+                Ok(mut connection) => {
+                    connection.failed_attempts = attempts;
                     return Ok(connection);
                 }
-                Err(failure) => failures.push(failure),
+                Err(error) => attempts.push(error),
             }
         }
 
-        let reached =
-            failures.iter().find(|failure| failure.kind != FailureKind::BrokerUnreachable);
-        let kind = reached.map_or(FailureKind::BrokerUnreachable, |failure| failure.kind);
-        let messages: Vec<String> = failures.into_iter().map(|failure| failure.message).collect();
-        Err(Failure::new(kind, messages.join("; and ")))
+        Err(OpenError { attempts })
     }
 
     fn open_one(
         endpoint: &Endpoint,
         limit: Duration,
         program: &str,
-    ) -> Result<OpenConnection, Failure> {
+    ) -> Result<OpenConnection, AmqpError> {
         let deadline = Instant::now() + limit;
         let socket = transport::dial(endpoint, deadline)?;
         let traffic = Arc::new(Traffic::default());
         let watchdog = socket.try_clone();
         let watchdog = watchdog.and_then(|socket| Watchdog::new(socket, Arc::clone(&traffic)));
-        let watchdog = watchdog.map_err(Failure::internal("cannot watch the connection"))?;
+        let watchdog = watchdog.map_err(|error| {
+            let message = format!("cannot watch the connection: {error}");
+            AmqpError::new(AmqpErrorKind::Internal, message)
+        })?;
 
         let began = Instant::now();
         let left = deadline.saturating_duration_since(began);
-        let mut in_login = false;
+        let mut is_in_login = false;
         let inbox = Arc::new(Inbox::default());
-        let opened: Result<_, Failure> = watchdog.bounded(left, || {
+        let opened: Result<_, AmqpError> = watchdog.bounded(left, || {
             let transport =
                 transport::establish(endpoint, socket, Arc::clone(&inbox), Arc::clone(&traffic))?;
             handshake(transport, options(endpoint, program)).map_err(|error| {
-                in_login = matches!(error, Error::InvalidCredentials);
+                is_in_login = matches!(error, Error::InvalidCredentials);
                 let error = told(error, &inbox);
                 match inbox.violation() {
                     Some(reason) => errors::no_handshake(endpoint, &reason),
@@ -150,7 +147,7 @@ impl OpenConnection {
         });
 
         if watchdog.fired() {
-            return Err(errors::handshake_too_slow(endpoint, limit, in_login));
+            return Err(errors::handshake_too_slow(endpoint, limit, is_in_login));
         }
 
         let (connection, blocked_notifications) = opened?;
@@ -164,6 +161,7 @@ impl OpenConnection {
             blocked: None,
             endpoint: endpoint.clone(),
             name: endpoint.to_string(),
+            failed_attempts: Vec::new(),
             inbox,
         })
     }
@@ -183,6 +181,11 @@ impl OpenConnection {
     /// Returns where the connection goes, for messages: without the password.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Returns why there is no connection to the brokers that stood before this one in the list, of each.
+    pub fn failed_attempts(&self) -> &[AmqpError] {
+        &self.failed_attempts
     }
 
     fn lock_connection(&self) -> MutexGuard<'_, Option<Connection>> {

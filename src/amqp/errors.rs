@@ -70,6 +70,32 @@ pub enum AmqpErrorKind {
     Internal,
 }
 
+/// Why no connection was opened, to any of several brokers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenError {
+    /// The error of each broker that was tried, in that order.
+    pub attempts: Vec<AmqpError>,
+}
+
+impl OpenError {
+    /// Returns what is wrong by the first one whose broker could be reached, since that one tells most.
+    pub fn kind(&self) -> AmqpErrorKind {
+        let kinds = self.attempts.iter().map(|error| error.kind);
+        let mut reached = kinds.filter(|kind| *kind != AmqpErrorKind::BrokerUnreachable);
+        reached.next().unwrap_or(AmqpErrorKind::BrokerUnreachable)
+    }
+}
+
+impl std::error::Error for OpenError {}
+
+/// Shows what is wrong with each, without remedies.
+impl Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let messages: Vec<&str> = self.attempts.iter().map(|error| &*error.message).collect();
+        f.write_str(&messages.join("; and "))
+    }
+}
+
 /// What would help against an [`AmqpError`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Remedy {
@@ -225,84 +251,77 @@ pub fn of_connection(endpoint: &str, cause: &Error) -> Failure {
 }
 
 /// Returns why a broker that was reached did not open the connection, `after` a time.
-pub fn of_handshake(endpoint: &Endpoint, error: Error, after: Duration) -> Failure {
-    use FailureKind::{AccessRefused, BrokerUnreachable, Configuration};
+pub fn of_handshake(endpoint: &Endpoint, error: Error, after: Duration) -> AmqpError {
+    use AmqpErrorKind::{AccessRefused, BrokerUnreachable, Configuration};
     #[cfg(feature = "tls")]
     if let Error::IoErrorReadingSocket { source } | Error::IoErrorWritingSocket { source } = &error
         && let Some(refusal) = crate::amqp::tls::refusal(endpoint, source)
     {
         return refusal;
     }
-    let (kind, message) = match &error {
-        Error::InvalidCredentials if after < SHORTEST_REFUSAL => {
-            let remedy = "if it goes on to, check user and password";
-            (BrokerUnreachable, format!("closed the connection during the login; {remedy}"))
-        }
+    let (kind, message, remedy) = match &error {
+        Error::InvalidCredentials if after < SHORTEST_REFUSAL => (
+            BrokerUnreachable,
+            "closed the connection during the login".into(),
+            Some(Remedy::CheckCredentialsIfRepeated),
+        ),
         Error::InvalidCredentials => {
             let remedy = match endpoint.credentials {
-                Credentials::Plain { .. } => {
-                    "check user and password in --url or AMQP_URL; RabbitMQ lets guest in from localhost only"
-                }
-                Credentials::External => {
-                    "check the client certificate, and that a user has its name"
-                }
+                Credentials::Plain { .. } => Remedy::CheckPassword,
+                Credentials::External => Remedy::CheckClientCertificate,
             };
-            (AccessRefused, format!("refused the credentials; {remedy}"))
+            (AccessRefused, "refused the credentials".into(), Some(remedy))
         }
         Error::UnsupportedAuthMechanism { available, requested } => {
             let offered = format!("{requested}, but {available}");
-            (Configuration, format!("does not offer the authentication mechanism {offered}"))
+            let message = format!("does not offer the authentication mechanism {offered}");
+            (Configuration, message, None)
         }
         Error::ServerClosedConnection { code: NOT_ALLOWED, message }
             if message.ends_with("not found") =>
         {
             let vhost = &endpoint.vhost;
             let remedy = match vhost.as_str() {
-                "" => "the URI ends with a slash, which names the vhost \"\": without it the default vhost / is meant".into(),
-                _ => format!("rabbitmqctl add_vhost {vhost} makes it, the URI names another"),
+                "" => Remedy::OmitSlash,
+                _ => Remedy::AddVhost(vhost.clone()),
             };
-            (Configuration, format!("has no vhost \"{vhost}\"; {remedy}"))
+            (Configuration, format!("has no vhost \"{vhost}\""), Some(remedy))
         }
         // "access to vhost 'x' refused for user 'y'", and not "...: connection limit (7) is reached",
         // which has the same code and passes.
         Error::ServerClosedConnection { code: NOT_ALLOWED, message }
             if message.contains("refused for user") && !message.ends_with("is reached") =>
         {
-            (AccessRefused, format!("refused access: {message}{PERMISSIONS}"))
+            let message = format!("refused access: {message}");
+            (AccessRefused, message, Some(Remedy::GrantPermissions))
         }
         Error::ServerClosedConnection { message, .. } => {
-            (BrokerUnreachable, format!("closed the connection: {message}"))
+            (BrokerUnreachable, format!("closed the connection: {message}"), None)
         }
         Error::IoThreadPanic | Error::EventLoopDropped => {
-            (BrokerUnreachable, "closed the connection during the handshake".into())
+            (BrokerUnreachable, "closed the connection during the handshake".into(), None)
         }
         Error::IoErrorReadingSocket { source } => return no_handshake(endpoint, source),
         _ => return no_handshake(endpoint, &error),
     };
 
-    Failure::new(kind, format!("{endpoint} {message}"))
+    AmqpError { kind, message: format!("{endpoint} {message}"), remedy }
 }
 
-/// Returns the failure of a handshake that was not over within `limit`. `in_login`: the broker had the credentials by
+/// Returns the error of a handshake that was not over within `limit`. `is_in_login`: the broker had the credentials by
 /// then.
-pub fn handshake_too_slow(endpoint: &Endpoint, limit: Duration, in_login: bool) -> Failure {
+pub fn handshake_too_slow(endpoint: &Endpoint, limit: Duration, is_in_login: bool) -> AmqpError {
     let limit = text::duration(limit.max(Duration::from_millis(1)));
-    let mut message = format!(
-        "{endpoint} took the connection, but did not finish the handshake within {limit}; \
-         is RabbitMQ listening there? (--connect-timeout allows more)"
-    );
-    if in_login {
-        message += "; RabbitMQ takes its time to refuse credentials: check them too";
-    }
-    Failure::new(FailureKind::BrokerUnreachable, message)
+    let message =
+        format!("{endpoint} took the connection, but did not finish the handshake within {limit}");
+    AmqpError::new(AmqpErrorKind::BrokerUnreachable, message)
+        .with_remedy(Remedy::AllowMoreTime { is_in_login })
 }
 
-/// Returns the failure that the peer does not speak AMQP as it should, for this `reason`.
-pub fn no_handshake(endpoint: &Endpoint, reason: &dyn Display) -> Failure {
-    let message = format!(
-        "no AMQP handshake with {endpoint}: {reason}; check host and port in --url or AMQP_URL"
-    );
-    Failure::new(FailureKind::BrokerUnreachable, message)
+/// Returns the error that the peer does not speak AMQP as it should, for this `reason`.
+pub fn no_handshake(endpoint: &Endpoint, reason: &dyn Display) -> AmqpError {
+    let message = format!("no AMQP handshake with {endpoint}: {reason}");
+    AmqpError::new(AmqpErrorKind::BrokerUnreachable, message).with_remedy(Remedy::CheckAddress)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! TLS below a connection, by rustls. Nothing of it is built, loaded or read unless a URI is `amqps`.
 
+use crate::amqp::errors::{AmqpError, AmqpErrorKind};
 use crate::amqp::uri::{Endpoint, Tls};
-use crate::error::{Failure, FailureKind};
 use log::{debug, error};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
@@ -35,15 +35,15 @@ impl TlsStream {
     ///
     /// # Errors
     ///
-    /// [`FailureKind::Configuration`] for a certificate that cannot be read or is not trusted,
-    /// [`FailureKind::BrokerUnreachable`] if the peer does not speak TLS.
+    /// [`AmqpErrorKind::Configuration`] for a certificate that cannot be read or is not trusted,
+    /// [`AmqpErrorKind::BrokerUnreachable`] if the peer does not speak TLS.
     pub fn connect(
         endpoint: &Endpoint,
         tls: &Tls,
         mut socket: TcpStream,
-    ) -> Result<TlsStream, Failure> {
+    ) -> Result<TlsStream, AmqpError> {
         let mut session = client_connection(tls, endpoint).map_err(|reason| {
-            Failure::new(FailureKind::Configuration, format!("cannot use {endpoint}: {reason}"))
+            AmqpError::new(AmqpErrorKind::Configuration, format!("cannot use {endpoint}: {reason}"))
         })?;
 
         let connected = session.complete_io(&mut socket);
@@ -54,9 +54,9 @@ impl TlsStream {
         };
 
         let has_answered = session.negotiated_cipher_suite().is_some();
-        Err(failure(endpoint, &error, has_answered).unwrap_or_else(|| {
+        Err(tls_error(endpoint, &error, has_answered).unwrap_or_else(|| {
             let message = format!("no TLS handshake with {endpoint}: {error}");
-            Failure::new(FailureKind::BrokerUnreachable, message)
+            AmqpError::new(AmqpErrorKind::BrokerUnreachable, message)
         }))
     }
 
@@ -331,19 +331,19 @@ fn unusable_key(certificate: &CertificateDer<'_>) -> Option<&'static str> {
 
 /// Tells why TLS ended the opening of a connection, if it was that. With TLS 1.3 a client learns only after
 /// the handshake that its certificate is missing or refused (RFC 8446, section 4.4.2.4).
-pub fn refusal(endpoint: &Endpoint, error: &io::Error) -> Option<Failure> {
-    failure(endpoint, error, true)
+pub fn refusal(endpoint: &Endpoint, error: &io::Error) -> Option<AmqpError> {
+    tls_error(endpoint, error, true)
 }
 
 /// Does what [`refusal`] does. `has_answered`: by then, the broker had chosen among what the client offered.
-fn failure(endpoint: &Endpoint, error: &io::Error, has_answered: bool) -> Option<Failure> {
+fn tls_error(endpoint: &Endpoint, error: &io::Error, has_answered: bool) -> Option<AmqpError> {
     let error = error.get_ref()?.downcast_ref()?;
     debug!("TLS handshake with {endpoint}: {error}");
     let (kind, cause) = cause(endpoint, error, has_answered);
-    Some(Failure::new(kind, format!("no TLS handshake with {endpoint}: {cause}")))
+    Some(AmqpError::new(kind, format!("no TLS handshake with {endpoint}: {cause}")))
 }
 
-fn cause(endpoint: &Endpoint, error: &TlsError, has_answered: bool) -> (FailureKind, String) {
+fn cause(endpoint: &Endpoint, error: &TlsError, has_answered: bool) -> (AmqpErrorKind, String) {
     let configuration = match error {
         TlsError::InvalidCertificate(error) => of_certificate(endpoint, error),
         TlsError::AlertReceived(Alert::ProtocolVersion)
@@ -373,12 +373,12 @@ fn cause(endpoint: &Endpoint, error: &TlsError, has_answered: bool) -> (FailureK
             | InvalidMessage::MessageTooLarge,
         ) => {
             let cause = "what answers there speaks no TLS: is it an amqp:// port?";
-            return (FailureKind::BrokerUnreachable, cause.into());
+            return (AmqpErrorKind::BrokerUnreachable, cause.into());
         }
-        _ => return (FailureKind::BrokerUnreachable, error.to_string()),
+        _ => return (AmqpErrorKind::BrokerUnreachable, error.to_string()),
     };
 
-    (FailureKind::Configuration, configuration)
+    (AmqpErrorKind::Configuration, configuration)
 }
 
 fn of_certificate(endpoint: &Endpoint, error: &CertificateError) -> String {
@@ -686,12 +686,12 @@ mod tests {
             let mut stream = connect(&endpoint);
             peer.join().unwrap();
             let error = await_error(|| step(&mut stream));
-            let failure = refusal(&endpoint, &error).unwrap_or_else(|| panic!("{error}"));
+            let refusal = refusal(&endpoint, &error).unwrap_or_else(|| panic!("{error}"));
             let message = format!(
                 "no TLS handshake with {endpoint}: it refused (CertificateRequired); it may want a \
                  client certificate that it trusts: see certfile and keyfile"
             );
-            assert_eq!(failure, Failure::new(FailureKind::Configuration, message));
+            assert_eq!(refusal, AmqpError::new(AmqpErrorKind::Configuration, message));
         }
     }
 
@@ -699,11 +699,11 @@ mod tests {
     fn a_broker_that_dies_after_the_handshake_is_not_taken_for_one_that_wants_a_certificate() {
         let pem = Pem::new();
         let (endpoint, peer) = peer(&pem, &version::TLS13, false, |_, _| {});
-        let failure =
+        let error =
             OpenConnection::open(std::slice::from_ref(&endpoint), PATIENCE, "test").err().unwrap();
-        assert_eq!(failure.kind, FailureKind::BrokerUnreachable, "{failure}");
+        assert_eq!(error.kind(), AmqpErrorKind::BrokerUnreachable, "{error}");
         let expected = format!("no AMQP handshake with {endpoint}: ");
-        assert!(failure.message.starts_with(&expected), "{failure}");
+        assert!(error.to_string().starts_with(&expected), "{error}");
         peer.join().unwrap();
     }
 }

@@ -1,13 +1,13 @@
 //! The byte stream below a connection: TCP with TCP_NODELAY, TLS if asked for, and a check of all
 //! that comes.
 
+use crate::amqp::errors::{AmqpError, AmqpErrorKind, Remedy};
 use crate::amqp::inbox::Inbox;
 use crate::amqp::sanitizer::{ConnectionPhase, METHOD, Piece, Sanitizer};
 #[cfg(feature = "tls")]
 use crate::amqp::tls::TlsStream;
 use crate::amqp::traffic::Traffic;
 use crate::amqp::uri::{Endpoint, Tls};
-use crate::error::{Failure, FailureKind};
 use amiquip::IoStream;
 use mio::{Evented, Poll, PollOpt, Ready, Registration, SetReadiness, Token};
 use std::io::{self, Read, Write};
@@ -21,13 +21,11 @@ use std::time::{Duration, Instant};
 ///
 /// # Errors
 ///
-/// [`FailureKind::BrokerUnreachable`], with the last address's error.
-pub fn dial(endpoint: &Endpoint, deadline: Instant) -> Result<TcpStream, Failure> {
+/// [`AmqpErrorKind::BrokerUnreachable`], with the last address's error.
+pub fn dial(endpoint: &Endpoint, deadline: Instant) -> Result<TcpStream, AmqpError> {
     let unreachable = |reason: &dyn std::fmt::Display| {
-        let message = format!(
-            "cannot reach {endpoint}: {reason}; is RabbitMQ running there? (--url or AMQP_URL names another)"
-        );
-        Failure::new(FailureKind::BrokerUnreachable, message)
+        let message = format!("cannot reach {endpoint}: {reason}");
+        AmqpError::new(AmqpErrorKind::BrokerUnreachable, message).with_remedy(Remedy::StartBroker)
     };
     let addresses = resolve(endpoint, deadline).map_err(|error| unreachable(&error))?;
     connect(&addresses, deadline).map_err(|error| unreachable(&error))
@@ -128,19 +126,22 @@ impl SocketStream for TlsStream {
 ///
 /// # Errors
 ///
-/// [`FailureKind::Configuration`] for a certificate that cannot be read or is not trusted,
-/// [`FailureKind::BrokerUnreachable`] if the peer does not speak TLS.
+/// [`AmqpErrorKind::Configuration`] for a certificate that cannot be read or is not trusted,
+/// [`AmqpErrorKind::BrokerUnreachable`] if the peer does not speak TLS.
 pub fn establish(
     endpoint: &Endpoint,
     socket: TcpStream,
     inbox: Arc<Inbox>,
     traffic: Arc<Traffic>,
-) -> Result<Transport, Failure> {
-    let io_failure = |error: io::Error| {
-        Failure::new(FailureKind::BrokerUnreachable, format!("cannot reach {endpoint}: {error}"))
+) -> Result<Transport, AmqpError> {
+    let io_error = |error: io::Error| {
+        AmqpError::new(
+            AmqpErrorKind::BrokerUnreachable,
+            format!("cannot reach {endpoint}: {error}"),
+        )
     };
     let stream: Box<dyn SocketStream> = match &endpoint.tls {
-        None => Box::new(mio::net::TcpStream::from_stream(socket).map_err(io_failure)?),
+        None => Box::new(mio::net::TcpStream::from_stream(socket).map_err(io_error)?),
         Some(tls) => handshake(endpoint, tls, socket)?,
     };
     Ok(Transport {
@@ -158,10 +159,14 @@ pub fn establish(
 }
 
 #[cfg(not(feature = "tls"))]
-fn handshake(endpoint: &Endpoint, _: &Tls, _: TcpStream) -> Result<Box<dyn SocketStream>, Failure> {
+fn handshake(
+    endpoint: &Endpoint,
+    _: &Tls,
+    _: TcpStream,
+) -> Result<Box<dyn SocketStream>, AmqpError> {
     let message =
         format!("cannot use {endpoint}: this program was built without TLS (feature `tls`)");
-    Err(Failure::new(FailureKind::Configuration, message))
+    Err(AmqpError::new(AmqpErrorKind::Configuration, message))
 }
 
 #[cfg(feature = "tls")]
@@ -169,7 +174,7 @@ fn handshake(
     endpoint: &Endpoint,
     tls: &Tls,
     socket: TcpStream,
-) -> Result<Box<dyn SocketStream>, Failure> {
+) -> Result<Box<dyn SocketStream>, AmqpError> {
     Ok(Box::new(TlsStream::connect(endpoint, tls, socket)?))
 }
 

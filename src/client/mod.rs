@@ -14,6 +14,7 @@ use crate::amqp::connection::OpenConnection;
 use crate::amqp::uri::{self, Endpoint};
 use crate::cli::{self, Format};
 use crate::error::{Failure, FailureKind, ProgramError};
+use crate::remedies;
 use crate::signals::{self, Stop};
 use amiquip::Channel;
 use anyhow::Context;
@@ -107,8 +108,11 @@ impl Client<'_> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
             None => {
-                OpenConnection::open_within(limit, &self.brokers, common.connect_timeout, PROGRAM)
-                    .inspect(|connection| info!("connected to {}", connection.name()))?
+                let (brokers, own_limit) = (&self.brokers, common.connect_timeout);
+                let opened = OpenConnection::open_within(limit, brokers, own_limit, PROGRAM)?;
+                remedies::log_failed_attempts(&opened);
+                info!("connected to {}", opened.name());
+                opened
             }
         };
 

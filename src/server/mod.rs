@@ -13,6 +13,7 @@ use crate::amqp::{queue, uri};
 use crate::cli;
 use crate::error::{Failure, FailureKind, ProgramError};
 use crate::procedure::Procedures;
+use crate::remedies;
 use crate::signals::{self, Stop};
 use crate::terminal::output;
 use crossbeam_channel::{Receiver, bounded, select_biased};
@@ -108,6 +109,7 @@ fn open(service: &Service) -> Result<OpenConnection, Failure> {
     let common = &service.args.common;
     let limit = common.connect_timeout;
     let mut connection = OpenConnection::open(&service.brokers, limit, "rpc_server")?;
+    remedies::log_failed_attempts(&connection);
     info!("connected to {}", connection.name());
 
     queue::ensure(&mut connection, &common.queue, service.args.queue_type)?;

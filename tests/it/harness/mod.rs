@@ -408,7 +408,7 @@ impl Drop for Queue {
 }
 
 fn open(url: &str) -> Result<OpenConnection, fib_rpc::error::Failure> {
-    OpenConnection::open(&uri::parse_list(url)?, PATIENCE, "test")
+    Ok(OpenConnection::open(&uri::parse_list(url)?, PATIENCE, "test")?)
 }
 
 /// A connection with which a test plays the other side.
