@@ -117,7 +117,7 @@ impl Receipts<'_> {
                     // Of a channel that was closed, the next method tells why.
                     Err(_) => {
                         connection.call(|| self.channel.enable_publisher_confirms())?;
-                        return Err(connection.classify(Error::EventLoopDropped));
+                        return Err(connection.classify(Error::EventLoopDropped).into());
                     }
                 },
                 recv(connection.blocked_notifications()) -> notification => {
@@ -196,13 +196,13 @@ impl Deliveries<'_> {
                 recv(self.stop) -> _ => {
                     self.cancelled = true;
                     connection.set_call_timeout(STOP_LIMIT);
-                    if let Err(failure) = connection.call(|| self.consumer.cancel()) {
-                        warn!("while stopping: {failure}");
+                    if let Err(error) = connection.call(|| self.consumer.cancel()) {
+                        warn!("while stopping: {}", Failure::from(error));
                     }
                 }
                 recv(incoming) -> message => return match self.consumer.take(message) {
                     Ok(delivery) => Ok(Some(delivery)),
-                    Err(error) => Err(error.classify(connection, &self.queue)),
+                    Err(error) => Err(error.classify(connection, &self.queue).into()),
                 },
             }
         }

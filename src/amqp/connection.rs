@@ -1,7 +1,7 @@
 //! An [`Endpoint`] to an open AMQP connection, and the guards around it: opening and closing take
 //! bounded time whatever the broker does, and an error tells what broke.
 
-use crate::amqp::errors::{self, AmqpError, AmqpErrorKind, OpenError};
+use crate::amqp::errors::{self, AmqpError, AmqpErrorKind, OpenError, Remedy};
 use crate::amqp::inbox::{Close, Inbox};
 use crate::amqp::inspector::Inspector;
 use crate::amqp::sanitizer::FRAME_MAX;
@@ -9,7 +9,6 @@ use crate::amqp::traffic::Traffic;
 use crate::amqp::transport::{self, Transport};
 use crate::amqp::uri::Endpoint;
 use crate::amqp::watchdog::{Flow, Watchdog};
-use crate::error::{Failure, FailureKind};
 use amiquip::{
     Auth, Channel, Connection, ConnectionBlockedNotification, ConnectionOptions, ConnectionTuning,
     Error, Return,
@@ -41,16 +40,16 @@ pub(super) type SharedConnection = Arc<Mutex<Option<Connection>>>;
 /// What is of no use any more, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Broken {
-    /// One channel, or none yet: the failure is one of [`errors::of_channel`], and the connection is still good.
-    Channel(Failure),
-    /// The connection: the failure is [`FailureKind::ConnectionLost`] or [`FailureKind::Blocked`].
-    Connection(Failure),
+    /// One channel, or none yet: the error is one of [`errors::of_channel`], and the connection is still good.
+    Channel(AmqpError),
+    /// The connection: the error is [`AmqpErrorKind::ConnectionLost`] or [`AmqpErrorKind::Blocked`].
+    Connection(AmqpError),
 }
 
-impl From<Broken> for Failure {
-    fn from(broken: Broken) -> Failure {
+impl From<Broken> for AmqpError {
+    fn from(broken: Broken) -> AmqpError {
         match broken {
-            Broken::Channel(failure) | Broken::Connection(failure) => failure,
+            Broken::Channel(error) | Broken::Connection(error) => error,
         }
     }
 }
@@ -199,7 +198,7 @@ impl OpenConnection {
 
     /// Opens a channel.
     /// Fails with what [`OpenConnection::classify`] returns.
-    pub fn channel(&mut self) -> Result<Channel, Failure> {
+    pub fn channel(&mut self) -> Result<Channel, AmqpError> {
         let open = || match self.lock_connection().as_mut() {
             Some(connection) => connection.open_channel(None),
             None => Err(Error::ClientClosedConnection),
@@ -215,7 +214,7 @@ impl OpenConnection {
 
     /// Calls a synchronous method of a channel of this connection, within bounded time.
     /// Fails with what [`OpenConnection::classify`] returns.
-    pub fn call<T>(&mut self, method: impl FnOnce() -> amiquip::Result<T>) -> Result<T, Failure> {
+    pub fn call<T>(&mut self, method: impl FnOnce() -> amiquip::Result<T>) -> Result<T, AmqpError> {
         let answer = bounded(&self.watchdog, self.call_timeout, method);
         answer.map_err(|error| self.classify(error))
     }
@@ -226,7 +225,7 @@ impl OpenConnection {
         &mut self,
         limit: Duration,
         method: impl FnOnce() -> amiquip::Result<T>,
-    ) -> Result<T, Failure> {
+    ) -> Result<T, AmqpError> {
         let answer = self.watchdog.bounded(limit, method);
         answer.map_err(|error| self.classify(error))
     }
@@ -252,7 +251,7 @@ impl OpenConnection {
     pub fn set_blocked(
         &mut self,
         received: Result<ConnectionBlockedNotification, RecvError>,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), AmqpError> {
         let notification = received.map_err(|RecvError| self.classify(Error::EventLoopDropped))?;
         self.inbox.taken();
         let name = &self.name;
@@ -274,7 +273,7 @@ impl OpenConnection {
     /// # Errors
     ///
     /// Why the connection is gone, if it is.
-    pub fn returned(&mut self, received: Result<Return, RecvError>) -> Result<Return, Failure> {
+    pub fn returned(&mut self, received: Result<Return, RecvError>) -> Result<Return, AmqpError> {
         let returned = received.map_err(|RecvError| self.classify(Error::EventLoopDropped))?;
         self.inbox.taken();
         Ok(returned)
@@ -286,21 +285,22 @@ impl OpenConnection {
         self.blocked.is_some()
     }
 
-    /// Returns the failure that publishing is at the moment, if the broker blocks it.
-    pub fn blocked(&self) -> Option<Failure> {
+    /// Returns the error that publishing is at the moment, if the broker blocks it.
+    pub fn blocked(&self) -> Option<AmqpError> {
         let reason = self.blocked.as_ref()?;
-        let message = format!("{} blocks publishing: {reason}; free its memory or disk", self.name);
-        Some(Failure::new(FailureKind::Blocked, message))
+        let message = format!("{} blocks publishing: {reason}", self.name);
+        let error = AmqpError::new(AmqpErrorKind::Blocked, message);
+        Some(error.with_remedy(Remedy::FreeResources))
     }
 
     /// Ends the connection of a broker that took too long, so that whatever still waits for it returns.
-    pub fn abort(&mut self) -> Failure {
+    pub fn abort(&mut self) -> AmqpError {
         self.watchdog.fire();
         self.classify(Error::EventLoopDropped)
     }
 
-    /// Returns the failure that an error of the client library is, of what [`OpenConnection::diagnose`] says is broken.
-    pub fn classify(&mut self, error: Error) -> Failure {
+    /// Returns the error of what [`OpenConnection::diagnose`] says is broken, by an error of the client library.
+    pub fn classify(&mut self, error: Error) -> AmqpError {
         self.diagnose(error).into()
     }
 
@@ -308,24 +308,24 @@ impl OpenConnection {
     /// library reports a lost connection as a dropped event loop, and its cause only to who closes it.
     pub fn diagnose(&mut self, error: Error) -> Broken {
         match errors::of_channel(&self.name, &error) {
-            Some(failure) => Broken::Channel(failure),
+            Some(error) => Broken::Channel(error),
             None => Broken::Connection(self.lost(error)),
         }
     }
 
-    fn lost(&mut self, error: Error) -> Failure {
+    fn lost(&mut self, error: Error) -> AmqpError {
         let is_aborted = self.watchdog.fired();
         let cause = self.close_connection().err().unwrap_or(error);
         if let Some(reason) = self.inbox.violation() {
             let message = format!("the connection to {} was ended: {reason}", self.name);
-            return Failure::new(FailureKind::ConnectionLost, message);
+            return AmqpError::new(AmqpErrorKind::ConnectionLost, message);
         }
         if !is_aborted {
             return errors::of_connection(&self.name, &told(cause, &self.inbox));
         }
         self.blocked().unwrap_or_else(|| {
             let message = format!("{} no longer answers; the connection was given up", self.name);
-            Failure::new(FailureKind::ConnectionLost, message)
+            AmqpError::new(AmqpErrorKind::ConnectionLost, message)
         })
     }
 

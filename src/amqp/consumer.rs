@@ -1,8 +1,8 @@
 //! What comes from a consumer, and how it ends.
 
 use crate::amqp::connection::OpenConnection;
+use crate::amqp::errors::{AmqpError, AmqpErrorKind};
 use crate::amqp::inbox::Inbox;
-use crate::error::{Failure, FailureKind};
 use amiquip::{Consumer, ConsumerMessage, Delivery, Error};
 use crossbeam_channel::{Receiver, RecvError};
 use std::sync::Arc;
@@ -17,13 +17,13 @@ pub enum ConsumerError {
 }
 
 impl ConsumerError {
-    /// Returns the failure that this error of a consumer of `queue` is.
-    pub fn classify(self, connection: &mut OpenConnection, queue: &str) -> Failure {
+    /// Returns what this error of a consumer of `queue` says of the queue, the channel or the connection.
+    pub fn classify(self, connection: &mut OpenConnection, queue: &str) -> AmqpError {
         match self {
             ConsumerError::Amqp(error) => connection.classify(error),
             ConsumerError::QueueDeleted => {
                 let message = format!("the queue \"{queue}\" is gone");
-                Failure::new(FailureKind::QueueMissing, message)
+                AmqpError::new(AmqpErrorKind::QueueMissing, message)
             }
         }
     }

@@ -5,7 +5,6 @@
 use crate::amqp::MAX_BODY;
 use crate::amqp::inbox::Close;
 use crate::amqp::uri::{Credentials, Endpoint};
-use crate::error::{Failure, FailureKind};
 use crate::terminal::text;
 use amiquip::Error;
 use std::fmt::{self, Display};
@@ -136,18 +135,8 @@ pub enum Remedy {
 /// client library reports as refused credentials sooner was a broker that went away meanwhile.
 const SHORTEST_REFUSAL: Duration = Duration::from_secs(2);
 
-/// What helps where RabbitMQ says "refused for user".
-const PERMISSIONS: &str = "; rabbitmqctl set_permissions gives access";
-
-/// What helps when a queue or an exchange is declared in another way than it was.
-const DECLARED_OTHERWISE: &str =
-    "; it exists already, declared in another way: delete it, or name another vhost in the URI";
-
 /// What RabbitMQ says when one has: "delivery acknowledgement on channel 1 timed out".
 const ACKNOWLEDGEMENT_TIMEOUT: &str = "delivery acknowledgement";
-
-/// What helps when a call takes longer than the broker lets a delivery be unacknowledged.
-const TOO_LONG: &str = "; keep --time-limit below the broker's consumer_timeout, or raise that";
 
 /// The reply code not-allowed (AMQP 0-9-1, section 1.5).
 const NOT_ALLOWED: u16 = 530;
@@ -182,41 +171,45 @@ pub fn is_connection_fault(close: &Close) -> bool {
     matches!(close.code, 501..=506 | 530 | 540 | 541)
 }
 
-/// Returns the failure that an error of one channel is, or of none: the connection is still good. None if it
-/// is an error of the connection.
-pub fn of_channel(endpoint: &str, error: &Error) -> Option<Failure> {
-    let (kind, message) = match error {
+/// Returns the error that one of one channel is, or of none: the connection is still good. None if it is an error of the
+/// connection.
+pub fn of_channel(endpoint: &str, error: &Error) -> Option<AmqpError> {
+    let (kind, message, remedy) = match error {
         Error::ServerClosedChannel { code, message, .. } => {
-            let remedy = if message.contains("refused for user") {
-                PERMISSIONS
-            } else if message.contains("inequivalent arg") {
-                DECLARED_OTHERWISE
-            } else if message.contains(ACKNOWLEDGEMENT_TIMEOUT) {
-                TOO_LONG
-            } else {
-                ""
-            };
             // The reply codes of AMQP 0-9-1, section 1.5.
             let kind = match *code {
-                403 => FailureKind::AccessRefused,
-                404 => FailureKind::QueueMissing,
-                405 => FailureKind::QueueUnusable,
+                403 => AmqpErrorKind::AccessRefused,
+                404 => AmqpErrorKind::QueueMissing,
+                405 => AmqpErrorKind::QueueUnusable,
                 406 => match too_large(message) {
-                    Some(limit) => FailureKind::TooLarge { limit },
-                    None => FailureKind::Configuration,
+                    Some(limit) => AmqpErrorKind::TooLarge { limit },
+                    None => AmqpErrorKind::Configuration,
                 },
-                _ => FailureKind::ConnectionLost,
+                _ => AmqpErrorKind::ConnectionLost,
             };
-            (kind, format!("refused: {message}{remedy}"))
+            (kind, format!("refused: {message}"), remedy_for(message))
         }
         Error::ExhaustedChannelIds => {
-            let remedy = "see channel_max in the URI or on the broker (each of the server's --workers needs one)";
-            (FailureKind::Configuration, format!("gives no more channels: {remedy}"))
+            let message = "gives no more channels".into();
+            (AmqpErrorKind::Configuration, message, Some(Remedy::RaiseChannelMax))
         }
         _ => return None,
     };
 
-    Some(Failure::new(kind, format!("{endpoint} {message}")))
+    Some(AmqpError { kind, message: format!("{endpoint} {message}"), remedy })
+}
+
+/// Returns what helps where a broker closes a channel with this sentence of RabbitMQ's.
+fn remedy_for(message: &str) -> Option<Remedy> {
+    if message.contains("refused for user") {
+        Some(Remedy::GrantPermissions)
+    } else if message.contains("inequivalent arg") {
+        Some(Remedy::DeleteQueue)
+    } else if message.contains(ACKNOWLEDGEMENT_TIMEOUT) {
+        Some(Remedy::AckSooner)
+    } else {
+        None
+    }
 }
 
 /// Returns the limit in "PRECONDITION_FAILED - message size 2090 is larger than configured max size 1000":
@@ -226,8 +219,8 @@ fn too_large(message: &str) -> Option<usize> {
     Some(limit.parse::<usize>().ok()?.min(MAX_BODY))
 }
 
-/// Returns the failure that the `cause` of a lost connection is.
-pub fn of_connection(endpoint: &str, cause: &Error) -> Failure {
+/// Returns the error that the `cause` of a lost connection is.
+pub fn of_connection(endpoint: &str, cause: &Error) -> AmqpError {
     let message = match cause {
         Error::ServerClosedConnection { message, .. } => {
             format!("{endpoint} closed the connection: {message}")
@@ -247,7 +240,7 @@ pub fn of_connection(endpoint: &str, cause: &Error) -> Failure {
         _ => format!("the connection to {endpoint} failed: {cause}"),
     };
 
-    Failure::new(FailureKind::ConnectionLost, message)
+    AmqpError::new(AmqpErrorKind::ConnectionLost, message)
 }
 
 /// Returns why a broker that was reached did not open the connection, `after` a time.
@@ -337,10 +330,10 @@ mod tests {
         };
         let sentence =
             "PRECONDITION_FAILED - message size 2090 is larger than configured max size 1000";
-        assert_eq!(refused(sentence), FailureKind::TooLarge { limit: 1000 });
+        assert_eq!(refused(sentence), AmqpErrorKind::TooLarge { limit: 1000 });
         let large = sentence.replace("size 1000", "size 18446744073709551615");
-        assert_eq!(refused(&large), FailureKind::TooLarge { limit: MAX_BODY });
-        assert_eq!(refused("PRECONDITION_FAILED - inequivalent arg"), FailureKind::Configuration);
+        assert_eq!(refused(&large), AmqpErrorKind::TooLarge { limit: MAX_BODY });
+        assert_eq!(refused("PRECONDITION_FAILED - inequivalent arg"), AmqpErrorKind::Configuration);
         assert!(of_channel("amqp://h:1", &Error::MissedServerHeartbeats).is_none());
     }
 
@@ -360,8 +353,8 @@ mod tests {
 
     #[test]
     fn a_thread_that_panicked_is_a_lost_connection() {
-        let failure = of_connection("amqp://h:1", &Error::IoThreadPanic);
-        assert_eq!(failure.kind, FailureKind::ConnectionLost);
-        assert_eq!(failure.message, "the connection to amqp://h:1 was lost");
+        let lost = of_connection("amqp://h:1", &Error::IoThreadPanic);
+        assert_eq!(lost.kind, AmqpErrorKind::ConnectionLost);
+        assert_eq!(lost.message, "the connection to amqp://h:1 was lost");
     }
 }

@@ -3,18 +3,17 @@
 //! given up without harm to the connection.
 
 use crate::amqp::connection::SharedConnection;
-use crate::amqp::errors;
+use crate::amqp::errors::{self, AmqpError, AmqpErrorKind};
 use crate::amqp::queue::{self, QueueState};
-use crate::error::{Failure, FailureKind};
 use amiquip::{Channel, Error};
 use crossbeam_channel::{Receiver, bounded};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-/// What is known of a queue: its state, or a failure of [`queue::inspect`]. The failure says nothing about
+/// What is known of a queue: its state, or an error of [`queue::inspect`]. The error says nothing about
 /// the connection as a whole, which tells its own end to those who use it.
-pub type Answer = Result<QueueState, Failure>;
+pub type Answer = Result<QueueState, AmqpError>;
 
 /// Asks a broker for the state of queues, one question at a time. It costs nothing until the first one: a
 /// thread for each question, and a channel that is kept for the next.
@@ -24,7 +23,7 @@ struct InspectorState {
     connection: SharedConnection,
     /// The broker, as messages name it.
     name: String,
-    /// A channel that is good for another question. A failure costs it.
+    /// A channel that is good for another question. An error costs it.
     channel: Mutex<Option<Channel>>,
     is_busy: AtomicBool,
 }
@@ -56,8 +55,8 @@ impl Inspector {
 
         if let Err(error) = thread::Builder::new().name("inspector".into()).spawn(ask) {
             self.0.is_busy.store(false, SeqCst);
-            let failure = Failure::internal("cannot start a thread to look at the queue")(error);
-            let _ = to_fail.send(Err(failure));
+            let message = format!("cannot start a thread to look at the queue: {error}");
+            let _ = to_fail.send(Err(AmqpError::new(AmqpErrorKind::Internal, message)));
         }
 
         Some(answer)
@@ -69,12 +68,12 @@ impl InspectorState {
         let mut kept = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
         let channel = match kept.take() {
             Some(channel) => channel,
-            None => self.open_channel().map_err(|error| self.failure(&error))?,
+            None => self.open_channel().map_err(|error| self.classify(&error))?,
         };
         let declared = channel.queue_declare_passive(queue);
         let answer = match declared {
             Ok(queue) => Ok(QueueState::of(&queue)),
-            Err(error) => Err(queue::unusable(&self.name, queue, self.failure(&error))),
+            Err(error) => Err(queue::unusable(&self.name, queue, self.classify(&error))),
         };
         if answer.is_ok() {
             *kept = Some(channel);
@@ -90,10 +89,10 @@ impl InspectorState {
         }
     }
 
-    fn failure(&self, error: &Error) -> Failure {
+    fn classify(&self, error: &Error) -> AmqpError {
         errors::of_channel(&self.name, error).unwrap_or_else(|| {
             let message = format!("the connection to {} failed: {error}", self.name);
-            Failure::new(FailureKind::ConnectionLost, message)
+            AmqpError::new(AmqpErrorKind::ConnectionLost, message)
         })
     }
 }

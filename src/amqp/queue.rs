@@ -1,7 +1,7 @@
 //! The request queue: found as it is, or created.
 
 use crate::amqp::connection::OpenConnection;
-use crate::error::{Failure, FailureKind};
+use crate::amqp::errors::{AmqpError, AmqpErrorKind, Remedy};
 use crate::terminal::text::count;
 use amiquip::{AmqpValue, Channel, FieldTable, Queue, QueueDeclareOptions};
 use clap::ValueEnum;
@@ -53,36 +53,34 @@ impl fmt::Display for QueueState {
 }
 
 /// Returns the state of `queue`, which is neither created nor changed (AMQP 0-9-1, queue.declare with
-/// `passive`). A failure costs the channel: [`FailureKind::QueueMissing`], [`FailureKind::QueueUnusable`]
-/// if it is exclusive to another connection, [`FailureKind::AccessRefused`].
+/// `passive`). An error costs the channel: [`AmqpErrorKind::QueueMissing`], [`AmqpErrorKind::QueueUnusable`]
+/// if it is exclusive to another connection, [`AmqpErrorKind::AccessRefused`].
 pub fn inspect(
     connection: &mut OpenConnection,
     channel: &Channel,
     queue: &str,
-) -> Result<QueueState, Failure> {
+) -> Result<QueueState, AmqpError> {
     let declared = connection.call(|| channel.queue_declare_passive(queue));
     match declared {
         Ok(declared) => Ok(QueueState::of(&declared)),
-        Err(failure) => Err(unusable(connection.name(), queue, failure)),
+        Err(error) => Err(unusable(connection.name(), queue, error)),
     }
 }
 
-/// Says more of a `failure` to look at `queue` on the broker `name`, if it is exclusive to another connection.
-pub(super) fn unusable(name: &str, queue: &str, failure: Failure) -> Failure {
-    if failure.kind != FailureKind::QueueUnusable {
-        return failure;
+/// Says more of an `error` of a look at `queue` on the broker `name`, if it is exclusive to another connection.
+pub(super) fn unusable(name: &str, queue: &str, error: AmqpError) -> AmqpError {
+    if error.kind != AmqpErrorKind::QueueUnusable {
+        return error;
     }
-    let message = format!(
-        "the queue \"{queue}\" on {name} is another connection's alone; name another with --queue"
-    );
-    Failure { message, ..failure }
+    let message = format!("the queue \"{queue}\" on {name} is another connection's alone");
+    AmqpError::new(error.kind, message).with_remedy(Remedy::NameAnotherQueue)
 }
 
 /// Returns the state of `queue` as [`inspect`] does, by a channel of its own, which is closed afterwards.
 pub fn inspect_on_new_channel(
     connection: &mut OpenConnection,
     queue: &str,
-) -> Result<QueueState, Failure> {
+) -> Result<QueueState, AmqpError> {
     let channel = connection.channel()?;
     let state = inspect(connection, &channel, queue)?;
     connection.call(|| channel.close())?;
@@ -96,14 +94,14 @@ pub fn ensure(
     connection: &mut OpenConnection,
     queue: &str,
     queue_type: QueueType,
-) -> Result<(), Failure> {
+) -> Result<(), AmqpError> {
     match inspect_on_new_channel(connection, queue) {
         Ok(state) => {
             info!("queue {queue} is there: {state}");
             return Ok(());
         }
-        Err(failure) if failure.kind == FailureKind::QueueMissing => {}
-        Err(failure) => return Err(failure),
+        Err(error) if error.kind == AmqpErrorKind::QueueMissing => {}
+        Err(error) => return Err(error),
     }
 
     let channel = connection.channel()?;
@@ -120,12 +118,12 @@ pub fn ensure(
             connection.call(|| channel.close())
         }
         // Another server created it in the meantime, in another way (406), or it may not be created.
-        Err(failure) if failure.kind == FailureKind::Configuration => {
+        Err(error) if error.kind == AmqpErrorKind::Configuration => {
             inspect_on_new_channel(connection, queue).map(drop).map_err(|other| match other.kind {
-                FailureKind::QueueMissing => failure,
+                AmqpErrorKind::QueueMissing => error,
                 _ => other,
             })
         }
-        Err(failure) => Err(failure),
+        Err(error) => Err(error),
     }
 }

@@ -3,7 +3,9 @@
 use crate::amqp::confirms::{Confirmed, Confirms};
 use crate::amqp::connection::OpenConnection;
 use crate::amqp::consumer::{ConsumerError, CountedConsumer};
+use crate::amqp::errors::AmqpError;
 use crate::amqp::inspector::Answer;
+use crate::amqp::queue::QueueState;
 use crate::cli;
 use crate::client::calls::{Call, Calls};
 use crate::client::deadline::Deadline;
@@ -35,6 +37,12 @@ pub enum Interrupted {
 impl From<Failure> for Interrupted {
     fn from(failure: Failure) -> Interrupted {
         Interrupted::Disconnected(failure)
+    }
+}
+
+impl From<AmqpError> for Interrupted {
+    fn from(error: AmqpError) -> Interrupted {
+        Interrupted::Disconnected(error.into())
     }
 }
 
@@ -187,9 +195,10 @@ impl<'a> RpcChannel<'a> {
         let publish = || channel.basic_publish("", request.to_publish(queue));
         match left {
             // It may have to wait until the broker takes earlier ones, and a blocked one never does.
-            Some(left) => self.connection.call_within(left.max(INTERVAL), publish),
-            None => publish().map_err(|error| self.connection.classify(error)),
+            Some(left) => self.connection.call_within(left.max(INTERVAL), publish)?,
+            None => publish().map_err(|error| self.connection.classify(error))?,
         }
+        Ok(())
     }
 
     /// Waits for what comes next. Replies come first: one that is there counts, whatever else there is.
@@ -230,9 +239,12 @@ impl<'a> RpcChannel<'a> {
                 recv(self.connection.blocked_notifications()) -> notification => {
                     self.connection.set_blocked(notification)?;
                 }
-                recv(answer) -> answer => if let Some(event) = self.looked(answer.ok(), calls)? {
-                    return Ok(event);
-                },
+                recv(answer) -> answer => {
+                    let answer = answer.ok().map(|answer| answer.map_err(Failure::from));
+                    if let Some(event) = self.looked(answer, calls)? {
+                        return Ok(event);
+                    }
+                }
                 recv(alarm.receiver()) -> _ => if let Some(event) = self.is_late(calls)? {
                     return Ok(event);
                 },
@@ -269,8 +281,8 @@ impl<'a> RpcChannel<'a> {
         }
 
         let by = Instant::now();
-        if let Some(failure) = self.connection.blocked() {
-            let diagnosis = Diagnosis::blocked(&failure, self.args.timeout);
+        if let Some(error) = self.connection.blocked() {
+            let diagnosis = Diagnosis::blocked(&error.into(), self.args.timeout);
             return Ok(Some(Event::TimedOut(by, diagnosis)));
         }
 
@@ -288,7 +300,11 @@ impl<'a> RpcChannel<'a> {
     }
 
     /// Ends the look at the queue: with an answer, or without.
-    fn looked(&mut self, answer: Option<Answer>, calls: &Calls) -> Result<Option<Event>, Failure> {
+    fn looked(
+        &mut self,
+        answer: Option<Result<QueueState, Failure>>,
+        calls: &Calls,
+    ) -> Result<Option<Event>, Failure> {
         if let Some(Look { late: Some(Late { by, .. }), .. }) = self.look.take() {
             return Ok(Some(self.timed_out(by, answer, calls)));
         }
@@ -312,13 +328,18 @@ impl<'a> RpcChannel<'a> {
         Ok(Some(Event::Served))
     }
 
-    fn timed_out(&mut self, by: Instant, answer: Option<Answer>, calls: &Calls) -> Event {
+    fn timed_out(
+        &mut self,
+        by: Instant,
+        answer: Option<Result<QueueState, Failure>>,
+        calls: &Calls,
+    ) -> Event {
         let answer = answer.unwrap_or_else(|| {
             // The connection is worth keeping for the calls that are under way on it.
             let keep = calls.pending_calls().any(|call| !call.deadline.has_passed(by));
             Err(match keep {
                 true => diagnosis::no_answer(self.connection),
-                false => self.connection.abort(),
+                false => self.connection.abort().into(),
             })
         });
         let others = calls.pending_calls().count().saturating_sub(1);
@@ -336,7 +357,7 @@ impl<'a> RpcChannel<'a> {
 
     fn lost_replies(&mut self, error: ConsumerError) -> Failure {
         match error {
-            ConsumerError::Amqp(error) => self.connection.classify(error),
+            ConsumerError::Amqp(error) => self.connection.classify(error).into(),
             ConsumerError::QueueDeleted => {
                 let message = format!("{} deleted the reply queue", self.connection.name());
                 Failure::new(FailureKind::ConnectionLost, message)

@@ -2,7 +2,7 @@
 //! it, how many requests wait in it.
 
 use crate::amqp::connection::OpenConnection;
-use crate::amqp::inspector::Answer;
+use crate::amqp::errors::AmqpErrorKind;
 use crate::amqp::queue::{self, QueueState};
 use crate::cli;
 use crate::error::{Failure, FailureKind};
@@ -35,11 +35,10 @@ pub fn served(
     waits: bool,
 ) -> Result<Channel, Failure> {
     let channel = connection.channel()?;
-    let state =
-        queue::inspect(connection, &channel, queue).map_err(|failure| match failure.kind {
-            FailureKind::QueueMissing => no_queue(connection, queue, waits),
-            _ => failure,
-        })?;
+    let state = queue::inspect(connection, &channel, queue).map_err(|error| match error.kind {
+        AmqpErrorKind::QueueMissing => no_queue(connection, queue, waits),
+        _ => error.into(),
+    })?;
     info!("queue {queue} is there: {state}");
     if state.consumers > 0 {
         return Ok(channel);
@@ -89,7 +88,7 @@ impl Diagnosis {
 /// broker tells of a request that it refuses. So many `others` of the same client await their replies too.
 pub fn timed_out(
     args: &cli::Client,
-    answer: Answer,
+    answer: Result<QueueState, Failure>,
     has_confirms: bool,
     others: usize,
 ) -> Diagnosis {

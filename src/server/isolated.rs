@@ -133,7 +133,7 @@ impl Isolated {
         let looked = open(endpoint, connect_timeout).and_then(|(mut connection, channel)| {
             let looked = queue::inspect(&mut connection, &channel, reply_to);
             connection.close();
-            looked
+            looked.map_err(Failure::from)
         });
         // A queue whose node is down is missing too, and comes back with it.
         let is_missing = |failure: &Failure| {
@@ -183,7 +183,7 @@ fn publish(
 
     let confirms = match published {
         Ok(confirms) => confirms,
-        Err(failure) => return ended(connection, failure),
+        Err(error) => return ended(connection, error.into()),
     };
     loop {
         match confirms.receiver().recv_timeout(CONFIRM_LOOK) {
@@ -200,8 +200,8 @@ fn publish(
                     Ok(()) => Error::EventLoopDropped,
                     Err(cause) => cause,
                 };
-                let failure = connection.classify(cause);
-                return ended(connection, failure);
+                let error = connection.classify(cause);
+                return ended(connection, error.into());
             }
         }
     }

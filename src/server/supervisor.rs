@@ -4,6 +4,7 @@
 use crate::amqp::backoff::Backoff;
 use crate::amqp::connection::{Broken, OpenConnection};
 use crate::amqp::consumer::ConsumerError;
+use crate::amqp::errors::AmqpError;
 use crate::amqp::watchdog::Flow;
 use crate::amqp::{MAX_BODY, errors, traffic};
 use crate::cancellation::{Cancelled, RunningCalls};
@@ -206,7 +207,7 @@ impl Supervisor {
     fn grant_more_time(&mut self) -> Result<(), Failure> {
         let moved = self.connection.count(Flow::Either);
         if !traffic::flows(moved.saturating_sub(self.moved), READY_LIMIT) {
-            return Err(self.connection.abort());
+            return Err(self.connection.abort().into());
         }
         self.moved = moved;
         self.workers.ready_by = Some(Instant::now() + READY_LIMIT);
@@ -246,7 +247,7 @@ impl Supervisor {
             Ok(WorkerEvent::Ended(Err(WorkerError::Consumer(error)), stage)) => {
                 self.recover(error, stage)?
             }
-            Err(RecvError) => return Err(self.connection.abort()),
+            Err(RecvError) => return Err(self.connection.abort().into()),
         }
         Ok(())
     }
@@ -257,18 +258,18 @@ impl Supervisor {
             ConsumerError::Amqp(error) => self.connection.diagnose(error),
             gone @ ConsumerError::QueueDeleted => {
                 let queue = &self.context.service.args.common.queue;
-                return Err(gone.classify(&mut self.connection, queue));
+                return Err(gone.classify(&mut self.connection, queue).into());
             }
         };
 
         match (broken, stage) {
-            (Broken::Channel(failure), Stage::Consuming) => {
-                warn!("{failure}; a worker starts again");
+            (Broken::Channel(error), Stage::Consuming) => {
+                warn!("{}; a worker starts again", Failure::from(error));
                 self.workers.running -= 1;
                 self.restarts.closed(Instant::now());
                 Ok(())
             }
-            (broken, _) => Err(broken.into()),
+            (broken, _) => Err(AmqpError::from(broken).into()),
         }
     }
 
@@ -306,7 +307,7 @@ impl Supervisor {
                     deadline = None;
                     continue;
                 }
-                return if is_blocked { Ok(()) } else { Err(self.connection.abort()) };
+                return if is_blocked { Ok(()) } else { Err(self.connection.abort().into()) };
             }
             select_biased! {
                 recv(self.context.events.1) -> event => self.take(event)?,

@@ -3,8 +3,8 @@
 use crate::harness::*;
 use crate::proxy::*;
 use amiquip::{AmqpProperties, AmqpValue, FieldTable, QueueDeclareOptions};
+use fib_rpc::amqp::errors::AmqpErrorKind;
 use fib_rpc::amqp::queue::QueueState;
-use fib_rpc::error::FailureKind;
 use std::io::Write;
 use std::sync::mpsc;
 
@@ -130,11 +130,11 @@ fn an_inspector_asks_again_after_each_refusal() {
     let looker = Amqp::new();
     let ask = |queue: &Queue| {
         let answer = looker.session.inspector().ask(queue.name()).expect("it is not busy");
-        answer.recv_timeout(PATIENCE).unwrap().map_err(|failure| failure.kind)
+        answer.recv_timeout(PATIENCE).unwrap().map_err(|error| error.kind)
     };
     for _ in 0..2 {
-        assert_eq!(ask(&missing), Err(FailureKind::QueueMissing));
-        assert_eq!(ask(&exclusive), Err(FailureKind::QueueUnusable));
+        assert_eq!(ask(&missing), Err(AmqpErrorKind::QueueMissing));
+        assert_eq!(ask(&exclusive), Err(AmqpErrorKind::QueueUnusable));
         assert_eq!(ask(&there), Ok(QueueState { messages: 0, consumers: 0 }));
     }
 }
