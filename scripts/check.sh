@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What has to pass before a change is accepted: format, lints, documentation, the code without default features,
-# these scripts, all tests, the programs with pika (Python) at the other end, and the demonstration. Stops at the first failure.
+# What has to pass before a change is accepted: format, lints, documentation, the code without default features, what
+# src/amqp may import, these scripts, all tests, the programs with pika (Python) at the other end, and the demonstration. Stops at the first failure.
 # All is built in one profile, Cargo's dev.
 #
 # usage: check.sh
@@ -27,6 +27,18 @@ check_scripts() {
     fi
 }
 
+# The room for AMQP is there for anybody: it imports itself and the rooms below, and names no option of the programs.
+check_amqp() {
+    local imports options
+    imports=$(grep -rnoE 'crate::[^ ;,)]*' src/amqp | grep -vE ':crate::(amqp|mutex|terminal::text)\b' || true)
+    options=$(grep -rnE -e '--[a-z]|AMQP_URL' src/amqp || true)
+    if [ -n "$imports$options" ]; then
+        say 'not for src/amqp to know; src/remedies.rs adds it:'
+        printf '%s\n' "$imports" "$options" | grep . >&2
+        return 1
+    fi
+}
+
 case ${1-} in
     '') ;;
     -h | --help)
@@ -44,6 +56,7 @@ step cargo fmt --check
 step cargo clippy --locked --all-targets -- -D warnings
 step env RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps
 step cargo check --locked --no-default-features --examples --bins
+step check_amqp
 step check_scripts
 step "$here/test.sh"
 step "$here/interop.sh"

@@ -14,8 +14,8 @@
 //! | [`command`] | programs: started, fed, read, bounded, reaped, and killed with all that they started |
 //! | [`cancellation`] | ends a call that is being computed |
 //! | [`fib`] | Fibonacci numbers |
-//! | [`remedies`] | what a program tells of an error of `amqp`: what helps, and the exit code |
-//! | [`amqp`] | URIs, connections, queues, and the guards around them |
+//! | [`remedies`] | what is told of an error of [`amqp`]: what helps, and the exit code |
+//! | [`amqp`] | URIs, connections, queues, and the guards around them; knows nothing of the programs |
 //! | [`terminal`] | standard output, diagnostics on stderr, text made harmless |
 //! | [`signals`] | the first one asks to stop, the second ends |
 //! | `mutex` | how a mutex is locked |

@@ -1,5 +1,8 @@
 //! Everything between a broker's URI and a channel that can be used: URIs, sockets, TLS,
 //! connections, queues, and the guards around them.
+//!
+//! For any program, as a library would be: nothing here knows of options or exit codes. An error says what is wrong, and
+//! [`errors::Remedy`] what would help; the program has the words for it.
 
 pub mod backoff;
 pub mod confirms;
