@@ -12,15 +12,15 @@ use std::sync::Arc;
 pub enum ConsumerError {
     /// The broker cancelled it: its queue was deleted (RabbitMQ, "Consumer Cancel Notification").
     QueueDeleted,
-    /// The channel or the connection is gone.
-    Amqp(Error),
+    /// The channel or the connection is gone: what the client library says.
+    Amiquip(Error),
 }
 
 impl ConsumerError {
     /// Returns what this error of a consumer of `queue` says of the queue, the channel or the connection.
     pub fn classify(self, connection: &mut OpenConnection, queue: &str) -> AmqpError {
         match self {
-            ConsumerError::Amqp(error) => connection.classify(error),
+            ConsumerError::Amiquip(error) => connection.classify(error),
             ConsumerError::QueueDeleted => {
                 let message = format!("the queue \"{queue}\" is gone");
                 AmqpError::new(AmqpErrorKind::QueueMissing, message)
@@ -57,9 +57,9 @@ impl<'a> CountedConsumer<'a> {
                 Ok(delivery)
             }
             Ok(ConsumerMessage::ServerCancelled) => Err(ConsumerError::QueueDeleted),
-            Ok(ConsumerMessage::ServerClosedChannel(error)) => Err(ConsumerError::Amqp(error)),
+            Ok(ConsumerMessage::ServerClosedChannel(error)) => Err(ConsumerError::Amiquip(error)),
             // The library tells the cause when the connection is closed.
-            _ => Err(ConsumerError::Amqp(Error::EventLoopDropped)),
+            _ => Err(ConsumerError::Amiquip(Error::EventLoopDropped)),
         }
     }
 

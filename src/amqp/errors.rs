@@ -95,7 +95,8 @@ impl Display for OpenError {
     }
 }
 
-/// What would help against an [`AmqpError`].
+/// What would help against an [`AmqpError`]. Only sentences about certificates and keys name the parameter of the URI that
+/// is meant, such as `cacertfile`: URIs are the language of this room.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Remedy {
     /// Start a broker where the connection was to go, or name one that runs.

@@ -357,7 +357,7 @@ impl<'a> RpcChannel<'a> {
 
     fn lost_replies(&mut self, error: ConsumerError) -> Failure {
         match error {
-            ConsumerError::Amqp(error) => self.connection.classify(error).into(),
+            ConsumerError::Amiquip(error) => self.connection.classify(error).into(),
             ConsumerError::QueueDeleted => {
                 let message = format!("{} deleted the reply queue", self.connection.name());
                 Failure::new(FailureKind::ConnectionLost, message)

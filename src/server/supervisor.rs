@@ -255,7 +255,7 @@ impl Supervisor {
     /// Has another worker take the place of one that has ended, if it had consumed, and only its channel is gone.
     fn recover(&mut self, error: ConsumerError, stage: Stage) -> Result<(), Failure> {
         let broken = match error {
-            ConsumerError::Amqp(error) => self.connection.diagnose(error),
+            ConsumerError::Amiquip(error) => self.connection.diagnose(error),
             gone @ ConsumerError::QueueDeleted => {
                 let queue = &self.context.service.args.common.queue;
                 return Err(gone.classify(&mut self.connection, queue).into());

@@ -68,7 +68,7 @@ pub enum WorkerError {
 
 impl From<Error> for WorkerError {
     fn from(error: Error) -> WorkerError {
-        WorkerError::Consumer(ConsumerError::Amqp(error))
+        WorkerError::Consumer(ConsumerError::Amiquip(error))
     }
 }
 
@@ -189,7 +189,7 @@ impl<'a> Worker<'a> {
 
     /// Returns the `error` with the broker's reason, if that closed the channel: only the consumer is told.
     pub(super) fn with_reason(&self, error: WorkerError) -> WorkerError {
-        let WorkerError::Consumer(ConsumerError::Amqp(Error::EventLoopDropped)) = error else {
+        let WorkerError::Consumer(ConsumerError::Amiquip(Error::EventLoopDropped)) = error else {
             return error;
         };
         let Some(consumer) = self.consumer.as_ref().filter(|_| self.is_closed()) else {
