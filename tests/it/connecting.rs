@@ -669,3 +669,17 @@ fn a_dead_first_broker_is_told_at_v() {
     let told = format!("rpc_client: cannot reach {dead}: Connection refused");
     assert!(ended.stderr.contains(&told), "{ended:?}");
 }
+
+/// By a server too, with what helps, and before the broker that it is connected to.
+#[test]
+fn a_dead_first_broker_is_told_by_a_server_at_v() {
+    let (queue, dead) = (Queue::new(), format!("amqp://127.0.0.1:{}", refused_port()));
+    let server = server_at(&format!("{dead},{}", broker()), &queue, &["-v"]);
+    let expected = format!(
+        "rpc_server: cannot reach {dead}: Connection refused (os error 111); is RabbitMQ running there? \
+         (--url or AMQP_URL names another)\n\
+         rpc_server: connected to {}\n",
+        shown(&broker())
+    );
+    assert!(server.stderr().starts_with(&expected), "{}", server.stderr());
+}
