@@ -31,7 +31,7 @@ check_scripts() {
 check_amqp() {
     local imports options
     imports=$(grep -rnoE 'crate::[^ ;,)]*' src/amqp | grep -vE ':crate::(amqp|mutex|terminal::text)\b' || true)
-    options=$(grep -rnE -e '--[a-z]|AMQP_URL' src/amqp || true)
+    options=$(grep -rnE -e '--[a-z]|AMQP_URL|\bclap\b' src/amqp || true)
     if [ -n "$imports$options" ]; then
         say 'not for src/amqp to know; src/remedies.rs adds it:'
         printf '%s\n' "$imports" "$options" | grep . >&2

@@ -1,7 +1,7 @@
 //! Both programs' arguments. What a program does with them at its start is in [`crate::program`].
 
 use crate::amqp::name;
-use crate::amqp::queue::QueueType;
+use crate::amqp::queue;
 use crate::fib::{Algorithm, RECURSIVE_LIMIT};
 use crate::procedure::{Offer, Settings, built_in_names, optional_names};
 use crate::protocol::MAX_EXPIRATION;
@@ -160,6 +160,24 @@ impl Server {
             Algorithm::FastDoubling | Algorithm::Iterative => 1_000_000,
         };
         Settings { algorithm: self.algorithm, max_n: self.max_n.unwrap_or(max_n) }
+    }
+}
+
+/// The type of a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum QueueType {
+    /// On one node: fastest
+    Classic,
+    /// Replicated over a cluster: survives the loss of a node
+    Quorum,
+}
+
+impl From<QueueType> for queue::QueueType {
+    fn from(queue_type: QueueType) -> queue::QueueType {
+        match queue_type {
+            QueueType::Classic => queue::QueueType::Classic,
+            QueueType::Quorum => queue::QueueType::Quorum,
+        }
     }
 }
 
@@ -385,7 +403,10 @@ impl fmt::Display for Drill {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Drill::Slow(delay) => write!(f, "slow={}", humantime::format_duration(*delay)),
-            named => named.to_possible_value().map_or(Ok(()), |name| f.write_str(name.get_name())),
+            named => match named.to_possible_value() {
+                Some(value) => f.write_str(value.get_name()),
+                None => Ok(()),
+            },
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A mutex whose lock is taken in one way everywhere.
+//! How a mutex is locked.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

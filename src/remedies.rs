@@ -23,10 +23,10 @@ impl From<AmqpErrorKind> for FailureKind {
     }
 }
 
-/// With the remedy behind what is wrong.
+/// Adds the remedy to what is wrong.
 impl From<AmqpError> for Failure {
     fn from(AmqpError { kind, message, remedy }: AmqpError) -> Failure {
-        let remedy = remedy.map(|remedy| told(&remedy)).unwrap_or_default();
+        let remedy = remedy.map(|remedy| sentence(&remedy)).unwrap_or_default();
         Failure::new(kind.into(), message + &remedy)
     }
 }
@@ -37,7 +37,7 @@ impl From<AmqpError> for ProgramError {
     }
 }
 
-/// With the remedy of each behind what is wrong with it.
+/// Joins the errors of all brokers that were tried, each with its remedy.
 impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Failure {
         let kind = error.kind().into();
@@ -46,7 +46,7 @@ impl From<OpenError> for Failure {
     }
 }
 
-/// With where the URI comes from.
+/// Adds where the URI comes from: the option or the environment variable.
 impl From<UriError> for Failure {
     fn from(UriError { number, reason }: UriError) -> Failure {
         let which = number.map(|number| format!(" {number}")).unwrap_or_default();
@@ -69,8 +69,8 @@ pub fn log_failed_attempts(connection: &OpenConnection) {
 }
 
 /// Returns what a sentence about an error goes on with, to tell what helps.
-fn told(remedy: &Remedy) -> String {
-    let told = match remedy {
+fn sentence(remedy: &Remedy) -> String {
+    let sentence = match remedy {
         Remedy::StartBroker => "; is RabbitMQ running there? (--url or AMQP_URL names another)",
         Remedy::CheckAddress => "; check host and port in --url or AMQP_URL",
         Remedy::AllowMoreTime { is_in_login: false } => {
@@ -107,7 +107,7 @@ fn told(remedy: &Remedy) -> String {
         Remedy::FreeResources => "; free its memory or disk",
     };
 
-    told.into()
+    sentence.into()
 }
 
 #[cfg(test)]

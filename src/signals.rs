@@ -63,10 +63,10 @@ fn is_hangup_ignored() -> bool {
     is_known && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
 }
 
-/// Returns a channel that gets the first SIGINT, SIGTERM or SIGHUP that comes. A second one, not sent together with
-/// it, ends the process at once by that signal, so that a shell sees 130, 143 or 129; `at_end` is done before. SIGHUP,
-/// which tells that the terminal is closed, stays ignored if whoever started this process ignores it (nohup(1)).
-/// The first does so too when the process goes on for longer than `limit`, whatever it waits for.
+/// Returns a channel that gets the first SIGINT, SIGTERM or SIGHUP. When a second one comes, not together with it, `at_end`
+/// is called, and the process ends by that signal, so that a shell sees 130, 143 or 129. If the process is still there
+/// `limit` after the first one, it ends by that one, whatever it waits for. SIGHUP, which tells that the terminal is
+/// closed, stays ignored if whoever started this process ignores it (nohup(1)).
 /// [`crate::error::FailureKind::Internal`] if the system takes no handler.
 pub fn stop_requests(
     limit: Option<Duration>,

@@ -9,13 +9,14 @@ use crate::amqp::traffic::Traffic;
 use crate::amqp::transport::{self, Transport};
 use crate::amqp::uri::Endpoint;
 use crate::amqp::watchdog::{Flow, Watchdog};
+use crate::mutex::lock;
 use amiquip::{
     Auth, Channel, Connection, ConnectionBlockedNotification, ConnectionOptions, ConnectionTuning,
     Error, Return,
 };
 use crossbeam_channel::{Receiver, RecvError};
 use log::{debug, warn};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// Bound on a synchronous method (a declare, a cancel) unless [`OpenConnection::set_call_timeout`] shortens
@@ -188,7 +189,7 @@ impl OpenConnection {
     }
 
     fn lock_connection(&self) -> MutexGuard<'_, Option<Connection>> {
-        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.connection)
     }
 
     /// Returns how many bytes have gone over the connection by now, to the broker or both ways.

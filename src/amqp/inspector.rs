@@ -5,10 +5,11 @@
 use crate::amqp::connection::SharedConnection;
 use crate::amqp::errors::{self, AmqpError, AmqpErrorKind};
 use crate::amqp::queue::{self, QueueState};
+use crate::mutex::lock;
 use amiquip::{Channel, Error};
 use crossbeam_channel::{Receiver, bounded};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 /// What is known of a queue: its state, or an error of [`queue::inspect`]. The error says nothing about
@@ -65,7 +66,7 @@ impl Inspector {
 
 impl InspectorState {
     fn inspect(&self, queue: &str) -> Answer {
-        let mut kept = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = lock(&self.channel);
         let channel = match kept.take() {
             Some(channel) => channel,
             None => self.open_channel().map_err(|error| self.classify(&error))?,
@@ -82,7 +83,7 @@ impl InspectorState {
     }
 
     fn open_channel(&self) -> Result<Channel, Error> {
-        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut connection = lock(&self.connection);
         match connection.as_mut() {
             Some(connection) => connection.open_channel(None),
             None => Err(Error::ClientClosedConnection),

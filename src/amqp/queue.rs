@@ -4,16 +4,15 @@ use crate::amqp::connection::OpenConnection;
 use crate::amqp::errors::{AmqpError, AmqpErrorKind, Remedy};
 use crate::terminal::text::count;
 use amiquip::{AmqpValue, Channel, FieldTable, Queue, QueueDeclareOptions};
-use clap::ValueEnum;
 use log::info;
 use std::fmt;
 
 /// The type of a queue that the server creates (RabbitMQ, "Queues", "Queue Types").
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QueueType {
-    /// On one node: fastest
+    /// The queue is on one node.
     Classic,
-    /// Replicated over a cluster: survives the loss of a node
+    /// The queue is replicated over a cluster.
     Quorum,
 }
 

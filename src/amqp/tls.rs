@@ -220,7 +220,7 @@ impl Verifier {
     fn new(tls: &Tls) -> Result<Verifier, String> {
         let algorithms = ring::default_provider().signature_verification_algorithms;
         if tls.verify_none {
-            // Said with -q too.
+            // As an error, since whoever reads the log must see it.
             error!(
                 "verify=verify_none is unsafe: anybody on the way can read the password and the calls"
             );

@@ -6,6 +6,7 @@
 //! socket down.
 
 use crate::amqp::traffic::{Traffic, flows};
+use crate::mutex::lock;
 use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -132,7 +133,7 @@ impl Drop for Watchdog {
 impl Watch {
     fn state(&self) -> MutexGuard<'_, WatchState> {
         // Nothing panics with the lock held; if it did, the state would be whole.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn run(&self) {

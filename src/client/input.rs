@@ -3,6 +3,7 @@
 use crate::amqp::MAX_BODY;
 use crate::cli::{self, SendOn};
 use crate::error::Failure;
+use crate::mutex::lock;
 use crate::terminal::output;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rustix::io::Errno;
@@ -85,7 +86,7 @@ impl Budget {
 
     fn used(&self) -> MutexGuard<'_, usize> {
         // Nothing panics with the lock held; if it did, the number would be whole.
-        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.used)
     }
 }
 

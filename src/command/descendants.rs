@@ -270,7 +270,10 @@ impl Shared {
     fn run_of(&self, process: &Process) -> Option<u64> {
         let cookie = process.variable(COOKIE)?;
         let (server, number) = cookie.split_once('-')?;
-        if self.server.get().is_some_and(|own| own == server) { number.parse().ok() } else { None }
+        match self.server.get() {
+            Some(own) if own == server => number.parse().ok(),
+            _ => None,
+        }
     }
 
     fn wake(&self) {
@@ -334,7 +337,7 @@ impl Shared {
         orphans
     }
 
-    /// Returns a program that is not reaped and the processes that belong to it, dead ones too. None if nothing is
+    /// Returns a program that is not reaped and the processes that belong to it, dead ones too; nothing, where nothing is
     /// known of processes.
     fn processes(&self, program: Pid) -> Vec<Process> {
         let number = self.runs().started.get(&program).map(|run| run.number);
@@ -369,11 +372,14 @@ impl Shared {
             return false;
         }
         let runs = self.runs();
-        let dead = orphans.iter().filter(|orphan| !orphan.is_alive);
-        // Nobody is robbed of the status of his.
-        let dead = dead
-            .filter(|orphan| !runs.started.contains_key(&orphan.pid) && !runs.may_start(orphan));
-        dead.filter(|orphan| reap(orphan.pid)).count() > 0
+        let mut has_reaped = false;
+        for orphan in orphans.iter().filter(|orphan| !orphan.is_alive) {
+            // The status of a program is for whoever waits for the program.
+            if !runs.started.contains_key(&orphan.pid) && !runs.may_start(orphan) {
+                has_reaped |= reap(orphan.pid);
+            }
+        }
+        has_reaped
     }
 
     fn look_for_ever(&self, woken: &Receiver<()>) {

@@ -112,6 +112,6 @@ fn open(service: &Service) -> Result<OpenConnection, Failure> {
     remedies::log_failed_attempts(&connection);
     info!("connected to {}", connection.name());
 
-    queue::ensure(&mut connection, &common.queue, service.args.queue_type)?;
+    queue::ensure(&mut connection, &common.queue, service.args.queue_type.into())?;
     Ok(connection)
 }

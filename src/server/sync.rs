@@ -1,8 +1,9 @@
 //! What threads wait for, by its name: permits of which there are so many, and a door that opens once.
 
+use crate::mutex::lock;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 use std::convert::Infallible;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 /// So many permits. `select!` can wait for one beside other things, which a lock cannot.
 #[derive(Debug)]
@@ -64,7 +65,7 @@ impl Default for Latch {
 impl Latch {
     /// Opens the door, for good.
     pub fn open(&self) {
-        *self.closed.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *lock(&self.closed) = None;
     }
 
     /// Returns whether the door is open.

@@ -4,6 +4,7 @@
 //! line to a terminal, still waits. What waits here is a thread that does nothing else.
 
 use crate::error::Failure;
+use crate::mutex::lock;
 use crate::terminal::text;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -157,7 +158,7 @@ impl Writer {
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.queue)
     }
 }
 
