@@ -154,9 +154,13 @@ impl Client<'_> {
         let ended = rpc.map_err(Interrupted::from).and_then(|mut rpc| {
             let ended = exchange(&mut rpc, &mut self.calls, &mut self.report);
             was_used = rpc.was_used;
-            if let Err(Interrupted::Stopped(_)) = ended {
-                // There may be no time for it after the connection is closed.
-                report_stopped(&mut self.calls, &mut self.report)?;
+            // Before the connection is closed.
+            match ended {
+                // Whoever reads the results needs nothing of the connection any more.
+                Ok(()) => self.report.flush()?,
+                // There may be no time for it afterwards.
+                Err(Interrupted::Stopped(_)) => report_stopped(&mut self.calls, &mut self.report)?,
+                Err(_) => {}
             }
             ended
         });

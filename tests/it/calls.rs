@@ -1,6 +1,7 @@
 //! Calls that succeed: results, formats, several calls, several servers.
 
 use crate::harness::*;
+use crate::proxy::{Action, CONNECTION_CLOSE, Proxy};
 use amiquip::AmqpProperties;
 use fib_rpc::fib::{Algorithm, fib};
 use std::io::Write;
@@ -22,6 +23,25 @@ fn a_script_gets_the_result_alone() {
     queue.client(&["fib", "30"]).expect(0, "832040\n", "");
     queue.client(&["--format", "plain", "fib", "30"]).expect(0, "832040\n", "");
     queue.client(&["-q", "--format", "transcript", "fib", "30"]).expect(0, "832040\n", "");
+}
+
+/// Whoever waits for the answer waits for nothing else: what ends the connection has no part in it.
+#[test]
+fn the_answer_is_written_before_the_connection_is_closed() {
+    let queue = Queue::new();
+    let _server = server(&queue, &[]);
+    let proxy = Proxy::start(&broker(), |frame| match frame.method {
+        CONNECTION_CLOSE => Action::End,
+        _ => Action::Pass,
+    });
+
+    // Both outputs in one pipe, in the order in which they were written.
+    let both = ["-c", "exec \"$0\" \"$@\" 2>&1", env!("CARGO_BIN_EXE_rpc_client")];
+    let args = [&both[..], &["-vv", "--queue", queue.name(), "fib", "30"]].concat();
+    let ended = Process::spawn(&mut program("sh", &proxy.url, &args)).wait();
+    assert_eq!((ended.code(), ended.stderr.as_str()), (0, ""), "{ended:?}");
+    let (before, _) = ended.stdout.split_once("closing the connection to ").unwrap();
+    assert!(before.contains("\n832040\n"), "{before}");
 }
 
 #[test]

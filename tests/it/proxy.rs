@@ -10,6 +10,7 @@ use std::time::Duration;
 
 /// Class and number of a method, AMQP 0-9-1 section 1.2. They say who sends it, too.
 pub type Method = (u16, u16);
+pub const CONNECTION_CLOSE: Method = (10, 50);
 pub const CHANNEL_OPEN_OK: Method = (20, 11);
 pub const QUEUE_DECLARE: Method = (50, 10);
 pub const QUEUE_DECLARE_OK: Method = (50, 11);
