@@ -1,5 +1,6 @@
 //! Both programs' arguments. What a program does with them at its start is in [`crate::program`].
 
+use crate::amqp::client_properties::{ClientProperties, connection_name};
 use crate::amqp::name;
 use crate::amqp::queue;
 use crate::fib::{Algorithm, RECURSIVE_LIMIT};
@@ -75,6 +76,11 @@ pub struct Common {
     #[arg(value_hint = ValueHint::Other)]
     pub connect_timeout: Duration,
 
+    /// Name of the connection in the broker's list [default: program, host and process number]
+    #[arg(long, value_name = "NAME", value_parser = connection_name)]
+    #[arg(value_hint = ValueHint::Other)]
+    pub connection_name: Option<String>,
+
     /// Have the broker confirm what is published; on without it if several brokers are given
     #[arg(long)]
     pub confirm: bool,
@@ -86,6 +92,17 @@ pub struct Common {
     /// Tell each AMQP step on stderr (-vv, -vvv: more); RUST_LOG overrides
     #[arg(short, long, action = ArgAction::Count, overrides_with = "quiet")]
     pub verbose: u8,
+}
+
+impl Common {
+    /// Returns what a broker is told of `program`.
+    pub fn client_properties(&self, program: &str) -> ClientProperties {
+        let mut properties = ClientProperties::new(program);
+        if let Some(name) = &self.connection_name {
+            properties.connection_name.clone_from(name);
+        }
+        properties
+    }
 }
 
 /// The broker that is meant when none is named.

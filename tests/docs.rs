@@ -43,12 +43,14 @@ const NOT_TYPED: [(&str, &str); 5] = [
 
 /// What is never the same twice, and what stands for it. A group is an id: it may be another one in
 /// the document, but then it is the same other one in all of the section.
-static VARIABLE: LazyLock<[(Regex, &str); 15]> = LazyLock::new(|| {
+static VARIABLE: LazyLock<[(Regex, &str); 16]> = LazyLock::new(|| {
     [
         // A node's address, and its name, which has the port.
         (regex(r"amqp://(?:localhost|127\.0\.0\.1):(\d+)"), "amqp://HOST"),
         (regex(r"http://127\.0\.0\.1:(\d+)"), "http://HOST"),
         (regex(r"\bfib-rpc-(\d+)@localhost\b"), "NODE"),
+        // The host and the process in a connection's name.
+        (regex(r#" [\w.-]+ \d+"$"#), " HOST PID\""),
         // A system's numbers for its errors.
         (regex(r"\(os error \d+\)"), "(os error)"),
         // Why a connection to a killed broker ends: whether it had read everything.

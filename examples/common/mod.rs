@@ -10,6 +10,7 @@ use amiquip::{Channel, Confirm, ConsumerOptions, Delivery, Error, Return};
 use clap::{Args, Parser};
 use crossbeam_channel::{Receiver, after, select, select_biased};
 use fib_rpc::amqp::MAX_NAME;
+use fib_rpc::amqp::client_properties::ClientProperties;
 use fib_rpc::amqp::confirms::Confirms;
 use fib_rpc::amqp::connection::OpenConnection;
 use fib_rpc::amqp::consumer::CountedConsumer;
@@ -61,7 +62,8 @@ pub struct Broker {
 impl Broker {
     pub fn connect(&self) -> Result<OpenConnection, Failure> {
         let brokers = uri::parse_list(&self.url)?;
-        let connection = OpenConnection::open(&brokers, self.connect_timeout, PROGRAM)?;
+        let properties = ClientProperties::new(PROGRAM);
+        let connection = OpenConnection::open(&brokers, self.connect_timeout, &properties)?;
         remedies::log_failed_attempts(&connection);
         Ok(connection)
     }

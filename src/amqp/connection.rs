@@ -1,6 +1,7 @@
 //! An [`Endpoint`] to an open AMQP connection, and the guards around it: opening and closing take
 //! bounded time whatever the broker does, and an error tells what broke.
 
+use crate::amqp::client_properties::{ClientProperties, Opening};
 use crate::amqp::errors::{self, AmqpError, AmqpErrorKind, OpenError, Remedy};
 use crate::amqp::inbox::{Close, Inbox};
 use crate::amqp::inspector::Inspector;
@@ -72,10 +73,9 @@ pub struct OpenConnection {
 }
 
 impl OpenConnection {
-    /// Opens a connection to the first of `endpoints` that accepts one, as `program` (shown by
-    /// `rabbitmqctl list_connections client_properties`). `limit` bounds each attempt, from
-    /// resolving the name to the end of the AMQP handshake, unless the endpoint has a bound of
-    /// its own.
+    /// Opens a connection to the first of `endpoints` that accepts one, and tells it the client's `properties` (shown
+    /// by `rabbitmqctl list_connections client_properties`). `limit` bounds each attempt, from resolving the name to
+    /// the end of the AMQP handshake, unless the endpoint has a bound of its own.
     ///
     /// # Errors
     ///
@@ -83,9 +83,9 @@ impl OpenConnection {
     pub fn open(
         endpoints: &[Endpoint],
         limit: Duration,
-        program: &str,
+        properties: &ClientProperties,
     ) -> Result<OpenConnection, OpenError> {
-        OpenConnection::open_within(Duration::MAX, endpoints, limit, program)
+        OpenConnection::open_within(Duration::MAX, endpoints, limit, properties)
     }
 
     /// Opens a connection as [`OpenConnection::open`] does, with a bound on all attempts together: each gets an equal
@@ -95,14 +95,14 @@ impl OpenConnection {
         left: Duration,
         endpoints: &[Endpoint],
         limit: Duration,
-        program: &str,
+        properties: &ClientProperties,
     ) -> Result<OpenConnection, OpenError> {
         let began = Instant::now();
         let mut attempts = Vec::new();
         for (endpoint, remaining) in endpoints.iter().zip((1..=endpoints.len() as u32).rev()) {
             let share = left.saturating_sub(began.elapsed()) / remaining;
             let limit = endpoint.connection_timeout.unwrap_or(limit).min(share);
-            match OpenConnection::open_one(endpoint, limit, program) {
+            match OpenConnection::open_one(endpoint, limit, properties) {
                 Ok(mut connection) => {
                     connection.failed_attempts = attempts;
                     return Ok(connection);
@@ -117,7 +117,7 @@ impl OpenConnection {
     fn open_one(
         endpoint: &Endpoint,
         limit: Duration,
-        program: &str,
+        properties: &ClientProperties,
     ) -> Result<OpenConnection, AmqpError> {
         let deadline = Instant::now() + limit;
         let socket = transport::dial(endpoint, deadline)?;
@@ -134,9 +134,10 @@ impl OpenConnection {
         let mut is_in_login = false;
         let inbox = Arc::new(Inbox::default());
         let opened: Result<_, AmqpError> = watchdog.bounded(left, || {
+            let opening = Opening::new(&properties.connection_name);
             let transport =
-                transport::establish(endpoint, socket, Arc::clone(&inbox), Arc::clone(&traffic))?;
-            handshake(transport, options(endpoint, program)).map_err(|error| {
+                transport::establish(endpoint, socket, opening, Arc::clone(&inbox), traffic)?;
+            handshake(transport, options(endpoint, properties)).map_err(|error| {
                 is_in_login = matches!(error, Error::InvalidCredentials);
                 let error = told(error, &inbox);
                 match inbox.violation() {
@@ -393,12 +394,12 @@ fn bounded<T>(watchdog: &Watchdog, limit: Duration, method: impl FnOnce() -> T) 
     }
 }
 
-fn options(endpoint: &Endpoint, program: &str) -> ConnectionOptions<Auth> {
+fn options(endpoint: &Endpoint, properties: &ClientProperties) -> ConnectionOptions<Auth> {
     ConnectionOptions::default()
         .auth(endpoint.credentials.clone())
         .virtual_host(endpoint.vhost.clone())
         .heartbeat(endpoint.heartbeat)
         .channel_max(endpoint.channel_max)
         .frame_max(FRAME_MAX)
-        .information(Some(format!("{program} {}", env!("CARGO_PKG_VERSION"))))
+        .information(Some(properties.information.clone()))
 }

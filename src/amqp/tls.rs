@@ -430,6 +430,7 @@ fn of_certificate(endpoint: &Endpoint, error: &CertificateError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::amqp::client_properties::ClientProperties;
     use crate::amqp::connection::OpenConnection;
     use crate::amqp::uri;
     use mio::{Events, Poll, PollOpt, Ready, Token};
@@ -699,8 +700,9 @@ mod tests {
     fn a_broker_that_dies_after_the_handshake_is_not_taken_for_one_that_wants_a_certificate() {
         let pem = Pem::new();
         let (endpoint, peer) = peer(&pem, &version::TLS13, false, |_, _| {});
-        let error =
-            OpenConnection::open(std::slice::from_ref(&endpoint), PATIENCE, "test").err().unwrap();
+        let (endpoints, properties) =
+            (std::slice::from_ref(&endpoint), ClientProperties::new("test"));
+        let error = OpenConnection::open(endpoints, PATIENCE, &properties).err().unwrap();
         assert_eq!(error.kind(), AmqpErrorKind::BrokerUnreachable, "{error}");
         let expected = format!("no AMQP handshake with {endpoint}: ");
         assert!(error.to_string().starts_with(&expected), "{error}");

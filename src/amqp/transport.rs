@@ -1,6 +1,7 @@
 //! The byte stream below a connection: TCP with TCP_NODELAY, TLS if asked for, and a check of all
 //! that comes.
 
+use crate::amqp::client_properties::Opening;
 use crate::amqp::errors::{AmqpError, AmqpErrorKind, Remedy};
 use crate::amqp::inbox::Inbox;
 use crate::amqp::sanitizer::{ConnectionPhase, METHOD, Piece, Sanitizer};
@@ -77,6 +78,7 @@ fn resolve(endpoint: &Endpoint, deadline: Instant) -> io::Result<Vec<SocketAddr>
 /// A stream ready for the AMQP handshake, of which only what a [`Sanitizer`] has checked is read.
 pub struct Transport {
     stream: Box<dyn SocketStream>,
+    opening: Opening,
     sanitizer: Sanitizer,
     inbox: Arc<Inbox>,
     traffic: Arc<Traffic>,
@@ -121,8 +123,8 @@ impl SocketStream for TlsStream {
 }
 
 /// Makes a transport of a dialled connection, with the TLS handshake if the endpoint wants one.
-/// `inbox` counts what comes, and says why reading failed; `traffic` counts bytes. Blocks until a handshake is done: to be
-/// called under a [`crate::amqp::watchdog::Watchdog`].
+/// `opening` is what the client is to write first; `inbox` counts what comes, and says why reading failed; `traffic` counts
+/// bytes. Blocks until a handshake is done: to be called under a [`crate::amqp::watchdog::Watchdog`].
 ///
 /// # Errors
 ///
@@ -131,6 +133,7 @@ impl SocketStream for TlsStream {
 pub fn establish(
     endpoint: &Endpoint,
     socket: TcpStream,
+    opening: Opening,
     inbox: Arc<Inbox>,
     traffic: Arc<Traffic>,
 ) -> Result<Transport, AmqpError> {
@@ -146,6 +149,7 @@ pub fn establish(
     };
     Ok(Transport {
         stream,
+        opening,
         sanitizer: Sanitizer::new(Arc::clone(&inbox)),
         inbox,
         traffic,
@@ -292,9 +296,12 @@ impl Read for Transport {
 
 impl Write for Transport {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        let written = self.stream.write(buffer)?;
-        self.traffic.count_written(written);
-        Ok(written)
+        let Transport { opening, stream, traffic, .. } = self;
+        opening.write(buffer, |bytes| {
+            let written = stream.write(bytes)?;
+            traffic.count_written(written);
+            Ok(written)
+        })
     }
 
     fn flush(&mut self) -> io::Result<()> {

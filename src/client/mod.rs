@@ -109,7 +109,8 @@ impl Client<'_> {
             Some(connection) => connection,
             None => {
                 let (brokers, own_limit) = (&self.brokers, common.connect_timeout);
-                let opened = OpenConnection::open_within(limit, brokers, own_limit, PROGRAM)?;
+                let properties = common.client_properties(PROGRAM);
+                let opened = OpenConnection::open_within(limit, brokers, own_limit, &properties)?;
                 remedies::log_failed_attempts(&opened);
                 info!("connected to {}", opened.name());
                 opened

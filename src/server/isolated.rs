@@ -6,6 +6,7 @@
 //! a connection so go out apart, one at a time, when they come again: there such a reply does no harm, and it is known
 //! whose it was.
 
+use crate::amqp::client_properties::ClientProperties;
 use crate::amqp::confirms::Confirms;
 use crate::amqp::connection::OpenConnection;
 use crate::amqp::errors;
@@ -57,8 +58,11 @@ const FRESH: Duration = Duration::from_secs(1);
 const QUEUES_MAX: usize = 1024;
 
 /// The one connection of a server for such replies. There is none as long as there is no such reply.
-#[derive(Debug, Default)]
-pub struct Isolated(Mutex<Looks>);
+#[derive(Debug)]
+pub struct Isolated {
+    properties: ClientProperties,
+    looks: Mutex<Looks>,
+}
 
 /// What the last look at each reply queue told.
 #[derive(Debug, Default)]
@@ -91,6 +95,11 @@ impl Looks {
 }
 
 impl Isolated {
+    /// Makes none yet. When there is one, the broker is told these properties.
+    pub fn new(properties: ClientProperties) -> Isolated {
+        Isolated { properties, looks: Mutex::default() }
+    }
+
     /// Publishes a reply to the broker at `endpoint`, and waits for its confirm until `is_over`.
     pub fn publish(
         &self,
@@ -103,7 +112,7 @@ impl Isolated {
         if is_over() {
             return Sent::GivenUp;
         }
-        let (mut connection, channel) = match open(endpoint, connect_timeout) {
+        let (mut connection, channel) = match self.open(endpoint, connect_timeout) {
             Ok(opened) => opened,
             Err(failure) => return Sent::Failed(failure),
         };
@@ -130,7 +139,7 @@ impl Isolated {
             None => {}
         }
 
-        let looked = open(endpoint, connect_timeout).and_then(|(mut connection, channel)| {
+        let looked = self.open(endpoint, connect_timeout).and_then(|(mut connection, channel)| {
             let looked = queue::inspect(&mut connection, &channel, reply_to);
             connection.close();
             looked.map_err(Failure::from)
@@ -151,20 +160,21 @@ impl Isolated {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Looks> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn open(
+        &self,
+        endpoint: &Endpoint,
+        connect_timeout: Duration,
+    ) -> Result<(OpenConnection, Channel), Failure> {
+        let endpoints = std::slice::from_ref(endpoint);
+        let mut connection = OpenConnection::open(endpoints, connect_timeout, &self.properties)?;
+        debug!("a connection for one reply to {}", connection.name());
+        let channel = connection.channel()?;
+        Ok((connection, channel))
     }
-}
 
-fn open(
-    endpoint: &Endpoint,
-    connect_timeout: Duration,
-) -> Result<(OpenConnection, Channel), Failure> {
-    let endpoints = std::slice::from_ref(endpoint);
-    let mut connection = OpenConnection::open(endpoints, connect_timeout, "rpc_server")?;
-    debug!("a connection for one reply to {}", connection.name());
-    let channel = connection.channel()?;
-    Ok((connection, channel))
+    fn lock(&self) -> MutexGuard<'_, Looks> {
+        self.looks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 fn publish(

@@ -28,6 +28,8 @@ use supervisor::supervise;
 use sync::Semaphore;
 use worker::{Service, Worker, WorkerError};
 
+const PROGRAM: &str = "rpc_server";
+
 /// Serves by `serve` as `args` say, on as many connections as it takes, until a signal asks to stop. It
 /// fails where another connection would change nothing: a malformed URI, a program that is not there,
 /// refused credentials at the first start.
@@ -35,14 +37,14 @@ pub fn run(
     args: cli::Server,
     serve: impl Fn(&mut Worker) -> Result<(), WorkerError> + Send + Sync + 'static,
 ) -> Result<ExitCode, ProgramError> {
-    let transcript = output::write_by_threads("rpc_server", !args.common.quiet)?;
+    let transcript = output::write_by_threads(PROGRAM, !args.common.quiet)?;
     let brokers = uri::parse_list(&args.common.url)?;
     let service = Arc::new(Service {
         serve: Box::new(serve),
         procedures: Procedures::new(&args.procedures, args.settings())?,
         confirms: brokers.len() > 1 || args.common.confirm,
         remembered: Remembered::default(),
-        isolated: Isolated::default(),
+        isolated: Isolated::new(args.common.client_properties(PROGRAM)),
         transcript,
         slots: Semaphore::new(args.workers.into()),
         brokers,
@@ -107,8 +109,8 @@ fn connect(
 
 fn open(service: &Service) -> Result<OpenConnection, Failure> {
     let common = &service.args.common;
-    let limit = common.connect_timeout;
-    let mut connection = OpenConnection::open(&service.brokers, limit, "rpc_server")?;
+    let (limit, properties) = (common.connect_timeout, common.client_properties(PROGRAM));
+    let mut connection = OpenConnection::open(&service.brokers, limit, &properties)?;
     remedies::log_failed_attempts(&connection);
     info!("connected to {}", connection.name());
 

@@ -63,6 +63,14 @@ fn connect_timeout_without_end() {
 }
 
 #[test]
+fn connection_name_with_a_control_character() {
+    usage_error(
+        &["--connection-name", "a\tb", "fib"],
+        "rpc_client: invalid value 'a\tb' for '--connection-name <NAME>': a connection's name has no control characters, and this one has \\t",
+    );
+}
+
+#[test]
 fn queue_name_over_255_bytes() {
     let name = "q".repeat(256);
     usage_error(

@@ -276,6 +276,40 @@ fn a_peer_that_hangs_up() {
     );
 }
 
+/// Makes a call by each program at `url`, and awaits both connections in the broker's list, by their names.
+#[track_caller]
+pub fn await_names(node: &Node, queue: &Queue, url: &str) {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    for given in [None, Some(["one's", "another's"])] {
+        let options = given.map(|names| names.map(|name| vec!["--connection-name", name]));
+        let [of_server, of_client] = options.unwrap_or_default();
+        let server = server_at(url, queue, &of_server);
+        let args = [&of_client[..], &["--queue", queue.name(), "fib", "-"]].concat();
+        let (client, mut stdin) = Process::spawn_with_stdin(&mut client_command(url, &args));
+        stdin.write_all(b"30\n").unwrap();
+        client.await_stdout("832040\n");
+
+        let programs = [("rpc_server", server.pid()), ("rpc_client", client.pid())];
+        let names = match given {
+            Some(names) => names.map(String::from),
+            None => programs.map(|(program, pid)| format!("{program} {} {pid}", host.trim())),
+        };
+        await_that(&format!("connections of {names:?}"), || {
+            let listed = node.ctl(&["-q", "list_connections", "client_properties"]);
+            let property = |name: &String| format!("{{\"connection_name\",\"{name}\"}}");
+            names.iter().all(|name| listed.contains(&property(name)))
+        });
+        drop(stdin);
+        client.wait().expect(0, "832040\n", "");
+    }
+}
+
+#[test]
+fn each_connection_has_a_name_in_the_brokers_list() {
+    let node = Node::start();
+    await_names(&node, &Queue::at(&node.url), &node.url);
+}
+
 #[test]
 fn the_connection_has_heartbeats_and_the_programs_name() {
     let node = Node::start();

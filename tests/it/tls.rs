@@ -1,5 +1,6 @@
 //! `amqps://`: what is trusted, who is let in, and what an error says.
 
+use crate::connecting::await_names;
 use crate::harness::*;
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -128,6 +129,12 @@ fn both_programs_over_tls() {
     let cause =
         "no TLS handshake with URL: what answers there speaks no TLS: is it an amqp:// port?";
     tls.refuses(&tls_on_plain, 69, cause);
+}
+
+#[test]
+fn each_connection_over_tls_has_a_name_in_the_brokers_list() {
+    let tls = Tls::start("");
+    await_names(&tls.node, &tls.queue, &tls.url("cacertfile=DIR/ca.pem"));
 }
 
 #[test]

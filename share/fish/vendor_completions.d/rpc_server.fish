@@ -1,6 +1,7 @@
 complete -c rpc_server -l url -d 'Brokers, tried in order; a password is better kept in the environment' -r -f
 complete -c rpc_server -l queue -d 'Request queue' -r -f
 complete -c rpc_server -l connect-timeout -d 'Bound on opening a connection, handshake included' -r -f
+complete -c rpc_server -l connection-name -d 'Name of the connection in the broker\'s list [default: program, host and process number]' -r -f
 complete -c rpc_server -l queue-type -d 'Type of the request queue, used only if this server creates it' -r -f -a "classic\t'On one node: fastest'
 quorum\t'Replicated over a cluster: survives the loss of a node'"
 complete -c rpc_server -l prefetch -d 'Unacknowledged requests that the broker pushes to each worker; 0: no limit' -r -f

@@ -8,6 +8,7 @@ pub use node::*;
 
 use amiquip::{AmqpProperties, Channel, ConsumerMessage, ConsumerOptions, Delivery, Publish};
 use amiquip::{QueueDeclareOptions, QueueDeleteOptions};
+use fib_rpc::amqp::client_properties::ClientProperties;
 use fib_rpc::amqp::connection::OpenConnection;
 use fib_rpc::amqp::uri;
 use std::io::{Read, Write};
@@ -408,7 +409,8 @@ impl Drop for Queue {
 }
 
 fn open(url: &str) -> Result<OpenConnection, fib_rpc::error::Failure> {
-    Ok(OpenConnection::open(&uri::parse_list(url)?, PATIENCE, "test")?)
+    let properties = ClientProperties::new("test");
+    Ok(OpenConnection::open(&uri::parse_list(url)?, PATIENCE, &properties)?)
 }
 
 /// A connection with which a test plays the other side.
