@@ -75,6 +75,12 @@ pub(super) fn unusable(name: &str, queue: &str, error: AmqpError) -> AmqpError {
     AmqpError::new(error.kind, message).with_remedy(Remedy::NameAnotherQueue)
 }
 
+/// Returns whether an `error` of a look at a queue says that it is gone. A queue whose node is down is missing too, and
+/// comes back with it.
+pub fn is_gone(error: &AmqpError) -> bool {
+    error.kind == AmqpErrorKind::QueueMissing && error.message.contains("no queue")
+}
+
 /// Returns the state of `queue` as [`inspect`] does, by a channel of its own, which is closed afterwards.
 pub fn inspect_on_new_channel(
     connection: &mut OpenConnection,

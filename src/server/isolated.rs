@@ -9,23 +9,22 @@
 use crate::amqp::client_properties::ClientProperties;
 use crate::amqp::confirms::Confirms;
 use crate::amqp::connection::OpenConnection;
-use crate::amqp::errors;
+use crate::amqp::errors::{self, AmqpError, AmqpErrorKind};
+use crate::amqp::inspector::Answer;
 use crate::amqp::queue;
 use crate::amqp::uri::Endpoint;
-use crate::error::{Failure, FailureKind};
+use crate::error::Failure;
+use crate::server::callers::{GoneCallers, is_direct_reply_to};
 use amiquip::{Channel, Error, Publish};
-use crossbeam_channel::RecvTimeoutError;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use log::{debug, info};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// How often whoever waits for a confirm asks whether he still has to.
 const CONFIRM_LOOK: Duration = Duration::from_millis(100);
-
-/// The prefix of the names of direct reply-to (RabbitMQ, "Direct Reply-to"). To look for such a queue can be as deadly as
-/// to publish to it.
-const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
 /// What became of a reply.
 pub enum Sent {
@@ -51,7 +50,7 @@ pub enum ReplyQueue {
     },
 }
 
-/// How long a reply queue that was there is taken to be there still: many requests of one client can come again at once.
+/// How long what a look at a reply queue told is taken to hold: many requests of one client can come again at once.
 const FRESH: Duration = Duration::from_secs(1);
 
 /// How many reply queues are remembered.
@@ -64,33 +63,22 @@ pub struct Isolated {
     looks: Mutex<Looks>,
 }
 
-/// What the last look at each reply queue told.
+/// The last look at each reply queue: when it was, and whether the queue was gone then.
 #[derive(Debug, Default)]
-struct Looks(HashMap<String, Look>);
-
-#[derive(Debug, Clone, Copy)]
-enum Look {
-    /// It was there then.
-    There(Instant),
-    /// It was not there. Its name was made up for one client, and does not come back.
-    Gone,
-}
+struct Looks(HashMap<String, (Instant, bool)>);
 
 impl Looks {
     /// Returns whether a queue is gone, as far as a look of late tells.
     fn is_gone(&self, queue: &str) -> Option<bool> {
-        match self.0.get(queue)? {
-            Look::Gone => Some(true),
-            Look::There(at) if at.elapsed() < FRESH => Some(false),
-            Look::There(_) => None,
-        }
+        let (at, is_gone) = self.0.get(queue)?;
+        (at.elapsed() < FRESH).then_some(*is_gone)
     }
 
-    fn insert(&mut self, queue: &str, look: Look) {
+    fn insert(&mut self, queue: &str, at: Instant, is_gone: bool) {
         if self.0.len() >= QUEUES_MAX {
             self.0.clear();
         }
-        self.0.insert(queue.into(), look);
+        self.0.insert(queue.into(), (at, is_gone));
     }
 }
 
@@ -112,7 +100,7 @@ impl Isolated {
         if is_over() {
             return Sent::GivenUp;
         }
-        let (mut connection, channel) = match self.open(endpoint, connect_timeout) {
+        let (mut connection, channel) = match open(endpoint, connect_timeout, &self.properties) {
             Ok(opened) => opened,
             Err(failure) => return Sent::Failed(failure),
         };
@@ -122,14 +110,17 @@ impl Isolated {
         sent
     }
 
-    /// Returns whether the broker at `endpoint` says that there is no such queue, so that nobody awaits a reply there.
+    /// Returns whether the broker at `endpoint` says that there is no such queue, so that nobody awaits a reply there. Such
+    /// a caller is added to those that are `gone`.
     pub fn look(
         &self,
         endpoint: &Endpoint,
         connect_timeout: Duration,
         reply_to: &str,
+        gone: &GoneCallers,
     ) -> ReplyQueue {
-        if reply_to.starts_with(DIRECT_REPLY_TO) {
+        // To look at such a name can be as deadly as to publish to it.
+        if is_direct_reply_to(reply_to) {
             return ReplyQueue::MayBeThere;
         }
         let mut looks = self.lock();
@@ -139,42 +130,120 @@ impl Isolated {
             None => {}
         }
 
-        let looked = self.open(endpoint, connect_timeout).and_then(|(mut connection, channel)| {
+        let opened = open(endpoint, connect_timeout, &self.properties).ok();
+        let looked = opened.map(|(mut connection, channel)| {
             let looked = queue::inspect(&mut connection, &channel, reply_to);
             connection.close();
-            looked.map_err(Failure::from)
+            looked
         });
-        // A queue whose node is down is missing too, and comes back with it.
-        let is_missing = |failure: &Failure| {
-            failure.kind == FailureKind::QueueMissing && failure.message.contains("no queue")
-        };
-        match looked {
-            Err(failure) if is_missing(&failure) => {
-                looks.insert(reply_to, Look::Gone);
-                ReplyQueue::Gone { is_news: true }
-            }
-            _ => {
-                looks.insert(reply_to, Look::There(Instant::now()));
-                ReplyQueue::MayBeThere
-            }
+        let is_gone = matches!(looked, Some(Err(error)) if queue::is_gone(&error));
+        let now = Instant::now();
+        looks.insert(reply_to, now, is_gone);
+        match is_gone {
+            true => ReplyQueue::Gone { is_news: gone.insert(reply_to, now) },
+            false => ReplyQueue::MayBeThere,
         }
     }
 
-    fn open(
-        &self,
-        endpoint: &Endpoint,
-        connect_timeout: Duration,
-    ) -> Result<(OpenConnection, Channel), Failure> {
-        let endpoints = std::slice::from_ref(endpoint);
-        let mut connection = OpenConnection::open(endpoints, connect_timeout, &self.properties)?;
-        debug!("a connection for one reply to {}", connection.name());
-        let channel = connection.channel()?;
-        Ok((connection, channel))
+    /// Returns who looks at queues of that broker apart, without a connection yet.
+    pub fn inspector(&self, endpoint: &Endpoint, connect_timeout: Duration) -> IsolatedInspector {
+        let (endpoint, properties) = (endpoint.clone(), self.properties.clone());
+        IsolatedInspector { endpoint, connect_timeout, properties, questions: None }
     }
 
     fn lock(&self) -> MutexGuard<'_, Looks> {
         self.looks.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How long a connection for looks is kept that nobody needs.
+const KEPT: Duration = Duration::from_secs(10);
+
+/// How long such a connection may take for its answer, before it is given up.
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+
+/// Looks at queues as an [`crate::amqp::inspector::Inspector`] does, on a connection of its own: what costs a connection
+/// costs no other. There is none until the first question, nor when there was none for some time.
+pub struct IsolatedInspector {
+    endpoint: Endpoint,
+    connect_timeout: Duration,
+    properties: ClientProperties,
+    questions: Option<Sender<(String, Sender<Answer>)>>,
+}
+
+impl IsolatedInspector {
+    /// Asks for the state of `queue`. The answer comes to the receiver, if ever: [`AmqpErrorKind::ConnectionLost`] if the
+    /// look cost the connection. None: there are questions enough without an answer.
+    pub fn ask(&mut self, queue: &str) -> Option<Receiver<Answer>> {
+        if self.questions.is_none() {
+            self.questions = self.start();
+        }
+        let (sender, answer) = bounded(1);
+        self.questions.as_ref()?.try_send((queue.into(), sender)).ok()?;
+        Some(answer)
+    }
+
+    /// Starts the thread that has the connection. It ends when nobody can ask any more.
+    fn start(&self) -> Option<Sender<(String, Sender<Answer>)>> {
+        let (sender, questions) = bounded::<(String, Sender<Answer>)>(1);
+        let (endpoint, properties) = (self.endpoint.clone(), self.properties.clone());
+        let connect_timeout = self.connect_timeout;
+        let open = move || open(&endpoint, connect_timeout, &properties);
+        let answer_all = move || {
+            let mut kept = None;
+            loop {
+                match questions.recv_timeout(KEPT) {
+                    Ok((queue, answer)) => {
+                        let looked = look(&mut kept, &queue, &open);
+                        // Nobody receives it if the question was given up.
+                        let _ = answer.send(looked);
+                    }
+                    Err(RecvTimeoutError::Timeout) => kept = None,
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
+            }
+        };
+        thread::Builder::new().name("inspector".into()).spawn(answer_all).ok().map(|_| sender)
+    }
+}
+
+/// Looks at a queue on the connection that is kept, or on a new one, which is kept if it survives that.
+fn look(
+    kept: &mut Option<OpenConnection>,
+    queue: &str,
+    open: &dyn Fn() -> Result<(OpenConnection, Channel), Failure>,
+) -> Answer {
+    // One that has ended meanwhile says nothing about the queue.
+    let reopened = kept.take().and_then(|mut connection| {
+        let channel = connection.channel().ok()?;
+        Some((connection, channel))
+    });
+    let (mut connection, channel) = match reopened {
+        Some(reopened) => reopened,
+        // Neither does what keeps a connection from being opened.
+        None => open()
+            .map_err(|failure| AmqpError::new(AmqpErrorKind::BrokerUnreachable, failure.message))?,
+    };
+
+    connection.set_call_timeout(ANSWER_LIMIT);
+    let answer = queue::inspect(&mut connection, &channel, queue);
+    match &answer {
+        Err(error) if error.kind == AmqpErrorKind::ConnectionLost => {}
+        _ => *kept = Some(connection),
+    }
+    answer
+}
+
+fn open(
+    endpoint: &Endpoint,
+    connect_timeout: Duration,
+    properties: &ClientProperties,
+) -> Result<(OpenConnection, Channel), Failure> {
+    let endpoints = std::slice::from_ref(endpoint);
+    let mut connection = OpenConnection::open(endpoints, connect_timeout, properties)?;
+    debug!("a connection apart to {}", connection.name());
+    let channel = connection.channel()?;
+    Ok((connection, channel))
 }
 
 fn publish(
@@ -230,19 +299,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_queue_that_is_gone_stays_so_and_one_that_is_there_is_looked_at_again() {
-        let mut looks = Looks::default();
+    fn what_a_look_told_holds_for_a_second() {
+        let (mut looks, now) = (Looks::default(), Instant::now());
         assert_eq!(looks.is_gone("q"), None);
-        looks.insert("q", Look::There(Instant::now()));
-        assert_eq!(looks.is_gone("q"), Some(false));
-        if let Some(before) = Instant::now().checked_sub(2 * FRESH) {
-            looks.insert("q", Look::There(before));
-            assert_eq!(looks.is_gone("q"), None);
+        for is_gone in [true, false] {
+            looks.insert("q", now, is_gone);
+            assert_eq!(looks.is_gone("q"), Some(is_gone));
+            if let Some(before) = now.checked_sub(2 * FRESH) {
+                looks.insert("q", before, is_gone);
+                assert_eq!(looks.is_gone("q"), None);
+            }
         }
-        looks.insert("q", Look::Gone);
-        assert_eq!(looks.is_gone("q"), Some(true));
         for number in 0..QUEUES_MAX {
-            looks.insert(&number.to_string(), Look::Gone);
+            looks.insert(&number.to_string(), now, true);
         }
         assert!(looks.0.len() <= QUEUES_MAX);
     }

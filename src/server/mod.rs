@@ -1,7 +1,9 @@
 //! What `rpc_server` has around its loop: it connects, lets workers serve, and connects again when a
 //! connection is lost, until a signal asks to stop.
 
+mod callers;
 mod isolated;
+mod probes;
 mod reconnect;
 mod remembered;
 mod supervisor;
@@ -16,6 +18,7 @@ use crate::procedure::Procedures;
 use crate::remedies;
 use crate::signals::{self, Stop};
 use crate::terminal::output;
+use callers::GoneCallers;
 use crossbeam_channel::{Receiver, bounded, select_biased};
 use isolated::Isolated;
 use log::info;
@@ -45,6 +48,7 @@ pub fn run(
         confirms: brokers.len() > 1 || args.common.confirm,
         remembered: Remembered::default(),
         isolated: Isolated::new(args.common.client_properties(PROGRAM)),
+        gone: GoneCallers::default(),
         transcript,
         slots: Semaphore::new(args.workers.into()),
         brokers,

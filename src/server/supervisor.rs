@@ -9,6 +9,7 @@ use crate::amqp::watchdog::Flow;
 use crate::amqp::{MAX_BODY, errors, traffic};
 use crate::cancellation::{Cancelled, RunningCalls};
 use crate::error::{Failure, FailureKind};
+use crate::server::probes::Probes;
 use crate::server::reconnect::ReconnectState;
 use crate::server::remembered::{Hands, Memory};
 use crate::server::sync::{Latch, Permit};
@@ -98,7 +99,10 @@ pub fn supervise(
     }));
 
     let (workers, restarts) = (Workers::default(), Restarts::new());
-    let mut supervisor = Supervisor { connection, context, workers, moved: 0, restarts };
+    let connect_timeout = context.service.args.common.connect_timeout;
+    let probes =
+        Probes::new(context.service.isolated.inspector(connection.endpoint(), connect_timeout));
+    let mut supervisor = Supervisor { connection, context, workers, moved: 0, restarts, probes };
     let served = supervisor.watch(stop, state);
 
     // No worker may go on waiting for it.
@@ -112,6 +116,9 @@ pub fn supervise(
         }
     }
 
+    for report in supervisor.context.service.gone.all_reports() {
+        warn!("{report}");
+    }
     supervisor.context.is_lost.store(true, SeqCst);
     supervisor.context.calls.cancel_all(Cancelled::ConnectionLost);
     supervisor.connection.close();
@@ -132,6 +139,7 @@ struct Supervisor {
     /// How many bytes had gone over the connection when the workers' time to be ready began.
     moved: u64,
     restarts: Restarts,
+    probes: Probes,
 }
 
 /// When workers are started in place of those whose channels were closed: at once, but after growing pauses where one is
@@ -176,11 +184,15 @@ impl Supervisor {
 
         // Takes nothing.
         let (closed, _receiver) = bounded(0);
+        let nothing = never();
         loop {
             let are_due = self.restarts.are_due(Instant::now());
             let slot = if are_due { slots.waiting() } else { &closed };
             let pause = alarm(self.restarts.not_before);
             let too_late = alarm(self.workers.ready_by);
+            let probe_at = self.probes.advance(&self.connection, &context);
+            let begun = if probe_at.is_some() { &nothing } else { context.calls.begun() };
+            let probe = alarm(probe_at);
             select_biased! {
                 recv(stop) -> _ => return Ok(()),
                 recv(self.connection.blocked_notifications()) -> notification => {
@@ -190,6 +202,9 @@ impl Supervisor {
                 send(slot, ()) -> _ => self.start_worker(slots.permit())?,
                 recv(pause) -> _ => {}
                 recv(too_late) -> _ => self.grant_more_time()?,
+                recv(self.probes.answer()) -> answer => self.probes.take(answer, &context),
+                recv(probe) -> _ => {}
+                recv(begun) -> _ => {}
             }
             if self.workers.are_ready() && slots.is_exhausted() && !context.announced.is_open() {
                 if state.serves() {
@@ -286,8 +301,10 @@ impl Supervisor {
     /// Waits until all workers have ended, within limits.
     fn drain(&mut self) -> Result<(), Failure> {
         self.context.stop.open();
+        let context = Arc::clone(&self.context);
         let (mut deadline, mut sent, mut is_told) = (None, 0, false);
         while self.workers.running > 0 {
+            self.probes.advance(&self.connection, &context);
             let (now, is_blocked) = (Instant::now(), self.connection.is_blocked());
             // A broker that reads nothing takes nothing back.
             if !is_blocked && !is_told {
@@ -314,6 +331,7 @@ impl Supervisor {
                 recv(self.connection.blocked_notifications()) -> notification => {
                     self.connection.set_blocked(notification)?;
                 }
+                recv(self.probes.answer()) -> answer => self.probes.take(answer, &context),
                 default(Duration::from_millis(100)) => {}
             }
         }

@@ -12,6 +12,7 @@ use crate::command::Invocation;
 use crate::error::{ErrorKind, Failure, FailureKind};
 use crate::procedure::{self, Procedures};
 use crate::protocol::{Reply, Request};
+use crate::server::callers::GoneCallers;
 use crate::server::isolated::{Isolated, ReplyQueue, Sent};
 use crate::server::remembered::{Hands, InHand, Memory, Remembered, RequestId};
 use crate::server::sync::{Latch, Semaphore};
@@ -84,6 +85,8 @@ pub struct Service {
     /// What is known of requests that come again.
     pub(super) remembered: Remembered,
     pub(super) isolated: Isolated,
+    /// The callers that are gone.
+    pub(super) gone: GoneCallers,
     pub(super) transcript: Transcript,
     /// One for each worker that may be there, on all connections together. One that computes for a lost connection is
     /// still there.
@@ -145,6 +148,8 @@ pub struct Worker<'a> {
     is_cancelled: Cell<bool>,
     /// Whether the request in hand is to go back to its queue, since its reply did not go out.
     is_withheld: bool,
+    /// Whether nobody waits for the reply to the request in hand any more.
+    is_unawaited: Cell<bool>,
 }
 
 /// A request, from its delivery to its ack.
@@ -176,6 +181,7 @@ impl<'a> Worker<'a> {
             current: None,
             is_cancelled: Cell::new(false),
             is_withheld: false,
+            is_unawaited: Cell::new(false),
         }
     }
 
@@ -223,7 +229,7 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Waits for the next delivery. None: the worker is to stop.
+    /// Waits for the next delivery that somebody awaits a reply to. None: the worker is to stop.
     pub fn next_delivery(&mut self) -> Result<Option<Delivery>, WorkerError> {
         let nothing = never();
         loop {
@@ -238,7 +244,12 @@ impl<'a> Worker<'a> {
                     // Without a consumer there are no messages.
                     let Some(consumer) = &self.consumer else { continue };
                     let delivery = consumer.take(message).map_err(WorkerError::Consumer)?;
-                    return Ok(Some(self.begin(delivery)));
+                    let delivery = self.begin(delivery);
+                    if self.drops(&delivery) {
+                        self.ack_now(delivery)?;
+                        continue;
+                    }
+                    return Ok(Some(delivery));
                 }
             }
         }
@@ -251,6 +262,7 @@ impl<'a> Worker<'a> {
             delivery.properties = take(&mut delivery.properties).with_app_id(name);
         }
 
+        self.is_unawaited.set(false);
         let request = Request::from_delivery(&delivery);
         info!(
             "delivery: {request}, correlation_id {}, {}",
@@ -266,8 +278,21 @@ impl<'a> Worker<'a> {
         delivery
     }
 
+    /// Returns whether a request is dropped, since its caller is known to be gone.
+    fn drops(&self, delivery: &Delivery) -> bool {
+        let Some(reply_to) = delivery.properties.reply_to() else { return false };
+        let is_dropped = self.service.gone.drop_request(reply_to, Instant::now());
+        if is_dropped {
+            info!("{} dropped: nobody waits for it any more", Request::from_delivery(delivery));
+            // It is told how many there were.
+            self.context.calls.notify();
+        }
+        is_dropped
+    }
+
     /// Calls the procedure that `request` names, and tells so in the transcript and in the log. It fails
-    /// if the channel or the connection is lost meanwhile: the request comes again.
+    /// if the channel or the connection is lost meanwhile: the request comes again. What is ended since its caller is gone
+    /// has an error that [`Worker::publish`] does not send.
     pub fn call(&self, request: &Request<'_>) -> Result<procedure::Outcome, WorkerError> {
         self.call_by(request, |procedures, invocation| {
             procedures.call(request.procedure, invocation)
@@ -282,14 +307,16 @@ impl<'a> Worker<'a> {
         compute: impl FnOnce(&Procedures, &Invocation<'_>) -> Result<procedure::Outcome, Cancelled>,
     ) -> Result<procedure::Outcome, WorkerError> {
         let started = Instant::now();
-        let mut outcome = self.compute(request, started, compute).map_err(|cancelled| {
-            let lost = match cancelled {
-                Cancelled::ConnectionLost => "connection",
-                Cancelled::ChannelClosed => "channel",
-            };
+        let given_up = |lost| {
             warn!("{request} is given up with its {lost}; it comes again, if its queue is there");
-            Error::EventLoopDropped
-        })?;
+            Error::EventLoopDropped.into()
+        };
+        let mut outcome = match self.compute(request, started, compute) {
+            Ok(outcome) => outcome,
+            Err(Cancelled::ConnectionLost) => return Err(given_up("connection")),
+            Err(Cancelled::ChannelClosed) => return Err(given_up("channel")),
+            Err(Cancelled::CallerGone) => return Ok(Err(self.unawaited(request, started))),
+        };
 
         let milliseconds = started.elapsed().as_secs_f64() * 1e3;
         match &outcome {
@@ -302,13 +329,26 @@ impl<'a> Worker<'a> {
         Ok(outcome)
     }
 
+    /// Takes note that the call was ended since its caller is gone. Of those of one caller, one is told of.
+    fn unawaited(&self, request: &Request<'_>, started: Instant) -> procedure::Error {
+        self.is_unawaited.set(true);
+        let message = "nobody waits for it any more";
+        let seconds = started.elapsed().as_secs_f64();
+        let is_first =
+            self.service.gone.end_call(request.reply_to.unwrap_or_default(), Instant::now());
+        let level = if is_first { Level::Warn } else { Level::Info };
+        log!(level, "{request}: {message}: ended after {seconds:.1} s");
+        procedure::Error::new(ErrorKind::Unavailable, message)
+    }
+
     fn compute(
         &self,
         request: &Request<'_>,
         started: Instant,
         compute: impl FnOnce(&Procedures, &Invocation<'_>) -> Result<procedure::Outcome, Cancelled>,
     ) -> Result<procedure::Outcome, Cancelled> {
-        let running = self.context.calls.begin(self.channel.channel_id());
+        let running =
+            self.context.calls.begin(self.channel.channel_id(), request.reply_to, started);
         if self.is_closed() {
             running.cancel(Cancelled::ChannelClosed);
         }
@@ -421,14 +461,17 @@ impl<'a> Worker<'a> {
         self.context.max_body.load(SeqCst)
     }
 
-    /// Publishes the reply to the request in hand, or drops it if that was delivered before, and it shows
-    /// now that this reply ends a connection, or that nobody awaits it.
+    /// Publishes the reply to the request in hand, or drops it if nobody awaits it, or if that was delivered before, and it
+    /// shows now that this reply ends a connection.
     pub fn publish(
         &mut self,
         request: &Request<'_>,
         reply_to: &str,
         reply: &Reply,
     ) -> Result<(), WorkerError> {
+        if self.is_unawaited.get() {
+            return Ok(());
+        }
         info!(
             "publish to {}: {}, correlation_id {}",
             short_queue(reply_to),
@@ -469,7 +512,9 @@ impl<'a> Worker<'a> {
             return Ok(false);
         }
 
-        if let ReplyQueue::Gone { is_news } = isolated.look(endpoint, limit, reply_to) {
+        if let ReplyQueue::Gone { is_news } =
+            isolated.look(endpoint, limit, reply_to, &self.service.gone)
+        {
             let queue = short_queue(reply_to);
             // A client that has gone can have left many requests: one is told of.
             let level = if is_news { Level::Warn } else { Level::Info };

@@ -109,7 +109,8 @@ fn nothing_outlives_a_connection() {
     let proxy = crate::proxy::Proxy::start(&broker(), |_| crate::proxy::Action::Pass);
     let procedures = ways_out(&folder, "");
     let server = server_at(&proxy.url, &queue, &args(&[], &procedures));
-    send_to_all(&Caller::new(&queue));
+    let caller = Caller::new(&queue);
+    send_to_all(&caller);
     let pids = folder.await_pids(WAYS_OUT.len());
     proxy.end_connections();
     await_ends(&pids);
@@ -123,7 +124,8 @@ fn nothing_outlives_a_server_that_is_asked_twice() {
         let (queue, folder) = (Queue::new(), Folder::new());
         let procedures = ways_out(&folder, "");
         let server = server(&queue, &args(&[], &procedures));
-        send_to_all(&Caller::new(&queue));
+        let caller = Caller::new(&queue);
+        send_to_all(&caller);
         let pids = folder.await_pids(WAYS_OUT.len());
         server.signal(signal);
         std::thread::sleep(Duration::from_millis(500));
@@ -230,7 +232,8 @@ fn what_the_server_has_not_started_is_left_alone() {
     let server = Process::spawn(&mut command);
     server.await_stdout(" [x] Awaiting RPC requests\n");
     let stranger: u32 = folder.lines("stranger")[0].parse().unwrap();
-    Caller::new(&queue).send(b"", AmqpProperties::default());
+    let caller = Caller::new(&queue);
+    caller.send(b"", AmqpProperties::default());
     let pids = folder.await_pids(1);
     server.signal("TERM");
     std::thread::sleep(Duration::from_millis(500));

@@ -4,6 +4,7 @@
 
 mod batch;
 mod bounds;
+mod callers;
 mod calls;
 mod channels;
 mod client;

@@ -43,6 +43,8 @@ pub enum Action {
     Stall,
     /// What goes the same way on its connection stops for so long.
     Delay(Duration),
+    /// This payload, of the same length, goes on in its place.
+    Replace(Vec<u8>),
 }
 
 type Rule = Arc<dyn Fn(&Frame<'_>) -> Action + Send + Sync>;
@@ -151,6 +153,9 @@ impl Shared {
                 return Ok(());
             }
             *self.passed.lock().unwrap().entry(method).or_default() += 1;
+            if let Action::Replace(payload) = &action {
+                frame[7..].copy_from_slice(payload);
+            }
             if let Action::PassAndClose = action {
                 to.write_all(&[&frame, CLOSE].concat())?;
                 // The client's answer ends the connection, since the broker did not ask for it.
