@@ -1,8 +1,9 @@
 //! Servers and clients under load, while servers are killed and restarted, the broker is killed
 //! and restarted, an operator closes all connections, and unreadable messages come in. Some calls are to a
 //! built-in procedure, some to programs, of which some leave their process group or their session. One takes longer
-//! than the broker lets it. One server and one client are behind a slow link. No call may be lost, none
-//! answered wrong, and no process may hang.
+//! than the broker lets it. One server and one client are behind a slow link. Another client is killed again and again in
+//! the middle of its batch. No call may be lost, none answered wrong, no process may hang, and little may be computed
+//! for clients that are gone.
 //!
 //! `scripts/chaos.sh [SECONDS [SEED]]` runs it; the seed fixes what happens in which order.
 
@@ -16,12 +17,15 @@ mod proxy;
 use fastrand::Rng;
 use harness::{Ended, Node, Process, Queue, client_command, kill, raw, server_command};
 use proxy::slow_link;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+use uuid::Uuid;
 
 const SERVERS: usize = 3;
 
@@ -36,6 +40,13 @@ const PROCEDURES: [&str; 4] = [
 
 /// A program that takes longer than the broker's `consumer_timeout`: such a call fails, with 75.
 const TOO_LONG: &str = "long=sh -c 'read n; setsid -w sleep 20; echo ${n}00'";
+
+/// How many calls a client has in flight that is killed in the middle of them.
+const LEFT_BEHIND: usize = 30;
+
+/// Of the calls that had not begun when their client was killed, at most one of so many may begin: one that goes to a server
+/// that has just been started does.
+const BEGUN_BOUND: usize = 3;
 
 /// Closes the channel of a consumer that has not acked a delivery after four seconds. It has to be said again after a restart.
 const CONSUMER_TIMEOUT: &str = "[application:set_env(rabbit, K, V) || \
@@ -63,9 +74,20 @@ struct Tally {
     /// Calls without an answer, by the exit code of the client that told so.
     failed: BTreeMap<i32, usize>,
     said: Vec<String>,
+    /// Clients that were killed in the middle of their calls.
+    killed: Vec<Killed>,
     /// The longest time without an answer: its length and its end.
     gap: Option<(Duration, Instant)>,
     answered: Option<Instant>,
+}
+
+/// A client that was killed in the middle of its calls.
+struct Killed {
+    /// What its arguments begin with, and no other client's.
+    prefix: String,
+    /// How many of its calls had begun by then, and how often: a server that dies has its calls begin again.
+    begun: usize,
+    runs: usize,
 }
 
 impl Tally {
@@ -113,10 +135,18 @@ fn main() -> ExitCode {
     node.ctl(&["eval", CONSUMER_TIMEOUT]);
     let link = slow_link(&node.url, SLOW);
     let queue = Queue::at(&node.url);
+    let runs = Runs::new();
     let tally = Mutex::new(Tally::default());
     let over = AtomicBool::new(false);
     let (events, servers) = thread::scope(|scope| {
         let (node, link, queue, tally, over) = (&node, &link, &queue, &tally, &over);
+        let runs = &runs;
+        let mut random = Rng::with_seed(seed);
+        scope.spawn(move || {
+            while !over.load(Ordering::SeqCst) {
+                leave_calls_behind(node, queue, runs, tally, &mut random);
+            }
+        });
         for client in 0..=CLIENTS {
             let mut random = Rng::with_seed(seed + 1 + client as u64);
             scope.spawn(move || {
@@ -128,11 +158,61 @@ fn main() -> ExitCode {
                 }
             });
         }
-        let done = disturb(node, link, queue, Duration::from_secs(seconds), seed);
+        let done = disturb(node, link, queue, runs, Duration::from_secs(seconds), seed);
         over.store(true, Ordering::SeqCst);
         done
     });
-    report(&tally.into_inner().unwrap(), &events, servers)
+    report(&tally.into_inner().unwrap(), &events, servers, &runs)
+}
+
+/// Where a program of two seconds writes each of its runs.
+struct Runs(PathBuf);
+
+impl Runs {
+    fn new() -> Runs {
+        let file = std::env::temp_dir().join(format!("fib-rpc-chaos-{}", Uuid::new_v4()));
+        fs::write(&file, "").unwrap();
+        Runs(file)
+    }
+
+    fn offer(&self) -> String {
+        format!("left=sh -c 'read n; echo $n >> {}; sleep 2; echo ${{n}}00'", self.0.display())
+    }
+
+    /// The arguments with which it ran that begin with this, as often as it did.
+    fn of(&self, prefix: &str) -> Vec<String> {
+        let runs = fs::read_to_string(&self.0).unwrap();
+        runs.lines().filter(|line| line.starts_with(prefix)).map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Runs {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// One client that is killed while most of its calls wait.
+fn leave_calls_behind(
+    node: &Node,
+    queue: &Queue,
+    runs: &Runs,
+    tally: &Mutex<Tally>,
+    random: &mut Rng,
+) {
+    let prefix = format!("{}-", Uuid::new_v4());
+    let arguments: Vec<String> = (0..LEFT_BEHIND).map(|n| format!("{prefix}{n}")).collect();
+    let args = ["-q", "--wait", "--timeout", "60s", "--queue", queue.name(), "left"];
+    let given: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let client = Process::spawn(&mut client_command(&node.url, &[&args, &given[..]].concat()));
+    thread::sleep(Duration::from_millis(random.u64(1_000..3_000)));
+    let begun = runs.of(&prefix);
+    client.signal(if random.bool() { "KILL" } else { "INT" });
+    client.wait_for(TIMEOUT);
+
+    let different = begun.iter().collect::<BTreeSet<_>>().len();
+    tally.lock().unwrap().killed.push(Killed { prefix, begun: different, runs: begun.len() });
+    thread::sleep(Duration::from_secs(2));
 }
 
 /// One client with a batch of calls, or, now and then, with one that takes too long.
@@ -186,12 +266,15 @@ fn disturb(
     node: &Node,
     link: &str,
     queue: &Queue,
+    runs: &Runs,
     time: Duration,
     seed: u64,
 ) -> (Events, Vec<Process>) {
     let mut random = Rng::with_seed(seed);
     let mut events = Events::new();
-    let offers = PROCEDURES.iter().chain([&TOO_LONG]).flat_map(|offer| ["--procedure", offer]);
+    let left = runs.offer();
+    let offers = PROCEDURES.into_iter().chain([TOO_LONG, &left]);
+    let offers = offers.flat_map(|offer| ["--procedure", offer]);
     let settings = ["-q", "--queue", queue.name(), "--workers", "2", "--prefetch", "4"];
     let args: Vec<&str> = settings.into_iter().chain(offers).collect();
     let start = |index| {
@@ -232,7 +315,7 @@ fn disturb(
     (events, servers)
 }
 
-fn report(tally: &Tally, events: &Events, servers: Vec<Process>) -> ExitCode {
+fn report(tally: &Tally, events: &Events, servers: Vec<Process>, runs: &Runs) -> ExitCode {
     let mut stopped_well = 0;
     for server in servers {
         server.signal("TERM");
@@ -247,6 +330,12 @@ fn report(tally: &Tally, events: &Events, servers: Vec<Process>) -> ExitCode {
     println!("{:8} that took too long, exit code 75", tally.too_long);
     println!("{:8} wrong", tally.wrong);
     println!("{:8} lost", tally.lost);
+    let waited: usize = tally.killed.iter().map(|client| LEFT_BEHIND - client.begun).sum();
+    let for_nobody: usize =
+        tally.killed.iter().map(|client| runs.of(&client.prefix).len() - client.runs).sum();
+    println!("{:8} clients killed in the middle", tally.killed.len());
+    println!("{waited:8} calls of theirs that had not begun");
+    println!("{for_nobody:8} begun for nobody");
     if let Some((gap, end)) = tally.gap {
         println!(
             "{:8.1} s longest gap in service, in it and in the second before:",
@@ -258,7 +347,12 @@ fn report(tally: &Tally, events: &Events, servers: Vec<Process>) -> ExitCode {
     for said in &tally.said {
         eprint!("{said}");
     }
-    let good = tally.wrong == 0 && tally.lost == 0 && stopped_well == SERVERS && tally.right > 0;
+    let is_bounded = for_nobody <= waited / BEGUN_BOUND;
+    let good = tally.wrong == 0
+        && tally.lost == 0
+        && stopped_well == SERVERS
+        && tally.right > 0
+        && is_bounded;
     let (word, passed) = if good { ("ok", 1) } else { ("FAILED", 0) };
     println!("test result: {word}. {passed} passed; {} failed", 1 - passed);
     if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -328,22 +328,45 @@ fn a_request_queue_that_is_full() {
     assert!(ended.stdout.starts_with("pong\n"), "{ended:?}");
 }
 
-/// The lines that SECURITY.md gives.
+/// The lines that SECURITY.md gives: for the server two, of which the second lets it see which callers are gone.
 #[test]
 fn the_least_permissions_that_are_enough() {
     let security = include_str!("../../SECURITY.md");
     let node = Node::start();
-    for user in ["rpc_server", "rpc_client"] {
-        node.ctl(&["add_user", user, "s3cret"]);
+    let grant = |user: &str, nth: usize| {
         let start = format!("$ rabbitmqctl set_permissions {user} ");
-        let line = security.lines().find_map(|line| line.strip_prefix(&start)).unwrap();
+        let line = security.lines().filter_map(|line| line.strip_prefix(&start)).nth(nth).unwrap();
         let patterns: Vec<&str> = line.split_whitespace().map(|p| p.trim_matches('\'')).collect();
         node.ctl(&[&["set_permissions", user], &patterns[..]].concat());
+    };
+    for user in ["rpc_server", "rpc_client"] {
+        node.ctl(&["add_user", user, "s3cret"]);
     }
+    grant("rpc_client", 0);
     let url = |user| node.url.replace("amqp://", &format!("amqp://{user}:s3cret@"));
-    let server = Process::spawn(&mut server_command(&url("rpc_server"), &[]));
-    server.await_stdout(" [x] Awaiting RPC requests\n");
-    client_at(&url("rpc_client"), &["fib", "30"]).expect(0, "832040\n", "");
+    let offers = ["--procedure=fib", "--procedure=long=sleep 3600"];
+    let gone = "long(): nobody waits for it any more: ended after ";
+    for (nth, sees_who_is_gone) in [(0, false), (1, true)] {
+        grant("rpc_server", nth);
+        let args = [&["-v", "--workers", "2"], &offers[..]].concat();
+        let server = Process::spawn(&mut server_command(&url("rpc_server"), &args));
+        server.await_stdout(" [x] Awaiting RPC requests\n");
+        client_at(&url("rpc_client"), &["fib", "30"]).expect(0, "832040\n", "");
+
+        let args = ["--timeout", "1h", "long"];
+        let client = Process::spawn(&mut client_command(&url("rpc_client"), &args));
+        server.await_stdout(" [.] long()\n");
+        client.signal("KILL");
+        let told = |stderr: &str| {
+            // RabbitMQ looks at this permission from 4.2.6 on.
+            let is_refused = stderr.contains("calls go on when their callers are gone");
+            stderr.contains(gone) || is_refused && !sees_who_is_gone
+        };
+        await_that("it is told what becomes of the call", || told(&server.stderr()));
+        client_at(&url("rpc_client"), &["fib", "30"]).expect(0, "832040\n", "");
+        server.signal("KILL");
+        server.wait();
+    }
     // And no more than enough: a client cannot serve.
     let ended = Process::spawn(&mut server_command(&url("rpc_client"), &[])).wait();
     assert_eq!(ended.code(), 77, "{ended:?}");
