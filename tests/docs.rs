@@ -68,6 +68,7 @@ static VARIABLE: LazyLock<[(Regex, &str); 16]> = LazyLock::new(|| {
         (regex("\x1b\\[[0-9;]*m"), ""),
         // Of --stats, --format json, and bash's `time`.
         (regex(r"^\d+\.\d+ s$"), "TIME"),
+        (regex(r"\bended after \d+\.\d+ s\b"), "ended after TIME"),
         (regex(r"\b\d+\.\d+ (?:ms|calls/s)"), "TIME"),
         (regex(r#""elapsed_ms":\d+(?:\.\d+)?"#), "TIME"),
     ]
