@@ -27,7 +27,7 @@ check_scripts() {
     fi
 }
 
-# The room for AMQP is there for anybody: it imports itself and the rooms below, and names no option of the programs.
+# src/amqp is there for anybody: it imports itself and the modules below, and names no option of the programs.
 check_amqp() {
     local imports options
     imports=$(grep -rnoE 'crate::[^ ;,)]*' src/amqp | grep -vE ':crate::(amqp|mutex|terminal::text)\b' || true)

@@ -145,7 +145,7 @@ impl RunningCalls {
         }
     }
 
-    /// Returns whether there are any.
+    /// Returns whether no call is computed.
     pub fn is_empty(&self) -> bool {
         lock(&self.state).calls.is_empty()
     }

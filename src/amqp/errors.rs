@@ -1,4 +1,4 @@
-//! The errors of this room, and which of them an error of the client library is. An [`AmqpError`] names the broker and
+//! The errors of this module, and which of them an error of the client library is. An [`AmqpError`] names the broker and
 //! says what is wrong; the texts in it are the broker's, shown as they came. What would help is beside it as a
 //! [`Remedy`], without a sentence: that is for whoever tells it, and knows by which options a program was started.
 
@@ -96,7 +96,7 @@ impl Display for OpenError {
 }
 
 /// What would help against an [`AmqpError`]. Only sentences about certificates and keys name the parameter of the URI that
-/// is meant, such as `cacertfile`: URIs are the language of this room.
+/// is meant, such as `cacertfile`: URIs are what this module knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Remedy {
     /// Start a broker where the connection was to go, or name one that runs.
