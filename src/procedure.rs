@@ -3,16 +3,14 @@
 
 use crate::amqp;
 use crate::cancellation::Cancelled;
-use crate::command::{Command, Descendants, End, Ended, Invocation, memory};
+use crate::command::{Command, Descendants, End, Ended, Invocation, how_it_ended, memory};
 use crate::error::{ErrorKind, Failure};
 use crate::fib::{self, Algorithm};
 use crate::terminal::text::excerpt;
 use log::warn;
 use rustix::io::Errno;
-use signal_hook::low_level::signal_name;
 use std::collections::BTreeMap;
 use std::io;
-use std::os::unix::process::ExitStatusExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitStatus;
 
@@ -107,7 +105,8 @@ impl Offer {
                 self.name
             );
         }
-        Command::find(&self.name, words).map(|command| Some(Procedure::Program(command)))
+        Command::find("--procedure", &self.name, words)
+            .map(|command| Some(Procedure::Program(command)))
     }
 }
 
@@ -251,13 +250,7 @@ fn failed(name: &str, status: ExitStatus, last_line: Option<String>) -> Error {
         _ => ErrorKind::Internal,
     };
     let exit_code = status.code().and_then(|code| u8::try_from(code).ok());
-    let message = last_line.unwrap_or_else(|| match status.signal() {
-        Some(signal) => match signal_name(signal) {
-            Some(signal) => format!("{name} was killed by {signal}"),
-            None => format!("{name} was killed by signal {signal}"),
-        },
-        None => format!("{name} exited with {}", exit_code.unwrap_or_default()),
-    });
+    let message = last_line.unwrap_or_else(|| format!("{name} {}", how_it_ended(status)));
     Error { exit_code, ..Error::new(kind, message) }
 }
 
@@ -333,7 +326,9 @@ mod tests {
         let procedures = Procedures::new(offers, SETTINGS).unwrap();
         let invocation = Invocation {
             input: argument,
-            environment: &[],
+            correlation_id: None,
+            content_type: None,
+            is_redelivered: false,
             most: 1_000,
             deadline: None,
             kill_delay: Duration::ZERO,

@@ -25,7 +25,9 @@ const SETTINGS: Settings = Settings { algorithm: Algorithm::FastDoubling, max_n:
 fn call(name: &str, argument: &[u8]) -> Outcome {
     let invocation = Invocation {
         input: argument,
-        environment: &[],
+        correlation_id: None,
+        content_type: None,
+        is_redelivered: false,
         most: 0,
         deadline: None,
         kill_delay: Duration::ZERO,

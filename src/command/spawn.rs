@@ -14,6 +14,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitStatus;
+use std::sync::Arc;
 
 /// A program that was started, and the server's ends of its pipes: None when they are closed.
 #[derive(Debug)]
@@ -21,8 +22,8 @@ pub struct Child {
     /// The process id, which is the session's too on Linux, and the process group's anywhere.
     pub pid: Pid,
     pub stdin: Option<PipeWriter>,
-    pub stdout: Option<PipeReader>,
-    pub stderr: Option<PipeReader>,
+    pub stdout: Option<Arc<PipeReader>>,
+    pub stderr: Option<Arc<PipeReader>>,
 }
 
 /// Starts the program at `path` with the arguments `words`, its own name first, and with these environment
@@ -41,7 +42,12 @@ pub fn spawn(path: &Path, words: &[CString], environment: &[CString]) -> io::Res
     let pid = posix_spawn(path, &actions, &attributes()?, words, environment)?;
     // The numbers of processes are positive.
     let pid = Pid::from_raw(pid.as_raw()).ok_or(io::ErrorKind::Other)?;
-    Ok(Child { pid, stdin: Some(to_child), stdout: Some(from_child), stderr: Some(errors) })
+    Ok(Child {
+        pid,
+        stdin: Some(to_child),
+        stdout: Some(from_child.into()),
+        stderr: Some(errors.into()),
+    })
 }
 
 /// Returns what a program begins with: a session of its own, and with it a process group, without a controlling
@@ -99,9 +105,9 @@ mod tests {
         let words = [c"sh".into(), c"-c".into(), c"ps -o pid=,sid=,tty= -p $$; env".into()];
         let added = ["ADDED=a\0b".to_owned(), format!("PATH={}", std::env::var("PATH").unwrap())];
         let environment = environment(&["HOME", "PATH"], added.into_iter());
-        let mut child = spawn(Path::new("/bin/sh"), &words, &environment).unwrap();
+        let child = spawn(Path::new("/bin/sh"), &words, &environment).unwrap();
         let mut output = String::new();
-        child.stdout.take().unwrap().read_to_string(&mut output).unwrap();
+        child.stdout.as_deref().unwrap().read_to_string(&mut output).unwrap();
         let status = loop {
             match try_wait(child.pid).unwrap() {
                 Some(status) => break status,

@@ -19,9 +19,10 @@ const REDRAW_INTERVAL: Duration = Duration::from_secs(1);
 /// A program's standard error.
 ///
 /// A line ends with LF, CR LF or CR. What ends with CR alone is drawn over by the next line.
-pub struct Stderr<'a> {
+#[derive(Debug)]
+pub struct Stderr {
     /// The procedure's name.
-    name: &'a str,
+    name: String,
     /// What was read and not looked at yet.
     unread: Vec<u8>,
     /// The line so far, without its end.
@@ -33,15 +34,15 @@ pub struct Stderr<'a> {
     /// When the next line that ends with a CR may be logged.
     next_redraw: Option<Instant>,
     /// The last line that is not blank.
-    pub last_line: Option<String>,
+    last_line: Option<String>,
     tail: Vec<u8>,
 }
 
-impl<'a> Stderr<'a> {
+impl Stderr {
     /// Returns that of the procedure `name`, still empty.
-    pub fn new(name: &'a str) -> Stderr<'a> {
+    pub fn new(name: &str) -> Stderr {
         Stderr {
-            name,
+            name: name.into(),
             unread: Vec::new(),
             line: Vec::new(),
             is_returned: false,
@@ -50,6 +51,12 @@ impl<'a> Stderr<'a> {
             last_line: None,
             tail: Vec::new(),
         }
+    }
+
+    /// Forgets what was written so far, as far as a caller would be told: a call begins.
+    pub fn begin_call(&mut self) {
+        self.tail.clear();
+        self.last_line = None;
     }
 
     /// Adds what was read.
@@ -94,11 +101,13 @@ impl<'a> Stderr<'a> {
         byte == b'\n'
     }
 
-    /// Ends it: its last line need not have an end. What has not been logged is left out, but for that line.
-    pub fn end(&mut self) {
+    /// Ends it: its last line need not have an end. What has not been logged is left out, but for that line. Returns the
+    /// last line that is not blank, and the end of it all, see [`Stderr::text_of_tail`].
+    pub fn end(&mut self) -> (Option<String>, Option<String>) {
         if !self.line.is_empty() {
             self.end_line();
         }
+        (self.last_line.take(), self.text_of_tail())
     }
 
     fn end_line(&mut self) {
@@ -175,8 +184,7 @@ mod tests {
         stderr.push(&[b'x'; 100_000]);
         stderr.log_some(now());
         assert_eq!(stderr.line.len(), LINE_LIMIT);
-        stderr.end();
-        assert!(stderr.last_line.unwrap().starts_with("endxxx"));
+        assert!(stderr.end().0.unwrap().starts_with("endxxx"));
     }
 
     #[test]
@@ -196,8 +204,7 @@ mod tests {
             assert_eq!(stderr.last_line.as_deref(), last, "{piece:?}");
             assert_eq!(stderr.line, line.as_bytes(), "{piece:?}");
         }
-        stderr.end();
-        assert_eq!(stderr.last_line.as_deref(), Some("no"));
+        assert_eq!(stderr.end().0.as_deref(), Some("no"));
     }
 
     #[test]

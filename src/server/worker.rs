@@ -371,12 +371,9 @@ impl<'a> Worker<'a> {
         let own = deadline(started, Some(self.service.args.time_limit));
         let invocation = Invocation {
             input: request.argument,
-            environment: &[
-                ("RPC_PROCEDURE", Some(request.procedure)),
-                ("RPC_CORRELATION_ID", request.correlation_id),
-                ("RPC_CONTENT_TYPE", request.content_type),
-                ("RPC_REDELIVERED", Some(if request.is_redelivered { "1" } else { "0" })),
-            ],
+            correlation_id: request.correlation_id,
+            content_type: request.content_type,
+            is_redelivered: request.is_redelivered,
             most: self.max_body(),
             deadline: [callers, own].into_iter().flatten().min(),
             kill_delay: self.service.args.kill_delay,
