@@ -1,12 +1,16 @@
-//! What a call costs apart from the broker: computing, and making and reading messages.
+//! What a call costs apart from the broker: computing, making and reading messages, and asking a program that stays.
 //! `cargo bench` runs it.
 
 use amiquip::AmqpProperties;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use fib_rpc::cancellation::CallHandle;
+use fib_rpc::command::Invocation;
+use fib_rpc::coprocess::Protocol;
 use fib_rpc::fib::{Algorithm, fib};
+use fib_rpc::procedure::{Offer, Offered, Procedures, Settings};
 use fib_rpc::protocol::{Reply, Request};
 use std::hint::black_box;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn fibonacci(c: &mut Criterion) {
     let mut group = c.benchmark_group("fib");
@@ -48,5 +52,30 @@ fn messages(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, fibonacci, messages);
+/// What a call to a program that stays costs, with two changes from one process to another in it.
+fn coprocesses(c: &mut Criterion) {
+    let settings =
+        Settings { algorithm: Algorithm::FastDoubling, max_n: 1_000, coprocess_calls: None };
+    let offer = |text: &str| {
+        Offer::parse_command(text, |words| Offered::Coprocess(Protocol::Text, words)).unwrap()
+    };
+    let procedures = Procedures::new(&[offer("cat=cat")], settings).unwrap();
+    procedures.start(1, Duration::from_secs(2)).unwrap();
+    let handle = CallHandle::default();
+    let invocation = Invocation {
+        input: b"30",
+        correlation_id: None,
+        content_type: None,
+        is_redelivered: false,
+        most: 1_000,
+        deadline: Some(Instant::now() + Duration::from_secs(3_600)),
+        kill_delay: Duration::from_secs(2),
+        handle: &handle,
+        at_stop: &|| {},
+    };
+    c.bench_function("coprocess", |b| b.iter(|| procedures.call("cat", &invocation)));
+    procedures.end(1, Duration::from_secs(2));
+}
+
+criterion_group!(benches, fibonacci, messages, coprocesses);
 criterion_main!(benches);

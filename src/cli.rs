@@ -3,12 +3,15 @@
 use crate::amqp::client_properties::{ClientProperties, connection_name};
 use crate::amqp::name;
 use crate::amqp::queue;
+use crate::coprocess::Protocol;
 use crate::fib::{Algorithm, RECURSIVE_LIMIT};
-use crate::procedure::{Offer, Settings, built_in_names, optional_names};
+use crate::procedure::{Offer, Offered, Settings, built_in_names, optional_names};
 use crate::protocol::MAX_EXPIRATION;
 use clap::builder::{PossibleValue, TypedValueParser};
-use clap::{Arg, ArgAction, Args, Command, Parser, ValueEnum, ValueHint};
-use std::collections::BTreeSet;
+use clap::{
+    Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, Parser, ValueEnum, ValueHint,
+};
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::fmt;
@@ -139,10 +142,14 @@ pub struct Server {
     #[arg(value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: u16,
 
-    /// Offer a program (NAME=COMMAND), or of the built-in procedures only those named; may be repeated
-    #[arg(long = "procedure", value_name = "NAME[=COMMAND]", value_parser = Suggest(Offer::parse, optional_names))]
-    #[arg(value_hint = ValueHint::Other, hide_possible_values = true)]
-    pub procedures: Vec<Offer>,
+    /// The procedures.
+    #[command(flatten)]
+    pub offers: Offers,
+
+    /// Replace a program that stays after N calls, should it leak
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(value_hint = ValueHint::Other)]
+    pub coprocess_calls: Option<u64>,
 
     /// Bound on each program that runs; 0: none
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = call_timeout)]
@@ -176,7 +183,71 @@ impl Server {
             Algorithm::Recursive => 45,
             Algorithm::FastDoubling | Algorithm::Iterative => 1_000_000,
         };
-        Settings { algorithm: self.algorithm, max_n: self.max_n.unwrap_or(max_n) }
+        Settings {
+            algorithm: self.algorithm,
+            max_n: self.max_n.unwrap_or(max_n),
+            coprocess_calls: self.coprocess_calls,
+        }
+    }
+}
+
+/// What a server offers, in the order of its command line.
+#[derive(Debug, Clone)]
+pub struct Offers(pub Vec<Offer>);
+
+impl Offers {
+    /// The options that offer something.
+    fn options() -> [Arg; 3] {
+        let offer = |option: &'static str, value_name: &'static str| {
+            let argument = Arg::new(option).long(option).value_name(value_name);
+            argument.action(ArgAction::Append).value_hint(ValueHint::Other)
+        };
+        let coprocess = |text: &str, protocol| {
+            Offer::parse_command(text, |words| Offered::Coprocess(protocol, words))
+        };
+        [
+            offer("procedure", "NAME[=COMMAND]")
+                .value_parser(Suggest(Offer::parse, optional_names))
+                .hide_possible_values(true)
+                .help(
+                    "Offer a program (NAME=COMMAND), or of the built-in procedures only those named; may be repeated",
+                ),
+            offer("coprocess", "NAME=COMMAND")
+                .value_parser(move |text: &str| coprocess(text, Protocol::Text))
+                .help(
+                    "Offer a program that stays: it gets each request as a line, and answers with a line; may be repeated",
+                ),
+            offer("json-coprocess", "NAME=COMMAND")
+                .value_parser(move |text: &str| coprocess(text, Protocol::Json))
+                .help("The same by JSON objects, so that any bytes go through; may be repeated"),
+        ]
+    }
+}
+
+impl Args for Offers {
+    fn augment_args(command: Command) -> Command {
+        command.args(Offers::options())
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Offers::augment_args(command)
+    }
+}
+
+impl FromArgMatches for Offers {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Offers, clap::Error> {
+        let options = ["procedure", "coprocess", "json-coprocess"];
+        let given = options.into_iter().flat_map(|option| {
+            let offers = matches.get_many::<Offer>(option).unwrap_or_default().cloned();
+            matches.indices_of(option).unwrap_or_default().zip(offers)
+        });
+        let in_order: BTreeMap<usize, Offer> = given.collect();
+        Ok(Offers(in_order.into_values().collect()))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Offers::from_arg_matches(matches)?;
+        Ok(())
     }
 }
 
@@ -309,8 +380,8 @@ pub trait Program: Parser {
 impl Program for Server {
     fn check(&self) -> Result<(), String> {
         let mut names = BTreeSet::new();
-        if let Some(twice) = self.procedures.iter().find(|offer| !names.insert(&offer.name)) {
-            return Err(format!("--procedure {} is given twice", twice.name));
+        if let Some(twice) = self.offers.0.iter().find(|offer| !names.insert(&offer.name)) {
+            return Err(format!("{} {} is given twice", twice.option(), twice.name));
         }
         match self.max_n {
             Some(n) if self.algorithm == Algorithm::Recursive && n > RECURSIVE_LIMIT => {

@@ -11,6 +11,7 @@
 //! | [`cli`] | both programs' arguments |
 //! | [`protocol`] | requests and replies ↔ AMQP messages |
 //! | [`procedure`] | name → function or program, and what can go wrong in it |
+//! | [`coprocess`] | programs that stay: started with the server, asked and answering by lines, started anew |
 //! | [`command`] | programs: started, fed, read, bounded, reaped, and killed with all that they started |
 //! | [`cancellation`] | ends a call that is being computed |
 //! | [`fib`] | Fibonacci numbers |
@@ -30,6 +31,7 @@ pub mod cancellation;
 pub mod cli;
 pub mod client;
 pub mod command;
+pub mod coprocess;
 pub mod drill;
 pub mod error;
 pub mod fib;

@@ -1,9 +1,10 @@
-//! The procedures that the server offers, built-in ones and programs. None can take the server down:
+//! The procedures that the server offers: built-in ones, programs, and programs that stay. None can take the server down:
 //! whatever a request says, and whatever becomes of a program, the answer is a result or an [`Error`].
 
 use crate::amqp;
 use crate::cancellation::Cancelled;
 use crate::command::{Command, Descendants, End, Ended, Invocation, how_it_ended, memory};
+use crate::coprocess::{self, Coprocess, Pool, Protocol};
 use crate::error::{ErrorKind, Failure};
 use crate::fib::{self, Algorithm};
 use crate::terminal::text::excerpt;
@@ -13,6 +14,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// A procedure's error, with a sentence for the person who made the call.
 pub type Error = Failure<ErrorKind>;
@@ -27,6 +30,8 @@ pub struct Settings {
     pub algorithm: Algorithm,
     /// The largest n that fib accepts.
     pub max_n: u64,
+    /// After how many calls a program that stays is replaced. None: it never is.
+    pub coprocess_calls: Option<u64>,
 }
 
 /// What a built-in procedure answers to an argument. One that takes none ignores it.
@@ -60,8 +65,26 @@ pub fn optional_names() -> Vec<&'static str> {
 pub struct Offer {
     /// The procedure's name: 1 to 255 bytes.
     pub name: String,
-    /// The words of the command that it is, one at least. None: it is built in.
-    pub words: Option<Vec<String>>,
+    /// What it is.
+    pub what: Offered,
+}
+
+/// What is offered as a procedure.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Offered {
+    /// The built-in procedure of the same name.
+    BuiltIn,
+    /// A program, which is started for each call.
+    Program(Words),
+    /// A program that stays, and is asked by lines of this kind.
+    Coprocess(Protocol, Words),
+}
+
+/// The words of a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Words {
+    /// The program and its arguments, one word at least.
+    pub words: Vec<String>,
     /// A word without quotes that a shell would take for an operator. Here it is an argument like any other.
     pub operator: Option<&'static str>,
 }
@@ -70,20 +93,27 @@ pub struct Offer {
 const OPERATORS: [&str; 9] = ["|", "||", "&", "&&", ";", "<", ">", ">>", "2>&1"];
 
 impl Offer {
-    /// Returns what `NAME` or `NAME=COMMAND` offers, or what is wrong with it.
+    /// Returns what `NAME` or `NAME=COMMAND` offers with `--procedure`, or what is wrong with it.
     pub fn parse(text: &str) -> Result<Offer, String> {
-        let (name, command) = text.split_once('=').unzip();
-        let name = amqp::name(name.unwrap_or(text))?;
-        let Some(command) = command else {
-            if built_in_names().contains(&name.as_str()) {
-                return Ok(Offer { name, words: None, operator: None });
-            }
-            return Err(format!(
-                "the built-in procedures are {}; a program is offered by NAME=COMMAND",
-                optional_names().join(", ")
-            ));
-        };
+        if text.contains('=') {
+            return Offer::parse_command(text, Offered::Program);
+        }
+        let name = amqp::name(text)?;
+        if built_in_names().contains(&name.as_str()) {
+            return Ok(Offer { name, what: Offered::BuiltIn });
+        }
+        Err(format!(
+            "the built-in procedures are {}; a program is offered by NAME=COMMAND",
+            optional_names().join(", ")
+        ))
+    }
 
+    /// Returns what `NAME=COMMAND` offers, which is `what` the command is, or what is wrong with it.
+    pub fn parse_command(text: &str, what: impl FnOnce(Words) -> Offered) -> Result<Offer, String> {
+        let Some((name, command)) = text.split_once('=') else {
+            return Err("a program is offered by NAME=COMMAND".into());
+        };
+        let name = amqp::name(name)?;
         if ALWAYS.contains(&name.as_str()) {
             return Err(format!("{name} is always the built-in procedure: take another name"));
         }
@@ -92,21 +122,46 @@ impl Offer {
             return Err("the command is empty".into());
         }
         let operator = bare_operator(command, &words);
-        Ok(Offer { name, words: Some(words), operator })
+        Ok(Offer { name, what: what(Words { words, operator }) })
+    }
+
+    /// Returns the option that makes such an offer.
+    pub fn option(&self) -> &'static str {
+        match self.what {
+            Offered::BuiltIn | Offered::Program(_) => "--procedure",
+            Offered::Coprocess(Protocol::Text, _) => "--coprocess",
+            Offered::Coprocess(Protocol::Json, _) => "--json-coprocess",
+        }
     }
 
     /// Returns the procedure that it names. None: there is no built-in one of that name, which [`Offer::parse`] refuses.
-    fn procedure(&self) -> Result<Option<Procedure>, Failure> {
-        let Some(words) = &self.words else { return Ok(Procedure::built_in(&self.name)) };
-        if let Some(operator) = self.operator {
+    fn procedure(
+        &self,
+        settings: &Settings,
+        programs: &Descendants,
+    ) -> Result<Option<Procedure>, Failure> {
+        Ok(match &self.what {
+            Offered::BuiltIn => Procedure::built_in(&self.name),
+            Offered::Program(words) => Some(Procedure::Program(self.command(words)?)),
+            Offered::Coprocess(protocol, words) => {
+                let command = self.command(words)?;
+                let calls = settings.coprocess_calls;
+                let coprocess = Coprocess::new(&self.name, command, *protocol, calls, programs);
+                Some(Procedure::Coprocess(coprocess))
+            }
+        })
+    }
+
+    fn command(&self, Words { words, operator }: &Words) -> Result<Command, Failure> {
+        let option = self.option();
+        if let Some(operator) = operator {
             warn!(
-                "--procedure {0}: no shell is involved, so that {operator} is an argument of the program; \
-                 --procedure \"{0}=sh -c '…'\" has a shell take it for what it means there",
+                "{option} {0}: no shell is involved, so that {operator} is an argument of the program; \
+                 {option} \"{0}=sh -c '…'\" has a shell take it for what it means there",
                 self.name
             );
         }
-        Command::find("--procedure", &self.name, words)
-            .map(|command| Some(Procedure::Program(command)))
+        Command::find(option, &self.name, words)
     }
 }
 
@@ -123,6 +178,8 @@ enum Procedure {
     BuiltIn(BuiltIn),
     /// A program, which is started for each call.
     Program(Command),
+    /// A program that stays.
+    Coprocess(Coprocess),
 }
 
 impl Procedure {
@@ -145,6 +202,10 @@ impl Procedure {
                 Ok(ended) => answer_of(name, ended, invocation),
                 Err(error) => Ok(Err(not_started(name, &error))),
             },
+            Procedure::Coprocess(coprocess) => match coprocess.call(invocation) {
+                Ok(outcome) => Ok(outcome),
+                Err(ended) => answer_of(name, ended, invocation),
+            },
         }
     }
 }
@@ -164,19 +225,39 @@ impl Procedures {
     /// Returns the procedures that are `offers`, or, if there are none, the built-in ones; `ping` and `list` in any
     /// case. Fails as [`Command::find`] does.
     pub fn new(offers: &[Offer], settings: Settings) -> Result<Procedures, Failure> {
-        let built_in = |name: &str| Offer { name: name.into(), words: None, operator: None };
+        let built_in = |name: &str| Offer { name: name.into(), what: Offered::BuiltIn };
         let all: Vec<Offer> = optional_names().into_iter().map(built_in).collect();
         let offers = if offers.is_empty() { &all } else { offers };
 
+        let programs = Descendants::default();
         let always = ALWAYS.map(built_in);
         let mut offered = BTreeMap::new();
         for offer in always.iter().chain(offers) {
-            if let Some(procedure) = offer.procedure()? {
+            if let Some(procedure) = offer.procedure(&settings, &programs)? {
                 offered.insert(offer.name.clone(), procedure);
             }
         }
         let default = offers[0].name.clone();
-        Ok(Procedures { offered, default, settings, programs: Descendants::default() })
+        Ok(Procedures { offered, default, settings, programs })
+    }
+
+    /// Starts the programs that stay, one of each for each of so many workers. Before that, no call of theirs is answered.
+    /// [`crate::error::FailureKind::Configuration`] if one cannot be started.
+    pub fn start(&self, workers: usize, kill_delay: Duration) -> Result<(), Failure> {
+        self.pools().try_for_each(|pool| pool.start(workers, kill_delay))
+    }
+
+    /// Ends what [`Procedures::start`] has started: closes their standard input, and ends what has not ended by itself
+    /// after the `kill_delay`, as any program is ended.
+    pub fn end(&self, workers: usize, kill_delay: Duration) {
+        coprocess::end_all(&self.pools().collect::<Vec<_>>(), workers, kill_delay);
+    }
+
+    fn pools(&self) -> impl Iterator<Item = &Arc<Pool>> {
+        self.offered.values().filter_map(|procedure| match procedure {
+            Procedure::Coprocess(coprocess) => Some(&coprocess.pool),
+            Procedure::BuiltIn(_) | Procedure::Program(_) => None,
+        })
     }
 
     /// Calls the procedure `name` with the bytes of a request's body, which are `invocation`'s input. The rest
@@ -318,9 +399,9 @@ fn integer<'a>(procedure: &str, argument: &'a [u8]) -> Result<(bool, &'a [u8]), 
 mod tests {
     use super::*;
     use crate::cancellation::CallHandle;
-    use std::time::Duration;
 
-    const SETTINGS: Settings = Settings { algorithm: Algorithm::FastDoubling, max_n: 1_000 };
+    const SETTINGS: Settings =
+        Settings { algorithm: Algorithm::FastDoubling, max_n: 1_000, coprocess_calls: None };
 
     fn call(offers: &[Offer], name: &str, argument: &[u8]) -> Outcome {
         let procedures = Procedures::new(offers, SETTINGS).unwrap();
@@ -416,12 +497,19 @@ mod tests {
         );
     }
 
+    fn words(offered: &Offered) -> &Words {
+        match offered {
+            Offered::Program(words) | Offered::Coprocess(_, words) => words,
+            Offered::BuiltIn => panic!("a built-in procedure has no words"),
+        }
+    }
+
     #[test]
     fn what_is_offered() {
         let offer = |text| Offer::parse(text).unwrap();
         let offers = [offer("up=tr a-z 'A-Z'"), offer("fun"), offer("fib=echo \"=\"")];
-        assert_eq!(offers[0].words.as_ref().unwrap(), &["tr", "a-z", "A-Z"]);
-        assert_eq!((offers[1].words.as_ref(), offers[2].name.as_str()), (None, "fib"));
+        assert_eq!(words(&offers[0].what).words, ["tr", "a-z", "A-Z"]);
+        assert_eq!((&offers[1].what, offers[2].name.as_str()), (&Offered::BuiltIn, "fib"));
         assert_eq!(call(&offers, "list", b"").unwrap(), b"fib\nfun\nlist\nping\nup");
         assert_eq!(call(&offers, "fun", b"7").unwrap(), b"700");
         assert_eq!(call(&offers, "a", b"").unwrap_err().kind, ErrorKind::UnknownProcedure);
@@ -442,7 +530,7 @@ mod tests {
             ("grep a|b", None),
         ] {
             let offer = Offer::parse(&format!("p={command}")).unwrap();
-            assert_eq!(offer.operator, operator, "{command}");
+            assert_eq!(words(&offer.what).operator, operator, "{command}");
         }
     }
 

@@ -19,7 +19,8 @@ use proptest::prelude::*;
 use std::sync::Arc;
 use std::time::Duration;
 
-const SETTINGS: Settings = Settings { algorithm: Algorithm::FastDoubling, max_n: 1_000 };
+const SETTINGS: Settings =
+    Settings { algorithm: Algorithm::FastDoubling, max_n: 1_000, coprocess_calls: None };
 
 /// What a built-in procedure answers. It looks at nothing but the input.
 fn call(name: &str, argument: &[u8]) -> Outcome {

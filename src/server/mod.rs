@@ -44,7 +44,7 @@ pub fn run(
     let brokers = uri::parse_list(&args.common.url)?;
     let service = Arc::new(Service {
         serve: Box::new(serve),
-        procedures: Procedures::new(&args.procedures, args.settings())?,
+        procedures: Procedures::new(&args.offers.0, args.settings())?,
         confirms: brokers.len() > 1 || args.common.confirm,
         remembered: Remembered::default(),
         isolated: Isolated::new(args.common.client_properties(PROGRAM)),
@@ -63,8 +63,11 @@ pub fn run(
         output::finish();
     };
     let stop = signals::stop_requests(None, at_end)?;
-    let served = serve_until(&stop, &service);
+    let (workers, kill_delay) = (service.args.workers.into(), service.args.kill_delay);
+    let started = service.procedures.start(workers, kill_delay);
+    let served = started.and_then(|()| serve_until(&stop, &service));
 
+    service.procedures.end(workers, kill_delay);
     // Programs whose connection was lost had some time left to end by themselves.
     service.procedures.programs.kill_all();
     served?;

@@ -11,6 +11,7 @@ mod client;
 mod cluster;
 mod commands;
 mod connecting;
+mod coprocesses;
 mod descendants;
 mod drills;
 mod fake_broker;
