@@ -14,7 +14,7 @@ pub mod stderr;
 
 pub use descendants::Descendants;
 
-pub use running::{Ending, LOOK_INTERVAL, READ_SIZE, Running};
+pub use running::{Ending, LOOK_INTERVAL, News, READ_SIZE, Running};
 
 use crate::cancellation::{CallHandle, Cancelled};
 use crate::error::{Failure, FailureKind};
@@ -196,20 +196,28 @@ pub struct CallVariables<'a> {
 /// What somebody else tells a call while it is computed.
 pub struct Listener<'a> {
     invocation: &'a Invocation<'a>,
-    /// See [`CallHandle::waker`]. None once the call was cancelled.
+    /// See [`CallHandle::waker`]. None before there is need of one, and once the call was cancelled.
     waker: Option<PipeReader>,
     /// Whether the server is to stop, and the call was told so.
     is_stopping: bool,
 }
 
 impl<'a> Listener<'a> {
-    /// Begins to listen. The error is the system's.
-    pub fn new(invocation: &'a Invocation<'a>) -> io::Result<Listener<'a>> {
-        let waker = Some(invocation.handle.waker()?);
-        Ok(Listener { invocation, waker, is_stopping: false })
+    /// Returns what listens to the handle of `invocation` whenever [`Listener::listen`] is called.
+    pub fn new(invocation: &'a Invocation<'a>) -> Listener<'a> {
+        Listener { invocation, waker: None, is_stopping: false }
     }
 
-    /// Returns what is readable when [`Listener::listen`] is to be called, if that can be.
+    /// Makes a waker, if there is none. The error is the system's.
+    pub fn arm(&mut self) -> io::Result<()> {
+        let handle = self.invocation.handle;
+        if self.waker.is_none() && handle.cancelled().is_none() {
+            self.waker = Some(handle.waker()?);
+        }
+        Ok(())
+    }
+
+    /// Returns what is readable when [`Listener::listen`] is to be called, if there is such a thing.
     pub fn waker(&self) -> Option<&PipeReader> {
         self.waker.as_ref()
     }
@@ -218,11 +226,9 @@ impl<'a> Listener<'a> {
     pub fn listen(&mut self, is_woken: bool) -> io::Result<()> {
         let handle = self.invocation.handle;
         if is_woken {
-            // The descriptor is reported for good.
-            self.waker = match handle.cancelled() {
-                None => Some(handle.waker()?),
-                Some(_) => None,
-            };
+            // It is readable for good.
+            self.waker = None;
+            self.arm()?;
         }
         if handle.is_stop_requested() && !mem::replace(&mut self.is_stopping, true) {
             (self.invocation.at_stop)();
@@ -265,7 +271,8 @@ impl Run<'_> {
     /// Feeds and reads the program until nothing more is expected of it. Returns why it was killed, if it was.
     fn watch(&mut self) -> io::Result<Option<End>> {
         self.running.watch()?;
-        let mut listener = Listener::new(self.invocation)?;
+        let mut listener = Listener::new(self.invocation);
+        listener.arm()?;
         let mut phase = Phase::Running;
         loop {
             let alarm = self.alarm(&phase);

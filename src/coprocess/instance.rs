@@ -1,7 +1,7 @@
 //! One of a coprocess's programs, from its start to its end.
 
 use crate::command::{CallVariables, Command, Descendants, End, Invocation, Listener};
-use crate::command::{Ending, LOOK_INTERVAL, READ_SIZE, Running, memory};
+use crate::command::{Ending, LOOK_INTERVAL, News, READ_SIZE, Running, memory};
 use crate::terminal::text::{count, excerpt};
 use log::warn;
 use std::io::{self, IoSlice};
@@ -14,6 +14,10 @@ use std::time::{Duration, Instant};
 /// How long a program has to end that has closed its standard input or output: what ends closes them first.
 const CLOSED_LIMIT: Duration = Duration::from_secs(1);
 
+/// How long a call does without a waker, which costs as much as a short call. What the waker would tell is seen after
+/// that.
+const UNARMED: Duration = Duration::from_millis(20);
+
 /// How much may be written without being asked for before a request, in bytes: as much as a pipe holds.
 const UNASKED_LIMIT: usize = 1 << 20;
 
@@ -22,8 +26,6 @@ pub struct Instance {
     /// The procedure's name.
     name: String,
     running: Running,
-    /// What came of the line that is awaited.
-    line: Vec<u8>,
     /// How many calls it has answered.
     pub answered: u64,
     /// Whether it has ever written anything to standard output.
@@ -70,14 +72,7 @@ impl Instance {
     pub fn start(name: &str, command: &Command, programs: &Descendants) -> io::Result<Instance> {
         let mut running = command.start(&CallVariables::default(), programs)?;
         running.watch()?;
-        Ok(Instance {
-            name: name.into(),
-            running,
-            line: Vec::new(),
-            answered: 0,
-            has_written: false,
-            fault: None,
-        })
+        Ok(Instance { name: name.into(), running, answered: 0, has_written: false, fault: None })
     }
 
     /// Returns the program, for what is common to all programs.
@@ -154,8 +149,8 @@ impl Instance {
         );
     }
 
-    /// Writes a request and reads the line that answers it, without its newline. `longest`: the longest line, in bytes. The error is the
-    /// system's.
+    /// Writes a request and reads the line that answers it, without its newline. `longest`: the longest line, in bytes.
+    /// The error is the system's.
     pub fn ask(
         &mut self,
         request: &[u8],
@@ -164,103 +159,18 @@ impl Instance {
         listener: &mut Listener<'_>,
     ) -> io::Result<Asked<Vec<u8>>> {
         self.running.stderr.begin_call();
-        self.line.clear();
-        let mut pieces = [IoSlice::new(request), IoSlice::new(b"\n")];
-        let mut unwritten = &mut pieces[..];
-        let (mut has_line, mut is_begun, mut closed) = (false, false, None);
-        loop {
-            if !unwritten.is_empty() && self.fault.is_none() {
-                match self.running.write(unwritten) {
-                    Ok(written) => {
-                        is_begun |= written > 0;
-                        IoSlice::advance_slices(&mut unwritten, written);
-                    }
-                    Err(_) if !is_begun && !has_line => {
-                        self.fault = Some("has closed its standard input");
-                        return Ok(Asked::Untouched);
-                    }
-                    Err(_) => self.fault = Some("has closed its standard input"),
-                }
-            }
-
-            let is_written = unwritten.is_empty() || self.fault.is_some();
-            if has_line && is_written {
-                return Ok(Asked::Answered(mem::take(&mut self.line)));
-            }
-            if let Some(why) = self.why_end(longest, invocation, &mut closed) {
-                return Ok(Asked::Failed(why));
-            }
-
-            let alarm = match self.running.stderr.has_more() {
-                true => Some(Instant::now()),
-                false => [invocation.deadline, closed].into_iter().flatten().min(),
-            };
-            let news = self.running.wait(!is_written, listener.waker(), alarm)?;
-            listener.listen(news.is_woken)?;
-            if news.has_errors || self.running.has_ended() || self.running.stderr.has_more() {
-                self.running.read_stderr()?;
-            }
-            if news.has_output || self.running.has_ended() {
-                has_line = self.read(has_line, longest)?;
-            }
-            if has_line && self.running.has_ended() {
-                return Ok(Asked::Answered(mem::take(&mut self.line)));
-            }
+        Exchange {
+            instance: self,
+            invocation,
+            unwritten: &mut [IoSlice::new(request), IoSlice::new(b"\n")],
+            is_begun: false,
+            line: Vec::new(),
+            has_line: false,
+            longest,
+            unarmed_until: Instant::now() + UNARMED,
+            closed_until: None,
         }
-    }
-
-    /// Reads as much as there is, up to the line's end or to a byte more than it may have. Returns whether the line has
-    /// ended: it may have before, `has_line`.
-    fn read(&mut self, mut has_line: bool, longest: usize) -> io::Result<bool> {
-        let mut buffer = [0; READ_SIZE];
-        while self.line.len() <= longest
-            && let Some(bytes) = self.running.read(&mut buffer)?
-        {
-            let mut unasked = bytes;
-            if !has_line {
-                let end = bytes.iter().position(|byte| *byte == b'\n');
-                memory::append(&mut self.line, &bytes[..end.unwrap_or(bytes.len())])?;
-                unasked = end.map_or(&[], |end| &bytes[end + 1..]);
-                has_line = end.is_some();
-            }
-            let is_all = bytes.len() < READ_SIZE;
-            self.tell_unasked(unasked, unasked.len());
-            if is_all && !self.running.has_ended() {
-                break;
-            }
-        }
-
-        self.has_written |= !self.line.is_empty() || has_line;
-        if !self.running.has_output() {
-            self.fault.get_or_insert("has closed its standard output");
-        }
-        Ok(has_line)
-    }
-
-    /// Returns why there will be no answer, if that is so. `closed` is when it must have ended, if it has closed
-    /// something.
-    fn why_end(
-        &self,
-        longest: usize,
-        invocation: &Invocation<'_>,
-        closed: &mut Option<Instant>,
-    ) -> Option<Why> {
-        if self.line.len() > longest {
-            return Some(Why::End(End::OutOfRange));
-        }
-        if let Some(reason) = invocation.handle.cancelled() {
-            return Some(Why::End(End::Cancelled(reason)));
-        }
-        if self.running.has_ended() {
-            return Some(Why::Ended);
-        }
-        let now = Instant::now();
-        if invocation.deadline.is_some_and(|deadline| deadline <= now) {
-            return Some(Why::End(End::TimedOut));
-        }
-        let fault = self.fault?;
-        let until = closed.get_or_insert(now + CLOSED_LIMIT);
-        (*until <= now).then_some(Why::Closed(fault))
+        .attend(listener)
     }
 
     /// Ends it, as a program is ended whose time is up.
@@ -269,6 +179,7 @@ impl Instance {
         kill_delay: Duration,
         listener: &mut Listener<'_>,
     ) -> io::Result<()> {
+        listener.arm()?;
         let ending = self.running.terminate(kill_delay);
         while !self.running.is_over(ending, Instant::now()) {
             let look = Instant::now() + LOOK_INTERVAL;
@@ -284,6 +195,147 @@ impl Instance {
         let mut buffer = [0; READ_SIZE];
         self.running.read(&mut buffer)?;
         self.running.read_stderr()
+    }
+}
+
+/// A request on its way to a program, and the answer on its way back.
+struct Exchange<'a> {
+    instance: &'a mut Instance,
+    invocation: &'a Invocation<'a>,
+    unwritten: &'a mut [IoSlice<'a>],
+    /// Whether something of the request was written.
+    is_begun: bool,
+    /// What has come of the answer.
+    line: Vec<u8>,
+    /// Whether that is all of it.
+    has_line: bool,
+    longest: usize,
+    /// From then on there is a waker.
+    unarmed_until: Instant,
+    /// When the program must have ended, if it has closed something that it needs.
+    closed_until: Option<Instant>,
+}
+
+impl Exchange<'_> {
+    /// Writes and reads until nothing more is expected of the program for this call.
+    fn attend(mut self, listener: &mut Listener<'_>) -> io::Result<Asked<Vec<u8>>> {
+        loop {
+            self.write();
+            if let Some(asked) = self.outcome() {
+                return Ok(asked);
+            }
+            let alarm = self.alarm(listener)?;
+            let is_writing = !self.is_written();
+            let news = self.instance.running.wait(is_writing, listener.waker(), alarm)?;
+            listener.listen(news.is_woken)?;
+            self.take(news)?;
+        }
+    }
+
+    /// Writes as much as the program takes.
+    fn write(&mut self) {
+        if self.is_written() {
+            return;
+        }
+        match self.instance.running.write(self.unwritten) {
+            Ok(written) => {
+                self.is_begun |= written > 0;
+                IoSlice::advance_slices(&mut self.unwritten, written);
+            }
+            Err(_) => self.instance.fault = Some("has closed its standard input"),
+        }
+    }
+
+    /// Returns whether nothing more of the request can be written.
+    fn is_written(&self) -> bool {
+        self.unwritten.is_empty() || self.instance.fault.is_some()
+    }
+
+    /// Returns what came of the call, if it is over.
+    fn outcome(&mut self) -> Option<Asked<Vec<u8>>> {
+        if !self.is_begun && self.instance.fault.is_some() {
+            return Some(Asked::Untouched);
+        }
+        let has_ended = self.instance.running.has_ended();
+        if self.has_line && (self.is_written() || has_ended) {
+            return Some(Asked::Answered(mem::take(&mut self.line)));
+        }
+        self.why_end(Instant::now()).map(Asked::Failed)
+    }
+
+    /// Returns why there will be no answer, if that is so.
+    fn why_end(&mut self, now: Instant) -> Option<Why> {
+        if self.line.len() > self.longest {
+            return Some(Why::End(End::OutOfRange));
+        }
+        if let Some(reason) = self.invocation.handle.cancelled() {
+            return Some(Why::End(End::Cancelled(reason)));
+        }
+        if self.instance.running.has_ended() {
+            return Some(Why::Ended);
+        }
+        if self.invocation.deadline.is_some_and(|deadline| deadline <= now) {
+            return Some(Why::End(End::TimedOut));
+        }
+        let fault = self.instance.fault?;
+        let until = self.closed_until.get_or_insert(now + CLOSED_LIMIT);
+        (*until <= now).then_some(Why::Closed(fault))
+    }
+
+    /// Returns when the program has to be looked at, at the latest.
+    fn alarm(&self, listener: &mut Listener<'_>) -> io::Result<Option<Instant>> {
+        let now = Instant::now();
+        if self.instance.has_more() {
+            return Ok(Some(now));
+        }
+        let unarmed = match self.unarmed_until <= now {
+            true => {
+                listener.arm()?;
+                None
+            }
+            false => Some(self.unarmed_until),
+        };
+        let alarms = [self.invocation.deadline, self.closed_until, unarmed];
+        Ok(alarms.into_iter().flatten().min())
+    }
+
+    /// Reads what has come.
+    fn take(&mut self, news: News) -> io::Result<()> {
+        let has_ended = self.instance.running.has_ended();
+        if news.has_errors || has_ended || self.instance.has_more() {
+            self.instance.running.read_stderr()?;
+        }
+        if news.has_output || has_ended {
+            self.read()?;
+        }
+        Ok(())
+    }
+
+    /// Reads as much of standard output as there is, or a byte more than the answer may have.
+    fn read(&mut self) -> io::Result<()> {
+        let mut buffer = [0; READ_SIZE];
+        while self.line.len() <= self.longest
+            && let Some(bytes) = self.instance.running.read(&mut buffer)?
+        {
+            self.instance.has_written = true;
+            let mut unasked = bytes;
+            if !self.has_line {
+                let end = bytes.iter().position(|byte| *byte == b'\n');
+                memory::append(&mut self.line, &bytes[..end.unwrap_or(bytes.len())])?;
+                unasked = end.map_or(&[], |end| &bytes[end + 1..]);
+                self.has_line = end.is_some();
+            }
+            self.instance.tell_unasked(unasked, unasked.len());
+            // As a rule there is no more, which another read would tell.
+            if bytes.len() < READ_SIZE && !self.instance.running.has_ended() {
+                break;
+            }
+        }
+
+        if !self.instance.running.has_output() {
+            self.instance.fault.get_or_insert("has closed its standard output");
+        }
+        Ok(())
     }
 }
 

@@ -55,7 +55,7 @@ impl Coprocess {
             return Ok(Err(error));
         }
 
-        let mut listener = Listener::new(invocation).map_err(unobserved)?;
+        let mut listener = Listener::new(invocation);
         loop {
             let mut lease = match self.pool.lease(invocation, &mut listener) {
                 Ok(lease) => lease,
@@ -190,8 +190,4 @@ impl Coprocess {
 /// Returns how a call has ended that no program was asked for.
 fn ended(end: End) -> Ended {
     Ended { end, last_line: None, stderr: None }
-}
-
-fn unobserved(error: io::Error) -> Ended {
-    ended(End::unobserved(error))
 }
