@@ -17,7 +17,7 @@ use std::io;
 use std::mem;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -40,14 +40,22 @@ pub struct Pool {
     pub name: String,
     command: Command,
     programs: Descendants,
-    /// The places that no call has. The last one was used last.
-    idle: Mutex<VecDeque<Place>>,
-    /// Is notified when a place is given back.
+    idle: Mutex<Idle>,
+    /// Is notified when a place is given back and somebody waits for it.
     returned: Condvar,
     /// How the last program came to an end that was not to end.
     last_end: Mutex<Option<String>>,
     /// Whether the server ends: nothing is started any more.
     is_closing: AtomicBool,
+}
+
+/// What no call has at the moment.
+#[derive(Default)]
+struct Idle {
+    /// The place at the end was used last.
+    places: VecDeque<Place>,
+    /// How many threads wait for one. To notify nobody costs a system call, too.
+    waiting: usize,
 }
 
 /// A place for a program, of which each worker has one.
@@ -77,8 +85,13 @@ pub struct Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        lock(&self.pool.idle).push_back(mem::take(&mut self.place));
-        self.pool.returned.notify_one();
+        let mut idle = lock(&self.pool.idle);
+        idle.places.push_back(mem::take(&mut self.place));
+        let is_awaited = idle.waiting > 0;
+        drop(idle);
+        if is_awaited {
+            self.pool.returned.notify_one();
+        }
     }
 }
 
@@ -113,7 +126,7 @@ impl Pool {
                 Failure::new(FailureKind::Configuration, message)
             })?;
             let place = Place { instance: Some(instance), ..Place::default() };
-            lock(&self.idle).push_back(place);
+            lock(&self.idle).places.push_back(place);
         }
 
         let pool = Arc::clone(self);
@@ -149,16 +162,29 @@ impl Pool {
 
             listener.listen(false).map_err(|error| Refused::End(End::unobserved(error)))?;
             let until = invocation.deadline.map_or(WAIT_LOOK, |deadline| deadline - now);
-            let idle = lock(&self.idle);
-            if !idle.iter().any(|place| place.is_usable(now)) {
-                drop(self.returned.wait_timeout(idle, until.min(WAIT_LOOK)));
-            }
+            drop(self.wait(until.min(WAIT_LOOK), |idle| {
+                !idle.places.iter().any(|place| place.is_usable(now))
+            }));
         }
+    }
+
+    /// Waits as long as `is_missing` holds, but no longer than that.
+    fn wait(
+        &self,
+        limit: Duration,
+        mut is_missing: impl FnMut(&Idle) -> bool,
+    ) -> MutexGuard<'_, Idle> {
+        let mut idle = lock(&self.idle);
+        idle.waiting += 1;
+        let waited = self.returned.wait_timeout_while(idle, limit, |idle| is_missing(idle));
+        idle = waited.unwrap_or_else(PoisonError::into_inner).0;
+        idle.waiting -= 1;
+        idle
     }
 
     /// Returns the usable place that was used last: what it needs is still in the processor's caches.
     fn next_lease(self: &Arc<Pool>, now: Instant) -> Option<Lease> {
-        let mut idle = lock(&self.idle);
+        let idle = &mut lock(&self.idle).places;
         let index = idle.iter().rposition(|place| place.instance.is_some());
         let index = index.or_else(|| idle.iter().position(|place| place.is_usable(now)))?;
         let place = idle.remove(index)?;
@@ -191,20 +217,20 @@ impl Pool {
     }
 
     fn oldest(&self) -> Option<Place> {
-        lock(&self.idle).pop_front()
+        lock(&self.idle).places.pop_front()
     }
 
     /// Waits until a program that is idle has written something or has ended, or one may be started.
     fn await_news(&self, places: usize) {
-        let idle = lock(&self.idle);
-        let now = Instant::now();
+        let guard = lock(&self.idle);
+        let (idle, now) = (&guard.places, Instant::now());
         let instances = || idle.iter().filter_map(|place| place.instance.as_ref());
         let news: Vec<_> = instances().flat_map(Instance::news).collect();
         let starts = idle.iter().filter(|place| place.instance.is_none());
         let start = starts.map(|place| place.not_before.unwrap_or(now)).min();
         let more = instances().any(Instance::has_more).then_some(now);
         let look = (idle.len() < places).then_some(now + BUSY_LOOK);
-        drop(idle);
+        drop(guard);
 
         let watch = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
         let mut fds: Vec<PollFd<'_>> = news.iter().map(|fd| watch(fd.as_fd())).collect();
@@ -218,12 +244,9 @@ impl Pool {
     /// Closes it: nothing is started any more. Returns the programs that no call has.
     fn close(&self, places: usize) -> Vec<Instance> {
         self.is_closing.store(true, SeqCst);
-        let idle = lock(&self.idle);
         // The thread may be looking after one.
-        let is_missing = |idle: &mut VecDeque<Place>| idle.len() < places;
-        let waited = self.returned.wait_timeout_while(idle, BUSY_LOOK, is_missing);
-        let (mut idle, _) = waited.unwrap_or_else(|poisoned| poisoned.into_inner());
-        idle.drain(..).filter_map(|place| place.instance).collect()
+        let mut idle = self.wait(BUSY_LOOK, |idle| idle.places.len() < places);
+        idle.places.drain(..).filter_map(|place| place.instance).collect()
     }
 }
 
