@@ -140,6 +140,13 @@ END {
         print ".\n"
     }
 
+    if (("coprocess", "echo", "per_s") in count) {
+        printf "Programs that stay: one in C that echoes answers %s calls/s with 256 in flight, %s of the built-in fun (%s); one after another, p50 is %s µs, of fun %s µs. One in Python answers %s calls/s", number(typical("coprocess", "echo", "per_s")), number(ratio("coprocess", "echo", "fun", "per_s")), number(typical("coprocess", "fun", "per_s")), number(typical("coprocess", "echo", "p50_us")), number(typical("coprocess", "fun", "p50_us")), number(typical("coprocess", "python", "per_s"))
+        if (("coprocess", "pika", "per_s") in count)
+            printf ", %s times as many as a server with pika (%s)", number(ratio("coprocess", "python", "pika", "per_s")), number(typical("coprocess", "pika", "per_s"))
+        printf ", and %s times as many as when it is started for each call (%s).\n\n", number(ratio("coprocess", "python", "each", "per_s")), number(typical("coprocess", "each", "per_s"))
+    }
+
     if (("cpu", "2", "per_s") in count) {
         lines = 1
         cell(1, "recursive fib")

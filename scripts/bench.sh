@@ -10,6 +10,8 @@
 #   pipelined    256 calls in flight, prefetch 64; also the memory and the processor time of each side
 #   large        a request and a reply of 1 MB; also the memory of each side
 #   commands     a program for each call, two at a time, against xargs -P2 without any calls, and against pika
+#   coprocess    programs that stay: one in C that echoes, against the built-in fun; one in Python, against pika and against
+#                the same for each call, ours with all of them as the client
 #   cpu          recursive fib with 1 and 2 workers, ours only
 #   fib          fib by algorithm, ours only
 #   settings     what prefetch, workers, calls in flight, the queue's type and confirms do, ours only
@@ -23,7 +25,7 @@ here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 # shellcheck source=scripts/common.sh
 . "$here/common.sh"
 
-all_rows='process sequential pipelined large commands cpu fib settings'
+all_rows='process sequential pipelined large commands coprocess cpu fib settings'
 all_peers='ours c lapin go pika'
 
 # ---- the programs ----
@@ -38,10 +40,13 @@ from_debian() {
 }
 
 build_ours() {
+    local program
     cargo build --quiet --release --locked || fail 70 'the build failed, see above'
     # A build meanwhile does not change what is measured.
     mkdir -p "$built/ours" && cp -f "$target/release/rpc_server" "$target/release/rpc_client" "$built/ours/"
-    cc -O2 -o "$built/measure" benches/measure.c || fail 70 'could not build benches/measure.c, see above'
+    for program in measure echo; do
+        cc -O2 -o "$built/$program" "benches/$program.c" || fail 70 "could not build benches/$program.c, see above"
+    done
 }
 
 build_c() {
@@ -301,6 +306,40 @@ with_commands() {
     stop_servers
 }
 
+# The client is ours in all of them. The server of pika answers fun itself, as the program in Python does.
+with_coprocesses() {
+    local rounds=$1 calls=$2 python="python3 -u $here/../benches/hundredfold.py" round
+    say "[${SECONDS}s] coprocess: $rounds rounds of $calls calls"
+    server_command ours "$prefix-coprocess-ours" 64
+    start_server ours "$prefix-coprocess-ours" --procedure fun --coprocess "echo=$built/echo" --coprocess "python=$python" \
+        --procedure "each=$python"
+    case " $peers " in
+        *' pika '*)
+            server_command pika "$prefix-coprocess_pika-ours" 64
+            start_server pika "$prefix-coprocess_pika-ours"
+            ;;
+    esac
+    for ((round = 1; round <= rounds; round++)); do
+        for name in fun echo python; do
+            measure coprocess ours "$name" 7 "$calls" 256
+            note coprocess "$name" per_s "$rate"
+            if [ "$name" != python ]; then
+                measure coprocess ours "$name" 7 $((calls / 10)) 1
+                note coprocess "$name" p50_us "$p50"
+            fi
+        done
+        case " $peers " in
+            *' pika '*)
+                measure coprocess_pika ours fun 7 "$calls" 256
+                note coprocess pika per_s "$rate"
+                ;;
+        esac
+        measure coprocess ours each 7 $((calls / 100)) 256
+        note coprocess each per_s "$rate"
+    done
+    stop_servers
+}
+
 with_workers() {
     local rounds=$1 n=$2 calls=$3 workers round
     say "[${SECONDS}s] cpu: $rounds rounds of $calls calls of fib($n), recursive, with 1 and 2 workers"
@@ -420,6 +459,7 @@ bench() {
             :pipelined) against_peers pipelined 15 64 ping '' 10000 256 ;;
             :large) against_peers large 21 1 fun - 10 1 ;;
             :commands) with_commands 15 2000 ;;
+            :coprocess) with_coprocesses 15 10000 ;;
             :cpu) with_workers 9 34 200 ;;
             :fib) by_algorithm 3 10000000 ;;
             :settings) with_settings 7 10000 ;;
@@ -428,6 +468,7 @@ bench() {
             yes:pipelined) against_peers pipelined 3 64 ping '' 5000 256 ;;
             yes:large) against_peers large 3 1 fun - 5 1 ;;
             yes:commands) with_commands 3 1000 ;;
+            yes:coprocess) with_coprocesses 3 5000 ;;
             yes:cpu) with_workers 3 32 80 ;;
             yes:fib) by_algorithm 1 1000000 ;;
             yes:settings) with_settings 2 5000 ;;
