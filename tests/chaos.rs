@@ -1,6 +1,6 @@
 //! Servers and clients under load, while servers are killed and restarted, the broker is killed
 //! and restarted, an operator closes all connections, and unreadable messages come in. Some calls are to a
-//! built-in procedure, some to programs, of which some leave their process group or their session. One takes longer
+//! built-in procedure, some to programs, of which some leave their process group or their session, and one stays. One takes longer
 //! than the broker lets it. One server and one client are behind a slow link. Another client is killed again and again in
 //! the middle of its batch. No call may be lost, none answered wrong, no process may hang, and little may be computed
 //! for clients that are gone.
@@ -30,12 +30,16 @@ use uuid::Uuid;
 const SERVERS: usize = 3;
 
 /// Procedures that answer alike: a built-in one, and programs that take their time, in their own process group, in
-/// another one, and in another session. The last one leaves something running.
-const PROCEDURES: [&str; 4] = [
-    "fun",
-    "times=sh -c 'read n; sleep 0.01; echo ${n}00'",
-    "limited=timeout 60 sh -c 'read n; sleep 0.01; echo ${n}00'",
-    "apart=setsid -w sh -c '(setsid sleep 60 > /dev/null 2>&1 &) ; read n; echo ${n}00'",
+/// another one, and in another session, which leaves something running. The last one stays.
+const PROCEDURES: [(&str, &str); 5] = [
+    ("--procedure", "fun"),
+    ("--procedure", "times=sh -c 'read n; sleep 0.01; echo ${n}00'"),
+    ("--procedure", "limited=timeout 60 sh -c 'read n; sleep 0.01; echo ${n}00'"),
+    (
+        "--procedure",
+        "apart=setsid -w sh -c '(setsid sleep 60 > /dev/null 2>&1 &) ; read n; echo ${n}00'",
+    ),
+    ("--coprocess", "stays=sh -c 'while read n; do sleep 0.01; echo ${n}00; done'"),
 ];
 
 /// A program that takes longer than the broker's `consumer_timeout`: such a call fails, with 75.
@@ -219,7 +223,7 @@ fn leave_calls_behind(
 fn make_calls(node: &Node, queue: &Queue, tally: &Mutex<Tally>, random: &mut Rng) {
     let (procedure, most) = match random.u32(0..50) {
         0 => (TOO_LONG, 2),
-        _ => (PROCEDURES[random.usize(0..PROCEDURES.len())], 200),
+        _ => (PROCEDURES[random.usize(0..PROCEDURES.len())].1, 200),
     };
     let arguments: Vec<String> =
         (0..random.usize(1..most)).map(|_| random.u64(1..).to_string()).collect();
@@ -273,8 +277,8 @@ fn disturb(
     let mut random = Rng::with_seed(seed);
     let mut events = Events::new();
     let left = runs.offer();
-    let offers = PROCEDURES.into_iter().chain([TOO_LONG, &left]);
-    let offers = offers.flat_map(|offer| ["--procedure", offer]);
+    let offers = PROCEDURES.into_iter().chain([("--procedure", TOO_LONG), ("--procedure", &left)]);
+    let offers = offers.flat_map(|(option, offer)| [option, offer]);
     let settings = ["-q", "--queue", queue.name(), "--workers", "2", "--prefetch", "4"];
     let args: Vec<&str> = settings.into_iter().chain(offers).collect();
     let start = |index| {
