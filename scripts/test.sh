@@ -46,6 +46,8 @@ need_build
 need_command jq
 need_command cmark
 need_command sqlite3
+need_command bc
+need_python
 # For the tests of what programs start.
 need_command parallel
 "$here/broker.sh" install

@@ -151,7 +151,7 @@ pub struct Server {
     #[arg(value_hint = ValueHint::Other)]
     pub coprocess_calls: Option<u64>,
 
-    /// Bound on each program that runs; 0: none
+    /// Bound on each program that runs, and on each call of one that stays; 0: none
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = call_timeout)]
     #[arg(value_hint = ValueHint::Other)]
     pub time_limit: Duration,

@@ -13,7 +13,7 @@ b\t''"
 complete -c rpc_server -l coprocess -d 'Offer a program that stays: it gets each request as a line, and answers with a line; may be repeated' -r -f
 complete -c rpc_server -l json-coprocess -d 'The same by JSON objects, so that any bytes go through; may be repeated' -r -f
 complete -c rpc_server -l coprocess-calls -d 'Replace a program that stays after N calls, should it leak' -r -f
-complete -c rpc_server -l time-limit -d 'Bound on each program that runs; 0: none' -r -f
+complete -c rpc_server -l time-limit -d 'Bound on each program that runs, and on each call of one that stays; 0: none' -r -f
 complete -c rpc_server -l kill-delay -d 'How long a program that is to end has between SIGTERM and SIGKILL; 0: SIGKILL at once' -r -f
 complete -c rpc_server -l algorithm -d 'How fib is computed' -r -f -a "fast-doubling\t'Two numbers doubled at a time: fast for every n'
 iterative\t'One addition for each step'
