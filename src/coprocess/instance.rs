@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 /// How long a program has to end that has closed its standard input or output: what ends closes them first.
 const CLOSED_LIMIT: Duration = Duration::from_secs(1);
 
+/// How long it may take from the close of a program's pipes to its end, if it ends.
+const MOMENT: Duration = Duration::from_millis(100);
+
 /// How long a call does without a waker, which costs as much as a short call. What the waker would tell is seen after
 /// that.
 const UNARMED: Duration = Duration::from_millis(20);
@@ -106,12 +109,25 @@ impl Instance {
         if news.has_output || has_ended {
             self.throw_away()?;
         }
+        if !self.running.has_output() {
+            self.await_end()?;
+        }
 
         Ok(match self.fault {
-            _ if has_ended => Found::Ended,
+            _ if self.running.has_ended() => Found::Ended,
             Some(fault) => Found::Faulty(fault),
             None => Found::Ready,
         })
+    }
+
+    /// Waits for the end of a program that has closed its standard output: what ends does that a moment before.
+    fn await_end(&mut self) -> io::Result<()> {
+        let until = Instant::now() + MOMENT;
+        while !self.running.has_ended() && Instant::now() < until {
+            self.running.wait(false, None, Some(until))?;
+            self.running.read_stderr()?;
+        }
+        Ok(())
     }
 
     /// Reads what was not asked for, and tells of it.
