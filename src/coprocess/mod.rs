@@ -128,61 +128,70 @@ impl Coprocess {
         invocation: &Invocation<'_>,
         listener: &mut Listener<'_>,
     ) -> Result<Outcome, Ended> {
-        let name = &self.pool.name;
         if !matches!(why, Why::Ended) {
             // What cannot be waited for is killed when it is dropped.
             let _ = instance.terminate(invocation.kill_delay, listener);
         }
-        let has_answered = instance.answered > 0;
-        let internal = |message: String| Err(Failure::new(ErrorKind::Internal, message));
-        let outcome = match why {
-            Why::Ended => match instance.running().finish() {
-                Ok(status) => {
-                    lease.note_end(&how_it_ended(status), has_answered);
-                    match status.success() {
-                        false => Err(End::Exited(status, Vec::new())),
-                        true => Ok(Err(Failure {
-                            exit_code: Some(0),
-                            ..Failure::new(
-                                ErrorKind::Internal,
-                                format!("{name} ended before it had answered"),
-                            )
-                        })),
-                    }
-                }
-                Err(error) => {
-                    lease.note_end(&format!("has ended: {error}"), has_answered);
-                    Err(End::Unobserved(error))
-                }
-            },
+        let meaning = self.meaning(why, &mut lease, &mut instance);
+        let (last_line, stderr) = instance.running().stderr.end();
+        drop(instance);
+        lease.start();
+        match meaning {
+            Ok(error) => Ok(Err(Failure { stderr, ..error })),
+            Err(end) => Err(Ended { end, last_line, stderr }),
+        }
+    }
+
+    /// Returns the error that there is instead of an answer, or the end which means what it means of any program. Tells
+    /// the log of what the caller's error does not say.
+    fn meaning(
+        &self,
+        why: Why,
+        lease: &mut Lease,
+        instance: &mut Instance,
+    ) -> Result<Failure<ErrorKind>, End> {
+        let name = &self.pool.name;
+        let (kind, message) = match why {
+            Why::Ended => return self.meaning_of_end(lease, instance),
+            Why::End(End::TimedOut) if instance.has_written() => {
+                (ErrorKind::TimedOut, format!("{name} did not answer in time"))
+            }
+            Why::End(End::TimedOut) => {
+                (ErrorKind::TimedOut, format!("{name} did not answer in time; {BUFFERED}"))
+            }
+            Why::End(end) => return Err(end),
             Why::Closed(fault) => {
-                lease.note_end(fault, has_answered);
-                Ok(internal(format!("{name} {fault}")))
+                lease.note_end(fault, instance.answered > 0);
+                (ErrorKind::Internal, format!("{name} {fault}"))
             }
             Why::NoReply(reason) => {
                 let message = format!("{name} has answered with what is no reply: {reason}");
                 warn!("{message}; it is started again");
-                Ok(internal(message))
+                (ErrorKind::Internal, message)
             }
-            Why::End(End::TimedOut) => {
-                let hint = match instance.has_written() {
-                    true => String::new(),
-                    false => format!("; {BUFFERED}"),
-                };
-                Ok(Err(Failure::new(
-                    ErrorKind::TimedOut,
-                    format!("{name} did not answer in time{hint}"),
-                )))
-            }
-            Why::End(end) => Err(end),
         };
+        Ok(Failure::new(kind, message))
+    }
 
-        let (last_line, stderr) = instance.running().stderr.end();
-        drop(instance);
-        lease.start();
-        match outcome {
-            Ok(outcome) => Ok(outcome.map_err(|error| Failure { stderr, ..error })),
-            Err(end) => Err(Ended { end, last_line, stderr }),
+    /// The same of a program that has ended by itself.
+    fn meaning_of_end(
+        &self,
+        lease: &mut Lease,
+        instance: &mut Instance,
+    ) -> Result<Failure<ErrorKind>, End> {
+        let finished = instance.running().finish();
+        let how = match &finished {
+            Ok(status) => how_it_ended(*status),
+            Err(error) => format!("has ended: {error}"),
+        };
+        lease.note_end(&how, instance.answered > 0);
+        match finished {
+            Ok(status) if status.success() => {
+                let message = format!("{} ended before it had answered", self.pool.name);
+                Ok(Failure { exit_code: Some(0), ..Failure::new(ErrorKind::Internal, message) })
+            }
+            Ok(status) => Err(End::Exited(status, Vec::new())),
+            Err(error) => Err(End::Unobserved(error)),
         }
     }
 }
