@@ -43,8 +43,8 @@ const NOT_TYPED: [(&str, &str); 5] = [
 
 /// What is never the same twice, and what stands for it. A group is an id: it may be another one in
 /// the document, but then it is the same other one in all of the section.
-static VARIABLE: LazyLock<[(Regex, &str); 16]> = LazyLock::new(|| {
-    [
+static VARIABLE: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
+    vec![
         // A node's address, and its name, which has the port.
         (regex(r"amqp://(?:localhost|127\.0\.0\.1):(\d+)"), "amqp://HOST"),
         (regex(r"http://127\.0\.0\.1:(\d+)"), "http://HOST"),
