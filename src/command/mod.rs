@@ -364,6 +364,7 @@ impl Run<'_> {
             // Nobody reads on.
             self.running.close_output();
         }
-        self.running.read_stderr()
+        self.running.read_stderr()?;
+        Ok(())
     }
 }

@@ -169,16 +169,17 @@ impl Running {
         self.child.stdout.is_none() && self.child.stderr.is_none()
     }
 
-    /// Reads from its standard error without waiting, and logs some lines of it. If [`Stderr::has_more`], it is to be
-    /// called again at once.
-    pub fn read_stderr(&mut self) -> io::Result<()> {
-        if !self.stderr.has_more()
-            && let Some(bytes) = read_open(&mut self.child.stderr, &mut [0; READ_SIZE])?
-        {
-            self.stderr.push(bytes);
+    /// Reads from its standard error without waiting, and logs some lines of it. Returns whether there was something. If
+    /// [`Stderr::has_more`], it is to be called again at once.
+    pub fn read_stderr(&mut self) -> io::Result<bool> {
+        if !self.stderr.has_more() {
+            match read_open(&mut self.child.stderr, &mut [0; READ_SIZE])? {
+                Some(bytes) => self.stderr.push(bytes),
+                None => return Ok(false),
+            }
         }
         self.stderr.log_some(Instant::now());
-        Ok(())
+        Ok(true)
     }
 
     /// Tells all of it to end. It gets SIGKILL after the `kill_delay`.

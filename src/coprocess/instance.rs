@@ -7,6 +7,7 @@ use log::warn;
 use std::io::{self, IoSlice};
 use std::mem;
 use std::os::fd::AsFd;
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -189,6 +190,15 @@ impl Instance {
         .attend(listener)
     }
 
+    /// Reaps a program that has ended, after reading what it has left on standard error. The error says why its exit
+    /// status is not known.
+    pub fn finish(&mut self) -> io::Result<ExitStatus> {
+        // What it has started may write on.
+        let until = Instant::now() + MOMENT;
+        while Instant::now() < until && self.running.read_stderr().unwrap_or(false) {}
+        self.running.finish()
+    }
+
     /// Ends it, as a program is ended whose time is up.
     pub fn terminate(
         &mut self,
@@ -210,7 +220,8 @@ impl Instance {
     fn read_on(&mut self) -> io::Result<()> {
         let mut buffer = [0; READ_SIZE];
         self.running.read(&mut buffer)?;
-        self.running.read_stderr()
+        self.running.read_stderr()?;
+        Ok(())
     }
 }
 

@@ -179,7 +179,7 @@ impl Coprocess {
         lease: &mut Lease,
         instance: &mut Instance,
     ) -> Result<Failure<ErrorKind>, End> {
-        let finished = instance.running().finish();
+        let finished = instance.finish();
         let how = match &finished {
             Ok(status) => how_it_ended(*status),
             Err(error) => format!("has ended: {error}"),

@@ -282,7 +282,7 @@ impl Lease {
 
     /// Reaps a program that has ended between two calls.
     fn has_ended(&mut self, mut instance: Instance) {
-        let how = match instance.running().finish() {
+        let how = match instance.finish() {
             Ok(status) => how_it_ended(status),
             Err(error) => format!("has ended: {error}"),
         };
