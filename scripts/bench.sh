@@ -308,7 +308,9 @@ with_commands() {
 
 # The client is ours in all of them. The server of pika answers fun itself, as the program in Python does.
 with_coprocesses() {
-    local rounds=$1 calls=$2 python="python3 -u $here/../benches/hundredfold.py" round
+    local rounds=$1 calls=$2 name python round
+    # The interpreter itself: what stands in PATH may be a script that looks for one.
+    python="$(python3 -c 'import sys; print(sys.executable)') -u benches/hundredfold.py"
     say "[${SECONDS}s] coprocess: $rounds rounds of $calls calls"
     server_command ours "$prefix-coprocess-ours" 64
     start_server ours "$prefix-coprocess-ours" --procedure fun --coprocess "echo=$built/echo" --coprocess "python=$python" \
@@ -334,7 +336,7 @@ with_coprocesses() {
                 note coprocess pika per_s "$rate"
                 ;;
         esac
-        measure coprocess ours each 7 $((calls / 100)) 256
+        time_limit=0 measure coprocess ours each 7 $((calls / 100)) 8
         note coprocess each per_s "$rate"
     done
     stop_servers
