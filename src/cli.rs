@@ -47,6 +47,8 @@ Examples:
   x=$(rpc_client fib 30)                elsewhere, the result alone: 832040
   rpc_client fib 10 20 30               three calls, one connection, results in this order
   seq 0 100 | rpc_client fib -          a call for each line
+  seq 0 100 | rpc_client --unordered --format json fib -
+                                        results as they come, each with its argument
   rpc_client --send-on eof --format raw thumbnail - < photo.jpg > small.png
                                         one call, whatever bytes
   rpc_client --wait --timeout 5m ping   wait for broker, queue, server and answer
@@ -332,11 +334,15 @@ pub struct Client {
     pub fail_fast: bool,
 
     /// Calls under way at a time, counted from the oldest whose outcome is not written: behind a slow
-    /// one, the others wait
+    /// one, the others wait, unless --unordered
     #[arg(long, value_name = "N", default_value_t = 64)]
     #[arg(value_hint = ValueHint::Other)]
     #[arg(value_parser = clap::value_parser!(u16).range(1..))]
     pub in_flight: u16,
+
+    /// Write each result when it comes: no call waits for an earlier one
+    #[arg(long)]
+    pub unordered: bool,
 
     /// Make each call N times
     #[arg(long, value_name = "N", default_value_t = 1)]

@@ -4,113 +4,23 @@
 use crate::amqp::MAX_BODY;
 use crate::amqp::confirms::Confirmed;
 use crate::cli;
+use crate::client::call::{Call, Outcome};
 use crate::client::deadline::Deadline;
 use crate::client::diagnosis::Diagnosis;
-use crate::client::input::{Argument, MAX_BYTES};
+use crate::client::input::Argument;
+use crate::client::window::Window;
 use crate::error::{Failure, FailureKind};
-use crate::protocol::Reply;
 use crate::terminal::text::{count, short};
 use amiquip::Return;
 use log::{info, warn};
-use std::cell::Cell;
-use std::collections::{BTreeMap, VecDeque};
-use std::rc::Rc;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// One call, from its argument to its outcome.
-#[derive(Debug)]
-pub struct Call {
-    /// The argument, as it is sent.
-    pub argument: Argument,
-    /// When it was started, to be published at once.
-    pub started: Instant,
-    /// How long it took until its outcome was known.
-    pub elapsed: Duration,
-    /// When nobody waits for its reply any more.
-    pub deadline: Deadline,
-    /// How often it was published: 1 unless a connection was lost, or the broker refused or returned it.
-    pub attempts: u32,
-    /// What tells the reply to the last attempt from others. A reply to an earlier attempt is not awaited any more.
-    pub correlation_id: String,
-    /// The number of the last attempt's message on its channel, until the broker has confirmed it.
-    pub unconfirmed: Option<u64>,
-    /// Whether the broker did not take the last attempt: it is to be published again.
-    pub is_refused: bool,
-    /// None while the call is pending.
-    outcome: Option<Result<Vec<u8>, Failure>>,
-    size: Size,
-}
-
-/// What a call's result adds to the bytes of all results, until the call is dropped.
-#[derive(Debug, Default)]
-struct Size {
-    bytes: usize,
-    total: Rc<Cell<usize>>,
-}
-
-impl Size {
-    fn grow(&mut self, bytes: usize) {
-        self.bytes += bytes;
-        self.total.update(|total| total + bytes);
-    }
-}
-
-impl Drop for Size {
-    fn drop(&mut self) {
-        self.total.update(|total| total - self.bytes);
-    }
-}
-
-impl Call {
-    fn new(argument: Argument, started: Instant, timeout: Duration) -> Call {
-        Call {
-            argument,
-            started,
-            elapsed: Duration::ZERO,
-            deadline: Deadline::after(timeout),
-            attempts: 0,
-            correlation_id: String::new(),
-            unconfirmed: None,
-            is_refused: false,
-            outcome: None,
-            size: Size::default(),
-        }
-    }
-
-    /// Returns whether the call still awaits a reply.
-    pub fn is_pending(&self) -> bool {
-        self.outcome.is_none()
-    }
-
-    /// Sets the call's outcome. There is no other way in which a call ends.
-    pub fn finish(&mut self, outcome: Result<Vec<u8>, Failure>) {
-        self.elapsed = self.started.elapsed();
-        self.size.grow(outcome.as_ref().map_or(0, Vec::len));
-        self.outcome = Some(outcome);
-    }
-
-    /// Finishes the call with what its reply says, if it is one.
-    pub fn finish_with(&mut self, reply: Result<Reply, Failure>) {
-        match reply {
-            Ok(reply) => {
-                let id = short(Some(&self.correlation_id));
-                info!("reply: {}, correlation_id {id}", reply.kind());
-                self.finish(reply.outcome.map_err(Failure::from));
-            }
-            Err(failure) => self.finish(Err(failure)),
-        }
-    }
-}
-
-/// Calls in input order. The oldest of them is the next to be written, and whatever is finished earlier
-/// waits behind it: so there are never more than `--in-flight`, whatever the length of the input, and no more are
-/// made while those results have [`MAX_BYTES`].
+/// The calls that are under way, and the state of the input that they come from.
 #[derive(Debug)]
 pub struct Calls<'a> {
     args: &'a cli::Client,
-    calls: VecDeque<Call>,
-    /// How many bytes their results have together. What bounds the arguments is the input.
-    results: Rc<Cell<usize>>,
+    window: Window,
     input: InputState,
     /// The broker to which calls are published, and the largest body that each takes which has said so.
     broker: String,
@@ -164,8 +74,7 @@ impl Calls<'_> {
         let wait = Wait::begin(args.timeout);
         Calls {
             args,
-            calls: VecDeque::new(),
-            results: Rc::default(),
+            window: Window::new(args),
             input: InputState::Held { left: args.calls(), wait },
             broker: String::new(),
             max_bodies: BTreeMap::new(),
@@ -185,8 +94,7 @@ impl Calls<'_> {
             }
         }
 
-        let mut call = Call::new(argument, Instant::now(), self.args.timeout);
-        call.size.total = Rc::clone(&self.results);
+        let mut call = self.call(argument, Instant::now());
         let limit = self.max_bodies.get(&self.broker).copied().unwrap_or(MAX_BODY);
         if call.argument.bytes.len() > limit {
             let message =
@@ -194,9 +102,11 @@ impl Calls<'_> {
             call.finish(Err(Failure::new(FailureKind::TooLarge { limit }, message)));
         }
 
-        self.calls.push_back(call);
-        let newest = self.calls.len() - 1;
-        &mut self.calls[newest]
+        self.window.push(call)
+    }
+
+    fn call(&self, argument: Argument, started: Instant) -> Call {
+        Call::new(argument, started, self.args.timeout, self.window.tally())
     }
 
     /// Returns what kept calls from being made, if anything did.
@@ -213,18 +123,19 @@ impl Calls<'_> {
             Some(unmade) => unmade.since,
             None => Instant::now(),
         };
-        let elapsed = started.elapsed();
-        Call { elapsed, ..Call::new(argument, started, self.args.timeout) }
+        let mut call = self.call(argument, started);
+        call.elapsed = started.elapsed();
+        call
     }
 
     /// Returns the calls that await a reply, oldest first.
     pub fn pending_calls(&self) -> impl DoubleEndedIterator<Item = &Call> {
-        self.calls.iter().filter(|call| call.is_pending())
+        self.window.pending()
     }
 
     /// Returns the calls that await a reply, oldest first, to be changed.
     pub fn unanswered(&mut self) -> impl DoubleEndedIterator<Item = &mut Call> {
-        self.calls.iter_mut().filter(|call| call.is_pending())
+        self.window.pending_mut()
     }
 
     /// Returns the call that awaits a reply with this correlation id.
@@ -240,51 +151,37 @@ impl Calls<'_> {
         self.discarded = self.discarded.saturating_add(1);
     }
 
-    /// Takes out the oldest calls that are finished, in input order. If the first failure ends the batch,
-    /// there are no calls after one that failed.
-    pub fn take_finished(&mut self) -> impl Iterator<Item = (Call, Result<Vec<u8>, Failure>)> {
-        let failed = |call: &Call| matches!(call.outcome, Some(Err(_)));
+    /// Takes out the calls that are finished and whose turn it is. If the first failure ends the batch, the others
+    /// are given up.
+    pub fn take_finished(&mut self) -> impl Iterator<Item = (Call, Outcome)> {
         if self.args.fail_fast
-            && let Some(first) = self.calls.iter().position(failed)
+            && let Some(given_up) = self.window.end_at_first_failure()
         {
-            let given_up = self.calls.len() - first - 1;
             if given_up > 0 {
                 let calls = count(given_up as u64, "call", "calls");
                 info!("{calls} after the first failure: given up");
             }
-            self.calls.truncate(first + 1);
             self.end_input(None);
         }
-
-        std::iter::from_fn(|| {
-            let outcome = self.calls.front_mut()?.outcome.take()?;
-            Some((self.calls.pop_front()?, outcome))
-        })
+        std::iter::from_fn(|| self.window.take_next())
     }
 
     /// Takes out the calls that are finished behind one that is not, and drops the others: before an end at which
     /// they will never have an outcome.
-    pub fn take_finished_behind(
-        &mut self,
-    ) -> impl Iterator<Item = (Call, Result<Vec<u8>, Failure>)> {
-        std::mem::take(&mut self.calls).into_iter().filter_map(|mut call| {
-            let outcome = call.outcome.take()?;
-            Some((call, outcome))
-        })
+    pub fn take_finished_behind(&mut self) -> impl Iterator<Item = (Call, Outcome)> {
+        self.window.take_all()
     }
 
     /// Returns whether every call was made, finished and taken out.
     pub fn are_over(&self) -> bool {
-        self.calls.is_empty() && matches!(self.input, InputState::Closed(_))
+        self.window.is_empty() && matches!(self.input, InputState::Closed(_))
     }
 
     /// Returns whether another argument can be taken. A blocked broker would only collect requests whose time
     /// runs out; one at a time still goes, for its time to run out.
     pub fn want_input(&self, is_blocked: bool) -> bool {
         let InputState::Open { .. } = self.input else { return false };
-        let has_room =
-            self.calls.len() < self.args.in_flight.into() && self.results.get() < MAX_BYTES;
-        self.calls.is_empty() || has_room && !is_blocked
+        self.window.is_empty() || self.window.has_room() && !is_blocked
     }
 
     /// Makes no more calls: there are no more arguments, or there is a `failure`. Calls that were made go on.
@@ -480,6 +377,7 @@ mod tests {
     use super::*;
     use crate::error::ErrorKind;
     use crate::procedure::Error;
+    use crate::protocol::Reply;
     use amiquip::{Confirm, ConfirmPayload};
     use clap::Parser;
 
@@ -620,7 +518,7 @@ mod tests {
         assert_ne!(calls.last_deadline(), first);
         calls.expire(after(TIMEOUT / 2), &failure(FailureKind::TimedOut));
         assert_eq!(finished(&mut calls), []);
-        calls.calls[1].deadline = Deadline::after(2 * TIMEOUT);
+        calls.window.pending_mut().nth(1).unwrap().deadline = Deadline::after(2 * TIMEOUT);
         calls.time_out(after(TIMEOUT), diagnosis(FailureKind::TimedOut, false));
         assert_eq!(finished(&mut calls), failed(&["a"], FailureKind::TimedOut));
         assert!(calls.want_input(false));
@@ -656,7 +554,7 @@ mod tests {
     #[test]
     fn no_call_is_made_that_nobody_would_answer() {
         let mut calls = published(&[], &["a", "b"]);
-        calls.calls[1].deadline = Deadline::after(2 * TIMEOUT);
+        calls.window.pending_mut().nth(1).unwrap().deadline = Deadline::after(2 * TIMEOUT);
         calls.time_out(after(TIMEOUT), diagnosis(FailureKind::TimedOut, true));
         assert_eq!(finished(&mut calls), failed(&["a"], FailureKind::TimedOut));
         assert!(!calls.want_input(false) && !is_held(&calls));
@@ -692,7 +590,7 @@ mod tests {
     #[test]
     fn a_blocked_broker_ends_a_batch_after_one_time_limit() {
         let mut calls = published(&[], &["a", "b"]);
-        calls.calls[1].deadline = Deadline::after(2 * TIMEOUT);
+        calls.window.pending_mut().nth(1).unwrap().deadline = Deadline::after(2 * TIMEOUT);
         calls.time_out(after(TIMEOUT), diagnosis(FailureKind::Blocked, false));
         assert_eq!(input_failure(&calls), None, "b still waits");
         calls.time_out(after(2 * TIMEOUT), diagnosis(FailureKind::Blocked, false));
@@ -748,7 +646,7 @@ mod tests {
         assert!(!calls.confirm(refused.into(), refusal), "it was told before");
         assert_eq!(to_resend(&mut calls), ["a"]);
         assert!(!calls.confirm(taken.into(), refusal));
-        assert!(calls.calls.iter().all(|call| call.unconfirmed.is_none()));
+        assert!(calls.window.pending().all(|call| call.unconfirmed.is_none()));
         let mut calls = published(&["--no-retry"], &["a", "b"]);
         assert!(!calls.confirm(refused.into(), refusal));
         assert_eq!(finished(&mut calls), failed(&["a"], FailureKind::Blocked));

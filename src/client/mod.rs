@@ -1,6 +1,7 @@
 //! What `rpc_client` has around its loop: it connects, and connects again when a connection is lost,
 //! until every call has its outcome.
 
+pub mod call;
 pub mod calls;
 pub mod channel;
 pub mod deadline;
@@ -9,6 +10,7 @@ pub mod input;
 pub mod progress;
 pub mod report;
 pub mod retry;
+pub mod window;
 
 use crate::amqp::connection::OpenConnection;
 use crate::amqp::uri::{self, Endpoint};

@@ -1,7 +1,7 @@
 //! The progress line: on standard error, while a long batch runs whose results go to a file.
 
 use crate::cli;
-use crate::client::calls::Call;
+use crate::client::call::Call;
 use crate::terminal::output;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use std::fmt::Write;

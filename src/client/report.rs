@@ -2,7 +2,7 @@
 //! it all took.
 
 use crate::cli::{self, Format};
-use crate::client::calls::Call;
+use crate::client::call::{Call, Outcome};
 use crate::client::progress::Progress;
 use crate::error::{Failure, FailureKind, ProgramError};
 use crate::terminal::output;
@@ -90,7 +90,7 @@ impl<'a> Report<'a> {
     /// Writes the outcomes of calls.
     pub fn write(
         &mut self,
-        finished: impl Iterator<Item = (Call, Result<Vec<u8>, Failure>)>,
+        finished: impl Iterator<Item = (Call, Outcome)>,
     ) -> Result<(), ProgramError> {
         for (call, outcome) in finished {
             self.add_up(&call, outcome.as_ref().err());

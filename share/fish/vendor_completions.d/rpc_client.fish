@@ -3,7 +3,7 @@ complete -c rpc_client -l queue -d 'Request queue' -r -f
 complete -c rpc_client -l connect-timeout -d 'Bound on opening a connection, handshake included' -r -f
 complete -c rpc_client -l connection-name -d 'Name of the connection in the broker\'s list [default: program, host and process number]' -r -f
 complete -c rpc_client -l timeout -d 'Bound on each call from its publication; 0: none' -r -f
-complete -c rpc_client -l in-flight -d 'Calls under way at a time, counted from the oldest whose outcome is not written: behind a slow one, the others wait' -r -f
+complete -c rpc_client -l in-flight -d 'Calls under way at a time, counted from the oldest whose outcome is not written: behind a slow one, the others wait, unless --unordered' -r -f
 complete -c rpc_client -l repeat -d 'Make each call N times' -r -f
 complete -c rpc_client -l send-on -d 'What ends an argument on standard input, where `-` is among the arguments [default: newline]' -r -f -a "newline\t'A call for each line'
 nul\t'A call for each piece that a NUL ends, as find -print0 writes them'
@@ -19,6 +19,7 @@ complete -c rpc_client -s v -l verbose -d 'Tell each AMQP step on stderr (-vv, -
 complete -c rpc_client -l wait -d 'Wait, up to the timeout, for a broker, a queue and a server instead of failing at once'
 complete -c rpc_client -l no-retry -d 'Do not send unanswered calls again after a lost connection'
 complete -c rpc_client -l fail-fast -d 'End at the first failure, with its code: make no more calls, and give up those after it'
+complete -c rpc_client -l unordered -d 'Write each result when it comes: no call waits for an earlier one'
 complete -c rpc_client -l stats -d 'Tell calls per second and latencies on stderr at the end'
 complete -c rpc_client -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c rpc_client -s V -l version -d 'Print version'

@@ -1,0 +1,192 @@
+//! The calls that are under way, and the order in which they leave: that of the input, or the one in which they
+//! are finished.
+
+use crate::cli;
+use crate::client::call::{Call, Outcome, Tally};
+use crate::client::input::MAX_BYTES;
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+/// Calls, oldest first. In input order the oldest is the next to leave, and whatever is finished earlier waits behind
+/// it; so there are never more than `--in-flight`, whatever the length of the input, and no more are made while those
+/// results have [`MAX_BYTES`]. Without an order, none waits for another.
+#[derive(Debug)]
+pub struct Window {
+    calls: VecDeque<Call>,
+    is_ordered: bool,
+    in_flight: usize,
+    tally: Rc<Tally>,
+}
+
+impl Window {
+    /// Makes a window without calls, of the size and with the order that `args` ask for.
+    pub fn new(args: &cli::Client) -> Window {
+        Window {
+            calls: VecDeque::new(),
+            is_ordered: !args.unordered,
+            in_flight: args.in_flight.into(),
+            tally: Rc::default(),
+        }
+    }
+
+    /// Returns what the calls come to. What bounds their arguments is the input.
+    pub fn tally(&self) -> &Rc<Tally> {
+        &self.tally
+    }
+
+    /// Adds a call, which is the newest.
+    pub fn push(&mut self, call: Call) -> &mut Call {
+        self.calls.push_back(call);
+        let newest = self.calls.len() - 1;
+        &mut self.calls[newest]
+    }
+
+    /// Returns the calls that await a reply, oldest first.
+    pub fn pending(&self) -> impl DoubleEndedIterator<Item = &Call> {
+        self.calls.iter().filter(|call| call.is_pending())
+    }
+
+    /// Returns the calls that await a reply, oldest first, to be changed.
+    pub fn pending_mut(&mut self) -> impl DoubleEndedIterator<Item = &mut Call> {
+        self.calls.iter_mut().filter(|call| call.is_pending())
+    }
+
+    /// Returns whether there are no calls, finished or not.
+    pub fn is_empty(&self) -> bool {
+        self.calls.is_empty()
+    }
+
+    /// Returns whether another call may be made.
+    pub fn has_room(&self) -> bool {
+        self.calls.len() < self.in_flight && self.tally.result_bytes.get() < MAX_BYTES
+    }
+
+    /// Takes out the next finished call: the oldest of all, or without an order the oldest of those that are
+    /// finished.
+    pub fn take_next(&mut self) -> Option<(Call, Outcome)> {
+        if self.tally.finished.get() == 0 {
+            return None;
+        }
+        let next = match self.is_ordered {
+            true => 0,
+            false => self.calls.iter().position(|call| !call.is_pending())?,
+        };
+        let outcome = self.calls.get_mut(next)?.take_outcome()?;
+        Some((self.calls.remove(next)?, outcome))
+    }
+
+    /// Takes out every finished call, and drops the others.
+    pub fn take_all(&mut self) -> impl Iterator<Item = (Call, Outcome)> {
+        std::mem::take(&mut self.calls).into_iter().filter_map(|mut call| {
+            let outcome = call.take_outcome()?;
+            Some((call, outcome))
+        })
+    }
+
+    /// Drops the calls that are given up if one has failed: in input order all that are behind it, and without an
+    /// order all that are not finished either. Returns how many they are, or None if none has failed.
+    pub fn end_at_first_failure(&mut self) -> Option<usize> {
+        let first = self.calls.iter().position(Call::has_failed)?;
+        let before = self.calls.len();
+        self.calls.truncate(first + 1);
+        if !self.is_ordered {
+            self.calls.retain(|call| !call.is_pending());
+        }
+        Some(before - self.calls.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::input::Argument;
+    use crate::error::{Failure, FailureKind};
+    use clap::Parser;
+    use std::time::{Duration, Instant};
+
+    /// Returns a window of three, with the calls a, b and c.
+    fn window(options: &[&str]) -> Window {
+        let args = [&["rpc_client", "--in-flight=3"], options, &["fib"]].concat();
+        let mut window = Window::new(&cli::Client::parse_from(args));
+        for name in ["a", "b", "c"] {
+            push(&mut window, name);
+        }
+        window
+    }
+
+    fn push(window: &mut Window, name: &str) {
+        let argument = Argument::new(name.into(), None);
+        let timeout = Duration::from_secs(30);
+        let call = Call::new(argument, Instant::now(), timeout, &Rc::clone(window.tally()));
+        window.push(call);
+    }
+
+    fn finish(window: &mut Window, name: &str, outcome: Outcome) {
+        let is_it = |call: &&mut Call| **call.argument.bytes == *name.as_bytes();
+        window.pending_mut().find(is_it).unwrap().finish(outcome);
+    }
+
+    fn names(calls: impl Iterator<Item = Call>) -> Vec<String> {
+        calls.map(|call| String::from_utf8(call.argument.bytes.to_vec()).unwrap()).collect()
+    }
+
+    /// The names of those that leave now.
+    fn take(window: &mut Window) -> Vec<String> {
+        names(std::iter::from_fn(|| Some(window.take_next()?.0)))
+    }
+
+    fn failure() -> Outcome {
+        Err(Failure::new(FailureKind::TimedOut, "it failed"))
+    }
+
+    #[test]
+    fn in_order_the_oldest_holds_the_others() {
+        let mut window = window(&[]);
+        finish(&mut window, "b", Ok("2".into()));
+        assert_eq!(take(&mut window), [""; 0]);
+        assert!(!window.has_room());
+        finish(&mut window, "a", Ok("1".into()));
+        assert_eq!(take(&mut window), ["a", "b"]);
+        assert!(window.has_room());
+    }
+
+    #[test]
+    fn without_an_order_each_leaves_when_it_is_finished() {
+        let mut window = window(&["--unordered"]);
+        finish(&mut window, "c", Ok("3".into()));
+        assert_eq!(take(&mut window), ["c"]);
+        assert!(window.has_room());
+        push(&mut window, "d");
+        assert!(!window.has_room());
+        finish(&mut window, "b", failure());
+        assert_eq!(take(&mut window), ["b"]);
+        assert_eq!(window.pending().count(), 2);
+    }
+
+    #[test]
+    fn without_an_order_the_first_failure_that_came_gives_up_all_that_have_no_result() {
+        let mut window = window(&["--unordered"]);
+        assert_eq!(window.end_at_first_failure(), None);
+        finish(&mut window, "b", failure());
+        assert_eq!(window.end_at_first_failure(), Some(2));
+        assert_eq!(take(&mut window), ["b"]);
+        assert!(window.is_empty());
+    }
+
+    #[test]
+    fn what_the_calls_come_to_is_right_however_they_leave() {
+        let mut window = window(&[]);
+        for (name, result) in [("a", "1"), ("b", "22"), ("c", "333")] {
+            finish(&mut window, name, Ok(result.into()));
+        }
+        let totals =
+            |window: &Window| (window.tally().finished.get(), window.tally().result_bytes.get());
+        assert_eq!(totals(&window), (3, 6));
+        let (call, _) = window.take_next().unwrap();
+        assert_eq!(totals(&window), (2, 6), "the result is still there");
+        drop(call);
+        assert_eq!(totals(&window), (2, 5));
+        assert_eq!(window.take_all().count(), 2);
+        assert_eq!(totals(&window), (0, 0));
+    }
+}
