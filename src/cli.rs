@@ -329,6 +329,12 @@ pub struct Client {
     #[arg(long)]
     pub no_retry: bool,
 
+    /// Make a call that failed for the time being (75) again, up to N times, after a growing pause;
+    /// --timeout is each attempt's
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(value_hint = ValueHint::Other)]
+    pub retries: u32,
+
     /// End at the first failure, with its code: make no more calls, and give up those after it
     #[arg(long)]
     pub fail_fast: bool,
@@ -408,6 +414,9 @@ impl Program for Client {
             }
             (Some(SendOn::Eof), 2..) => {
                 Err("--send-on eof makes one argument of standard input: give - once".into())
+            }
+            _ if self.no_retry && self.retries > 0 => {
+                Err("--no-retry sends no call twice, and --retries does: give one of them".into())
             }
             _ if self.format == Format::Raw && io::stdout().is_terminal() => {
                 let remedy = "send standard output to a file or a pipe, or take --format plain";

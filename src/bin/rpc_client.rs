@@ -53,7 +53,7 @@ fn exchange(
             }
             Event::Served => calls.resume(),
             Event::Resend => {
-                for call in calls.unanswered().filter(|call| call.is_refused) {
+                for call in calls.to_resend() {
                     rpc.publish(call)?;
                 }
             }

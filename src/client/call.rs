@@ -1,10 +1,13 @@
 //! One call of the client, from its argument to its outcome.
 
+use crate::cli;
+use crate::client::attempts::Attempts;
 use crate::client::deadline::Deadline;
 use crate::client::input::Argument;
 use crate::error::Failure;
 use crate::protocol::Reply;
 use crate::terminal::text::short;
+use humantime::format_duration;
 use log::info;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -24,15 +27,21 @@ pub struct Call {
     pub elapsed: Duration,
     /// When nobody waits for its reply any more.
     pub deadline: Deadline,
-    /// How often it was published: 1 unless a connection was lost, or the broker refused or returned it.
+    /// How often it was published: 1 unless it failed for the time being, a connection was lost, or the broker refused
+    /// or returned it.
     pub attempts: u32,
     /// What tells the reply to the last attempt from others. A reply to an earlier attempt is not awaited any more.
     pub correlation_id: String,
     /// The number of the last attempt's message on its channel, until the broker has confirmed it.
     pub unconfirmed: Option<u64>,
-    /// Whether the broker did not take the last attempt: it is to be published again.
-    pub is_refused: bool,
-    /// None while the call is pending.
+    /// Whether it is to be published again: the broker did not take the last attempt, or that one failed.
+    pub is_unsent: bool,
+    /// How long each attempt may take.
+    timeout: Duration,
+    /// The attempts that are left, and when the next one is due while the call rests.
+    retries: Attempts,
+    due: Option<Instant>,
+    /// None while the call is pending, or rests.
     outcome: Option<Outcome>,
     share: Share,
 }
@@ -42,6 +51,10 @@ pub struct Call {
 pub struct Tally {
     /// How many calls have an outcome that was not taken.
     pub finished: Cell<usize>,
+    /// How many calls rest until their next attempt.
+    pub resting: Cell<usize>,
+    /// How often a call was made again, or will be after its rest.
+    pub retried: Cell<u64>,
     /// How many bytes the results have of calls that were not dropped.
     pub result_bytes: Cell<usize>,
 }
@@ -50,11 +63,25 @@ pub struct Tally {
 #[derive(Debug, Default)]
 struct Share {
     has_outcome: bool,
+    is_resting: bool,
     result_bytes: usize,
     tally: Rc<Tally>,
 }
 
 impl Share {
+    fn rests(&mut self) {
+        if !std::mem::replace(&mut self.is_resting, true) {
+            self.tally.resting.update(|resting| resting + 1);
+            self.tally.retried.update(|retried| retried + 1);
+        }
+    }
+
+    fn wakes(&mut self) {
+        if std::mem::take(&mut self.is_resting) {
+            self.tally.resting.update(|resting| resting - 1);
+        }
+    }
+
     fn set(&mut self, outcome: &Outcome) {
         if !std::mem::replace(&mut self.has_outcome, true) {
             self.tally.finished.update(|finished| finished + 1);
@@ -73,23 +100,33 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
+        self.wakes();
         self.taken();
         self.tally.result_bytes.update(|total| total - self.result_bytes);
     }
 }
 
 impl Call {
-    /// Makes a call that was `started` then and has its whole time from now on. What it comes to is in `tally`.
-    pub fn new(argument: Argument, started: Instant, timeout: Duration, tally: &Rc<Tally>) -> Call {
+    /// Makes a call that was `started` then, and has its whole time from now on and as many attempts as `args` say.
+    /// What it comes to is in `tally`.
+    pub fn new(
+        argument: Argument,
+        started: Instant,
+        args: &cli::Client,
+        tally: &Rc<Tally>,
+    ) -> Call {
         Call {
             argument,
             started,
             elapsed: Duration::ZERO,
-            deadline: Deadline::after(timeout),
+            deadline: Deadline::after(args.timeout),
             attempts: 0,
             correlation_id: String::new(),
             unconfirmed: None,
-            is_refused: false,
+            is_unsent: false,
+            timeout: args.timeout,
+            retries: Attempts::new(args.retries),
+            due: None,
             outcome: None,
             share: Share { tally: Rc::clone(tally), ..Share::default() },
         }
@@ -97,7 +134,22 @@ impl Call {
 
     /// Returns whether the call still awaits a reply.
     pub fn is_pending(&self) -> bool {
-        self.outcome.is_none()
+        self.outcome.is_none() && self.due.is_none()
+    }
+
+    /// Returns whether the call has an outcome.
+    pub fn is_finished(&self) -> bool {
+        self.outcome.is_some()
+    }
+
+    /// Returns when the next attempt is due, while the call rests after one that failed.
+    pub fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Returns when nobody waits any more for the reply to this attempt, or to the next one while the call rests.
+    pub fn last_deadline(&self) -> Deadline {
+        self.due.map_or(self.deadline, |due| Deadline::since(due, self.timeout))
     }
 
     /// Returns whether the call has failed.
@@ -105,11 +157,49 @@ impl Call {
         matches!(self.outcome, Some(Err(_)))
     }
 
-    /// Sets the call's outcome. There is no other way in which a call ends.
+    /// Ends an attempt by what it came to. That is the call's outcome, unless it failed for the time being and may be
+    /// made again: then it rests. There is no other way in which a call ends.
     pub fn finish(&mut self, outcome: Outcome) {
+        if let Err(failure) = &outcome
+            && let Some(pause) = self.retries.pause_after(failure)
+        {
+            return self.rest(pause, failure);
+        }
         self.elapsed = self.started.elapsed();
         self.share.set(&outcome);
         self.outcome = Some(outcome);
+    }
+
+    /// Lets the call rest for a `pause` after an attempt that failed.
+    fn rest(&mut self, pause: Duration, failure: &Failure) {
+        let (attempt, id) = (&self.retries, short(Some(&self.correlation_id)));
+        let again = format_duration(Duration::from_millis(pause.as_millis() as u64));
+        info!("{attempt} failed: {failure}; again in {again}, correlation_id {id}");
+        self.due = Some(Instant::now() + pause);
+        self.share.rests();
+    }
+
+    /// Ends the rest if the next attempt is due `by` then. It has its whole time, and is to be published.
+    pub fn wake(&mut self, by: Instant) {
+        if self.due.is_some_and(|due| due <= by) {
+            self.end_rest();
+            self.deadline = Deadline::after(self.timeout);
+            self.is_unsent = true;
+        }
+    }
+
+    fn end_rest(&mut self) {
+        self.due = None;
+        self.share.wakes();
+    }
+
+    /// Finishes the call with `failure`, whatever attempts it has left, unless it is finished.
+    pub fn give_up(&mut self, failure: Failure) {
+        if !self.is_finished() {
+            self.retries.give_up();
+            self.end_rest();
+            self.finish(Err(failure));
+        }
     }
 
     /// Takes the call's outcome, if it has one.

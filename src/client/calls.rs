@@ -106,7 +106,7 @@ impl Calls<'_> {
     }
 
     fn call(&self, argument: Argument, started: Instant) -> Call {
-        Call::new(argument, started, self.args.timeout, self.window.tally())
+        Call::new(argument, started, self.args, self.window.tally())
     }
 
     /// Returns what kept calls from being made, if anything did.
@@ -136,6 +136,17 @@ impl Calls<'_> {
     /// Returns the calls that await a reply, oldest first, to be changed.
     pub fn unanswered(&mut self) -> impl DoubleEndedIterator<Item = &mut Call> {
         self.window.pending_mut()
+    }
+
+    /// Returns the calls that are to be published again by now, oldest first.
+    pub fn to_resend(&mut self) -> impl Iterator<Item = &mut Call> {
+        self.window.wake(Instant::now());
+        self.unanswered().filter(|call| call.is_unsent)
+    }
+
+    /// Returns when there is more for [`Calls::to_resend`], as far as that depends on time alone.
+    pub fn next_due(&self) -> Option<Instant> {
+        self.window.next_due()
     }
 
     /// Returns the call that awaits a reply with this correlation id.
@@ -240,20 +251,19 @@ impl Calls<'_> {
     }
 
     /// Returns when the first of the pending calls, or without any the next call that is held, has waited for
-    /// long enough. All calls have the same time limit, so that the oldest is the first.
+    /// long enough.
     pub fn deadline(&self) -> Deadline {
-        match self.pending_calls().next() {
-            Some(oldest) => oldest.deadline,
+        match self.window.first_deadline() {
+            Some(first) => first,
+            None if self.window.has_resting() => Deadline::NEVER,
             None => self.next_deadline(),
         }
     }
 
-    /// Returns when the newest pending call, or without any the next call that is held, has waited for long enough.
+    /// Returns when all calls that were made, or without any the next call that is held, have waited for long
+    /// enough, as far as that is known.
     pub fn last_deadline(&self) -> Deadline {
-        match self.pending_calls().next_back() {
-            Some(newest) => newest.deadline,
-            None => self.next_deadline(),
-        }
+        self.window.last_deadline().unwrap_or_else(|| self.next_deadline())
     }
 
     fn next_deadline(&self) -> Deadline {
@@ -263,8 +273,9 @@ impl Calls<'_> {
         }
     }
 
-    /// Finishes the calls whose deadline had passed `by` then.
+    /// Finishes the calls whose deadline had passed `by` then, while none can be published.
     pub fn expire(&mut self, by: Instant, failure: &Failure) {
+        self.window.wake(by);
         self.fail(failure, |call| call.deadline.has_passed(by));
     }
 
@@ -276,11 +287,12 @@ impl Calls<'_> {
             let replies = count(self.discarded, "reply", "replies");
             failure.message += &format!("; {replies} came that no call awaits");
         }
-        self.expire(by, &failure);
+        self.fail(&failure, |call| call.deadline.has_passed(by));
 
         // The next call has waited for a server as long as another waits for its answer.
         let has_waited = self.next_deadline().has_passed(by);
-        if is_unserved && self.args.wait && !has_waited {
+        let waits = self.args.wait && !has_waited || self.window.has_resting();
+        if is_unserved && waits {
             self.hold();
         // Of a blocked broker, the next call would have to wait as long.
         } else if is_unserved || self.is_blocked_by(&failure) {
@@ -293,7 +305,7 @@ impl Calls<'_> {
 
     /// Returns whether no call is left that was made, and another one could not be published for this `failure`.
     pub fn is_blocked_by(&self, failure: &Failure) -> bool {
-        failure.kind == FailureKind::Blocked && self.pending_calls().next().is_none()
+        failure.kind == FailureKind::Blocked && self.window.last_deadline().is_none()
     }
 
     /// Makes no more calls, if there are more to make.
@@ -310,12 +322,12 @@ impl Calls<'_> {
         let (code, text) = (request.reply_code, &request.reply_text);
         info!("return: {code} {text}, correlation_id {}", short(id.as_deref()));
         let wait = self.args.wait;
-        let is_first = !self.unanswered().any(|call| call.is_refused);
+        let is_first = !self.unanswered().any(|call| call.is_unsent);
         let Some(call) = self.pending(id) else { return };
         if !wait {
             return call.finish(Err(failure));
         }
-        call.is_refused = true;
+        call.is_unsent = true;
         if is_first {
             warn!("waiting: {failure}");
         }
@@ -334,7 +346,7 @@ impl Calls<'_> {
             if !confirmed.is_ack && no_retry {
                 call.finish(Err(refusal()));
             } else if !confirmed.is_ack {
-                call.is_refused = true;
+                call.is_unsent = true;
                 again = true;
             }
         }
@@ -367,7 +379,7 @@ impl Calls<'_> {
 
     /// Finishes all pending calls, and makes no more.
     pub fn abort(&mut self, failure: &Failure) {
-        self.fail(failure, |_| true);
+        self.window.give_up(failure);
         self.stop_input(failure.clone());
     }
 }
@@ -426,8 +438,7 @@ mod tests {
 
     /// The ids of those that are to be published again.
     fn to_resend<'a>(calls: &'a mut Calls) -> Vec<&'a str> {
-        let refused = calls.unanswered().filter(|call| call.is_refused);
-        refused.map(|call| call.correlation_id.as_str()).collect()
+        calls.to_resend().map(|call| call.correlation_id.as_str()).collect()
     }
 
     /// What is finished, and the kind of failure or the result.

@@ -18,7 +18,7 @@ use crate::protocol::Request;
 use crate::signals::Stop;
 use crate::terminal::text::{short, short_queue};
 use amiquip::{Channel, ConsumerOptions, Delivery, Error, QueueDeclareOptions, Return};
-use crossbeam_channel::{Receiver, RecvError, after, never, select_biased};
+use crossbeam_channel::{Receiver, RecvError, after, at, never, select_biased};
 use log::info;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -65,7 +65,7 @@ pub enum Event {
     Confirmed(Confirmed),
     /// Somebody serves the queue again, for which calls were held.
     Served,
-    /// What the broker did not take may be taken now.
+    /// What the broker did not take may be taken now, or it is time for another attempt.
     Resend,
     /// There are no more arguments, or standard input cannot be read any more.
     InputEnded(Option<Failure>),
@@ -171,7 +171,7 @@ impl<'a> RpcChannel<'a> {
         }
         self.was_used = true;
         call.attempts += 1;
-        call.is_refused = false;
+        call.is_unsent = false;
         call.unconfirmed = Some(self.confirms.count_published());
 
         // A new id for each attempt: a late reply to an earlier one is a duplicate.
@@ -219,6 +219,7 @@ impl<'a> RpcChannel<'a> {
                 None if self.awaits_server => after(INTERVAL),
                 _ => never(),
             };
+            let due = calls.next_due().map_or_else(never, at);
             select_biased! {
                 recv(self.stop) -> stop => match stop {
                     Ok(stop) => return Err(Interrupted::Stopped(stop)),
@@ -237,6 +238,7 @@ impl<'a> RpcChannel<'a> {
                     Err(RecvError) => Err(self.connection.classify(Error::EventLoopDropped).into()),
                 },
                 recv(self.resend) -> _ => return Ok(Event::Resend),
+                recv(due) -> _ => return Ok(Event::Resend),
                 recv(self.connection.blocked_notifications()) -> notification => {
                     self.connection.set_blocked(notification)?;
                 }
@@ -345,7 +347,8 @@ impl<'a> RpcChannel<'a> {
         });
         let others = calls.pending_calls().count().saturating_sub(1);
         let diagnosis = diagnosis::timed_out(self.args, answer, self.has_confirms, others);
-        self.awaits_server |= self.args.wait && diagnosis.is_unserved;
+        let waits = self.args.wait || self.args.retries > 0;
+        self.awaits_server |= waits && diagnosis.is_unserved;
         Event::TimedOut(by, diagnosis)
     }
 

@@ -1,6 +1,7 @@
 //! The end of a wait that may be without end.
 
 use crossbeam_channel::{Receiver, at, never};
+use std::cmp::Ordering;
 use std::time::{Duration, Instant};
 
 /// When to stop waiting, if ever.
@@ -13,7 +14,12 @@ impl Deadline {
 
     /// Makes the deadline of a wait that begins now and lasts for `timeout`; zero: without end.
     pub fn after(timeout: Duration) -> Deadline {
-        Deadline((!timeout.is_zero()).then(|| Instant::now() + timeout))
+        Deadline::since(Instant::now(), timeout)
+    }
+
+    /// Makes the deadline of a wait that begins at `start` and lasts for `timeout`; zero: without end.
+    pub fn since(start: Instant, timeout: Duration) -> Deadline {
+        Deadline((!timeout.is_zero()).then(|| start + timeout))
     }
 
     /// Returns whether the deadline had passed `by` then.
@@ -35,9 +41,30 @@ impl Deadline {
     }
 }
 
+/// The one that passes first is the least, and one that never passes the greatest.
+impl Ord for Deadline {
+    fn cmp(&self, other: &Deadline) -> Ordering {
+        let key = |deadline: &Deadline| (deadline.0.is_none(), deadline.0);
+        key(self).cmp(&key(other))
+    }
+}
+
+impl PartialOrd for Deadline {
+    fn partial_cmp(&self, other: &Deadline) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_to_pass_is_the_least() {
+        let [sooner, later] =
+            [1, 2].map(|hours| Deadline::after(hours * Duration::from_secs(3600)));
+        assert!(sooner < later && later < Deadline::NEVER);
+    }
 
     #[test]
     fn it_passes_when_its_time_comes_or_never() {

@@ -1,6 +1,7 @@
 //! What `rpc_client` has around its loop: it connects, and connects again when a connection is lost,
 //! until every call has its outcome.
 
+pub mod attempts;
 pub mod call;
 pub mod calls;
 pub mod channel;

@@ -3,13 +3,19 @@
 
 use crate::cli;
 use crate::client::call::{Call, Outcome, Tally};
+use crate::client::deadline::Deadline;
 use crate::client::input::MAX_BYTES;
+use crate::error::Failure;
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::time::Instant;
+
+/// How many calls may rest at a time: where so many fail, no more are made for now.
+const MOST_RESTING: usize = 1_024;
 
 /// Calls, oldest first. In input order the oldest is the next to leave, and whatever is finished earlier waits behind
 /// it; so there are never more than `--in-flight`, whatever the length of the input, and no more are made while those
-/// results have [`MAX_BYTES`]. Without an order, none waits for another.
+/// results have [`MAX_BYTES`]. Without an order, none waits for another. A call that rests takes no other's place.
 #[derive(Debug)]
 pub struct Window {
     calls: VecDeque<Call>,
@@ -51,6 +57,51 @@ impl Window {
         self.calls.iter_mut().filter(|call| call.is_pending())
     }
 
+    /// Ends the rest of the calls whose next attempt is due `by` then.
+    pub fn wake(&mut self, by: Instant) {
+        if self.has_resting() {
+            self.calls.iter_mut().for_each(|call| call.wake(by));
+        }
+    }
+
+    /// Finishes every call that has no outcome, with `failure`.
+    pub fn give_up(&mut self, failure: &Failure) {
+        self.calls.iter_mut().for_each(|call| call.give_up(failure.clone()));
+    }
+
+    /// Returns whether a call rests after an attempt that failed, until its next one.
+    pub fn has_resting(&self) -> bool {
+        self.tally.resting.get() > 0
+    }
+
+    /// Returns when the next attempt is due of the calls that rest.
+    pub fn next_due(&self) -> Option<Instant> {
+        match self.has_resting() {
+            true => self.calls.iter().filter_map(Call::due).min(),
+            false => None,
+        }
+    }
+
+    /// Returns the first deadline of the pending calls.
+    pub fn first_deadline(&self) -> Option<Deadline> {
+        let mut deadlines = self.pending().map(|call| call.deadline);
+        match self.tally.retried.get() {
+            // All calls have the same time limit, so that the oldest is the first.
+            0 => deadlines.next(),
+            _ => deadlines.min(),
+        }
+    }
+
+    /// Returns the last deadline of the calls without an outcome.
+    pub fn last_deadline(&self) -> Option<Deadline> {
+        let unfinished = self.calls.iter().filter(|call| !call.is_finished());
+        let mut deadlines = unfinished.map(Call::last_deadline);
+        match self.tally.retried.get() {
+            0 => deadlines.next_back(),
+            _ => deadlines.max(),
+        }
+    }
+
     /// Returns whether there are no calls, finished or not.
     pub fn is_empty(&self) -> bool {
         self.calls.is_empty()
@@ -58,7 +109,10 @@ impl Window {
 
     /// Returns whether another call may be made.
     pub fn has_room(&self) -> bool {
-        self.calls.len() < self.in_flight && self.tally.result_bytes.get() < MAX_BYTES
+        let resting = self.tally.resting.get();
+        self.calls.len() - resting < self.in_flight
+            && resting < MOST_RESTING
+            && self.tally.result_bytes.get() < MAX_BYTES
     }
 
     /// Takes out the next finished call: the oldest of all, or without an order the oldest of those that are
@@ -69,7 +123,7 @@ impl Window {
         }
         let next = match self.is_ordered {
             true => 0,
-            false => self.calls.iter().position(|call| !call.is_pending())?,
+            false => self.calls.iter().position(Call::is_finished)?,
         };
         let outcome = self.calls.get_mut(next)?.take_outcome()?;
         Some((self.calls.remove(next)?, outcome))
@@ -90,7 +144,7 @@ impl Window {
         let before = self.calls.len();
         self.calls.truncate(first + 1);
         if !self.is_ordered {
-            self.calls.retain(|call| !call.is_pending());
+            self.calls.retain(Call::is_finished);
         }
         Some(before - self.calls.len())
     }
@@ -100,9 +154,9 @@ impl Window {
 mod tests {
     use super::*;
     use crate::client::input::Argument;
-    use crate::error::{Failure, FailureKind};
+    use crate::error::FailureKind;
     use clap::Parser;
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     /// Returns a window of three, with the calls a, b and c.
     fn window(options: &[&str]) -> Window {
@@ -116,9 +170,8 @@ mod tests {
 
     fn push(window: &mut Window, name: &str) {
         let argument = Argument::new(name.into(), None);
-        let timeout = Duration::from_secs(30);
-        let call = Call::new(argument, Instant::now(), timeout, &Rc::clone(window.tally()));
-        window.push(call);
+        let args = cli::Client::parse_from(["rpc_client", "--retries=1", "fib"]);
+        window.push(Call::new(argument, Instant::now(), &args, &Rc::clone(window.tally())));
     }
 
     fn finish(window: &mut Window, name: &str, outcome: Outcome) {
@@ -136,7 +189,7 @@ mod tests {
     }
 
     fn failure() -> Outcome {
-        Err(Failure::new(FailureKind::TimedOut, "it failed"))
+        Err(Failure::new(FailureKind::BadReply, "it failed"))
     }
 
     #[test]
@@ -188,5 +241,38 @@ mod tests {
         assert_eq!(totals(&window), (2, 5));
         assert_eq!(window.take_all().count(), 2);
         assert_eq!(totals(&window), (0, 0));
+    }
+
+    #[test]
+    fn a_call_that_failed_for_the_time_being_rests_and_holds_no_other() {
+        let for_now = || Err(Failure::new(FailureKind::TimedOut, "it failed"));
+        let mut window = window(&["--unordered"]);
+        let (first, last) = (window.first_deadline().unwrap(), window.last_deadline().unwrap());
+        assert!(window.next_due().is_none() && !window.has_room());
+        finish(&mut window, "a", for_now());
+        assert_eq!(take(&mut window), [""; 0]);
+        assert_eq!(window.pending().count(), 2);
+        assert!(window.has_room() && window.has_resting());
+        assert!(window.first_deadline().unwrap() > first, "nobody waits for it");
+        assert!(window.last_deadline().unwrap() > last, "its next attempt has its whole time");
+
+        let due = window.next_due().unwrap();
+        window.wake(due - Duration::from_nanos(1));
+        assert!(window.has_resting(), "its time has not come");
+        window.wake(due);
+        assert!(!window.has_resting() && !window.has_room());
+        assert_eq!(window.pending().filter(|call| call.is_unsent).count(), 1);
+        finish(&mut window, "a", for_now());
+        assert_eq!(take(&mut window), ["a"], "it had two attempts");
+    }
+
+    #[test]
+    fn the_end_of_a_batch_does_not_wait_for_what_rests() {
+        let mut window = window(&[]);
+        finish(&mut window, "b", Err(Failure::new(FailureKind::Blocked, "it failed")));
+        finish(&mut window, "c", Ok("3".into()));
+        window.give_up(&Failure::new(FailureKind::TimedOut, "no more"));
+        assert_eq!(take(&mut window), ["a", "b", "c"]);
+        assert!(!window.has_resting());
     }
 }

@@ -1,7 +1,9 @@
 //! Long batches for many servers: results as they come, calls that are made again, files in and out.
 
+use crate::commands::Folder;
 use crate::harness::*;
-use amiquip::{AmqpProperties, Delivery};
+use crate::proxy::*;
+use amiquip::{AmqpProperties, AmqpValue, Channel, Delivery, FieldTable};
 use std::sync::mpsc;
 
 // Results as they come.
@@ -40,7 +42,7 @@ fn unordered_no_call_waits_for_a_slow_one() {
 #[test]
 fn unordered_the_first_failure_that_comes_counts() {
     let queue = Queue::new();
-    let answer = |channel: &amiquip::Channel, request: &Delivery| {
+    let answer = |channel: &Channel, request: &Delivery| {
         if request.body == b"2" {
             reply(channel, request, b"", AmqpProperties::default());
         }
@@ -58,4 +60,128 @@ fn unordered_the_first_failure_that_comes_counts() {
     server.join();
     assert_eq!((ended.code(), ended.stdout.as_str()), (76, ""), "{ended:?}");
     assert!(ended.stderr.starts_with(failed) && !ended.stderr.contains("fun(1)"), "{ended:?}");
+}
+
+// Calls that are made again.
+
+/// Answers that a call may succeed later.
+fn reply_unavailable(channel: &Channel, request: &Delivery) {
+    let mut headers = FieldTable::new();
+    headers.insert("error".into(), AmqpValue::LongString("unavailable".into()));
+    let properties = AmqpProperties::default().with_type_("error".into()).with_headers(headers);
+    reply(channel, request, b"not now", properties);
+}
+
+/// A program that fails two times of three.
+#[test]
+fn a_program_that_fails_for_the_time_being_is_called_again() {
+    let folder = Folder::new();
+    let script = "read n; echo >> $0/$n; test $(wc -l < $0/$n) -gt 2 || exit 75; echo $n";
+    let queue = Queue::new();
+    let _server = server(&queue, &["--workers", "4", &folder.procedure(script)]);
+    let arguments: Vec<String> = (0..20).map(|n| n.to_string()).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let calls = |options: &[&str]| queue.client(&[options, &["p"], &arguments].concat());
+
+    let ended = calls(&["-v", "--retries", "2"]);
+    assert_eq!((ended.code(), ended.stdout), (0, arguments.join("\n") + "\n"), "{}", ended.stderr);
+    for attempt in ["attempt 1 of 3 failed: ", "attempt 2 of 3 failed: "] {
+        assert_eq!(ended.stderr.matches(attempt).count(), 20, "{}", ended.stderr);
+    }
+    // One time too few.
+    arguments.iter().for_each(|n| std::fs::remove_file(folder.path(n)).unwrap());
+    let ended = calls(&["--retries", "1", "--format", "json"]);
+    assert_eq!(ended.code(), 75, "{ended:?}");
+    assert_eq!(ended.stdout.matches("\"kind\":\"unavailable\"").count(), 20, "{ended:?}");
+    assert_eq!(ended.stdout.matches("\"attempts\":2,").count(), 20, "{ended:?}");
+    let ended = queue.client(&["--retries", "1", "--no-retry", "ping"]);
+    assert_eq!((ended.code(), ended.stdout.as_str()), (64, ""), "{ended:?}");
+    assert!(
+        ended.stderr.contains("--no-retry sends no call twice, and --retries does"),
+        "{ended:?}"
+    );
+}
+
+/// Not even where one call is in flight at a time.
+#[test]
+fn a_call_that_waits_to_be_made_again_holds_no_other() {
+    let queue = Queue::new();
+    let mut others = 0;
+    let mut again = 0;
+    let args = ["--format", "json", "--unordered", "--in-flight", "1", "--retries", "9"];
+    let args = [&["--queue", queue.name()], &args[..], &["fun", "1", "2", "3"]].concat();
+    let _server = StubServer::start(&queue, usize::MAX, move |channel, request| {
+        if request.body != b"1" {
+            others += 1;
+        } else if others < 2 {
+            again += 1;
+            return reply_unavailable(channel, request);
+        }
+        assert!(again > 0);
+        reply(channel, request, &request.body, AmqpProperties::default());
+    });
+    let client = Process::spawn(&mut client_command(&broker(), &args));
+    let ended = client.wait();
+    let results: Vec<serde_json::Value> =
+        ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let arguments: Vec<_> = results.iter().map(|call| call["argument"].as_str().unwrap()).collect();
+    assert_eq!((ended.code(), &arguments[..]), (0, &["2", "3", "1"][..]), "{ended:?}");
+    let attempts: Vec<_> = results.iter().map(|call| call["attempts"].as_u64().unwrap()).collect();
+    assert!(attempts[..2] == [1, 1] && attempts[2] > 1, "{ended:?}");
+}
+
+/// A reply to the first attempt that comes during the second one is nobody's.
+#[test]
+fn each_attempt_has_its_whole_time() {
+    let queue = Queue::new();
+    let mut first = None;
+    let server = StubServer::start(&queue, 2, move |channel, request| match &first {
+        None => first = Some(request.clone()),
+        Some(first) => {
+            reply(channel, first, b"late", AmqpProperties::default());
+            reply(channel, request, b"in time", AmqpProperties::default());
+        }
+    });
+    let ended =
+        queue.client(&["--retries", "1", "--timeout", "3s", "--format", "json", "fun", "1"]);
+    server.join();
+    assert_eq!((ended.code(), ended.stderr.as_str()), (0, ""), "{ended:?}");
+    let call: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!((&call["result"], &call["attempts"]), (&"in time".into(), &2.into()), "{ended:?}");
+    assert!(call["elapsed_ms"].as_f64().unwrap() > 3_000.0, "{ended:?}");
+}
+
+/// Those that were not made yet wait, too.
+#[test]
+fn calls_outlive_the_last_server() {
+    let queue = Queue::new();
+    let dying = server(&queue, &["--drill", "slow=60s"]);
+    let args = ["-v", "--retries", "99", "--timeout", "1s", "--in-flight", "2", "--queue"];
+    let args = [&args[..], &[queue.name(), "fun", "1", "2", "3", "4"]].concat();
+    let client = Process::spawn(&mut client_command(&broker(), &args));
+    dying.await_stdout(" [.] fun(1)\n");
+    drop(dying);
+    client.await_stderr_times("attempt 2 of 100 failed: no answer within 1s: nobody consumes", 2);
+    let _server = server(&queue, &[]);
+    let ended = client.wait();
+    assert_eq!((ended.code(), ended.stdout.as_str()), (0, "100\n200\n300\n400\n"), "{ended:?}");
+}
+
+#[test]
+fn calls_outlive_a_broker_that_is_away_for_longer_than_their_time() {
+    let queue = Queue::new();
+    let _slow = server(&queue, &["--drill", "slow=60s"]);
+    let proxy = Proxy::start(&broker(), |_| Action::Pass);
+    let args = ["-v", "--retries", "99", "--timeout", "2s", "--in-flight", "2", "--queue"];
+    let args = [&args[..], &[queue.name(), "fun", "1", "2", "3"]].concat();
+    let client = Process::spawn(&mut client_command(&proxy.url, &args));
+    client.await_stderr_times("rpc_client: publish to ", 2);
+    proxy.set(|_| Action::End);
+    proxy.end_connections();
+    client.await_stderr_times("attempt 2 of 100 failed: no answer within 2s: ", 2);
+    drop(_slow);
+    let _server = server(&queue, &[]);
+    proxy.set(|_| Action::Pass);
+    let ended = client.wait();
+    assert_eq!((ended.code(), ended.stdout.as_str()), (0, "100\n200\n300\n"), "{ended:?}");
 }

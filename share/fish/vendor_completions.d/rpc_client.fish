@@ -3,6 +3,7 @@ complete -c rpc_client -l queue -d 'Request queue' -r -f
 complete -c rpc_client -l connect-timeout -d 'Bound on opening a connection, handshake included' -r -f
 complete -c rpc_client -l connection-name -d 'Name of the connection in the broker\'s list [default: program, host and process number]' -r -f
 complete -c rpc_client -l timeout -d 'Bound on each call from its publication; 0: none' -r -f
+complete -c rpc_client -l retries -d 'Make a call that failed for the time being (75) again, up to N times, after a growing pause; --timeout is each attempt\'s' -r -f
 complete -c rpc_client -l in-flight -d 'Calls under way at a time, counted from the oldest whose outcome is not written: behind a slow one, the others wait, unless --unordered' -r -f
 complete -c rpc_client -l repeat -d 'Make each call N times' -r -f
 complete -c rpc_client -l send-on -d 'What ends an argument on standard input, where `-` is among the arguments [default: newline]' -r -f -a "newline\t'A call for each line'
