@@ -11,6 +11,7 @@ pub mod input;
 pub mod progress;
 pub mod report;
 pub mod retry;
+pub mod summary;
 pub mod window;
 
 use crate::amqp::connection::OpenConnection;

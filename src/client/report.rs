@@ -4,6 +4,7 @@
 use crate::cli::{self, Format};
 use crate::client::call::{Call, Outcome};
 use crate::client::progress::Progress;
+use crate::client::summary::Summary;
 use crate::error::{Failure, FailureKind, ProgramError};
 use crate::terminal::output;
 use crate::terminal::text::{self, excerpt};
@@ -30,11 +31,9 @@ pub struct Report<'a> {
     names_calls: bool,
     /// When the first call was begun.
     started: Option<Instant>,
-    failed: u64,
-    /// How many calls were not made, and how many of them have an object in JSON.
-    unmade: u64,
+    summary: Summary,
+    /// How many of the calls that were not made have an object in JSON.
     told_unmade: u64,
-    first_failure: Option<FailureKind>,
     /// Microseconds from publication to outcome, to three digits, if statistics are asked for. Its size
     /// does not grow with the number of calls.
     latencies: Option<Histogram<u64>>,
@@ -60,10 +59,8 @@ impl<'a> Report<'a> {
             format,
             names_calls: args.in_flight > 1 && args.calls() != Some(1),
             started: None,
-            failed: 0,
-            unmade: 0,
+            summary: Summary::default(),
             told_unmade: 0,
-            first_failure: None,
             latencies: if args.stats { Histogram::new(3).ok() } else { None },
             progress: Progress::new(args),
         }
@@ -108,10 +105,7 @@ impl<'a> Report<'a> {
 
     /// Counts calls that could not be made for this `failure`. They are in no latency and in no rate.
     pub fn count_unmade(&mut self, calls: u64, failure: &Failure) {
-        if calls > 0 {
-            self.unmade = calls;
-            self.first_failure.get_or_insert(failure.kind);
-        }
+        self.summary.count_unmade(calls, failure);
     }
 
     /// Writes the object of a call that could not be made. Other formats than JSON have nothing for each.
@@ -126,15 +120,13 @@ impl<'a> Report<'a> {
             // Fails for none, since the histogram grows to the longest.
             let _ = latencies.record(call.elapsed.as_micros() as u64);
         }
-        if let Some(failure) = failure {
-            self.failed += 1;
-            self.first_failure.get_or_insert(failure.kind);
-        }
+        self.summary.count(failure);
     }
 
     /// Tells why no more calls are made; or, if none was made, no call at all.
     pub fn no_more_calls(&mut self, failure: &Failure) {
-        let what = match (self.unmade - self.told_unmade, self.told_unmade, self.started) {
+        let untold = self.summary.unmade() - self.told_unmade;
+        let what = match (untold, self.told_unmade, self.started) {
             (untold, 1.., _) => {
                 format!("{} made", text::count(untold, "more call is not", "more calls are not"))
             }
@@ -142,7 +134,7 @@ impl<'a> Report<'a> {
             (_, 0, None) => excerpt(self.args.procedure.as_bytes()),
         };
         output::error_line(PROGRAM, format_args!("{what}: {failure}"));
-        self.first_failure.get_or_insert(failure.kind);
+        self.summary.note(failure);
     }
 
     /// Returns whether what is written of a call says which one it is, so that the order does not matter.
@@ -164,32 +156,41 @@ impl<'a> Report<'a> {
         self.started.map_or(Duration::ZERO, |started| started.elapsed())
     }
 
-    /// Tells, if that was asked for, how the calls went. Returns the exit code: the first failure's.
+    /// Tells how the calls went, if several were made and some failed, or if that was asked for. Returns the exit code:
+    /// the first failure's.
     pub fn end(&mut self) -> Result<ExitCode, ProgramError> {
         self.flush()?;
         if let Some(progress) = &self.progress {
             progress.bar.finish_and_clear();
         }
+        if self.summary.is_worth_telling() && !self.args.common.quiet {
+            output::error_line(PROGRAM, format_args!("{}", self.summary));
+        }
         if let Some(latencies) = &self.latencies {
-            let made = latencies.len();
-            let rate = if made > 0 { made as f64 / self.elapsed().as_secs_f64() } else { 0.0 };
-            let ms = |microseconds: u64| microseconds as f64 / 1e3;
-            let at = |quantile| ms(latencies.value_at_quantile(quantile));
-            output::error_line(
-                PROGRAM,
-                format_args!(
-                    "{}, {} failed, {rate:.1} calls/s, p50 {:.3} ms, p90 {:.3} ms, p99 {:.3} ms, max {:.3} ms",
-                    text::count(made.saturating_add(self.unmade), "call", "calls"),
-                    self.failed.saturating_add(self.unmade),
-                    at(0.5),
-                    at(0.9),
-                    at(0.99),
-                    ms(latencies.max()),
-                ),
-            );
+            self.tell_latencies(latencies);
         }
 
-        Ok(self.first_failure.map_or(ExitCode::SUCCESS, |kind| ExitCode::from(kind.code())))
+        let first = self.summary.first_failure();
+        Ok(first.map_or(ExitCode::SUCCESS, |kind| ExitCode::from(kind.code())))
+    }
+
+    fn tell_latencies(&self, latencies: &Histogram<u64>) {
+        let made = latencies.len();
+        let rate = if made > 0 { made as f64 / self.elapsed().as_secs_f64() } else { 0.0 };
+        let ms = |microseconds: u64| microseconds as f64 / 1e3;
+        let at = |quantile| ms(latencies.value_at_quantile(quantile));
+        output::error_line(
+            PROGRAM,
+            format_args!(
+                "{}, {} failed, {rate:.1} calls/s, p50 {:.3} ms, p90 {:.3} ms, p99 {:.3} ms, max {:.3} ms",
+                text::count(self.summary.calls(), "call", "calls"),
+                self.summary.failed(),
+                at(0.5),
+                at(0.9),
+                at(0.99),
+                ms(latencies.max()),
+            ),
+        );
     }
 
     fn name(&self, call: &Call) -> String {
@@ -248,6 +249,9 @@ fn json(procedure: &str, call: &Call, outcome: Result<&[u8], &Failure>) -> io::R
     let mut object = serializer.serialize_map(None)?;
     object.serialize_entry("procedure", procedure)?;
     json_bytes(&mut object, "argument", &call.argument.bytes)?;
+    if let Some(line) = call.argument.line {
+        object.serialize_entry("line", &line)?;
+    }
     object.serialize_entry("ok", &outcome.is_ok())?;
     match outcome {
         Ok(result) => json_bytes(&mut object, "result", result)?,
@@ -317,7 +321,7 @@ mod tests {
         };
         let args = cli::Client::parse_from(["rpc_client", "fib"]);
         let value = |argument: &[u8], outcome| -> serde_json::Value {
-            let argument = Argument::new(argument.into(), None);
+            let argument = Argument::new(argument.into(), Some(1));
             let json = json("fib", &Calls::new(&args).unmade_call(argument), outcome).unwrap();
             serde_json::from_str(&json).unwrap()
         };

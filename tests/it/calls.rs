@@ -73,7 +73,8 @@ fn the_largest_n_is_an_option_of_the_server() {
     queue.client(&["fib", "46"]).expect(65, "", stderr);
     let queue = Queue::new();
     let _server = server_at(&broker(), &queue, &["--max-n", "5"]);
-    let stderr = "rpc_client: fib(6): fib takes n from 0 to 5, not 6 (out-of-range)\n";
+    let stderr = "rpc_client: fib(6): fib takes n from 0 to 5, not 6 (out-of-range)\n\
+                  rpc_client: 1 of 2 calls failed: 1 out-of-range\n";
     queue.client(&["fib", "5", "6"]).expect(65, "5\n", stderr);
 }
 
@@ -107,7 +108,8 @@ fn a_call_for_each_line_of_standard_input() {
     let input = b"10\n\nx\xff\n20".to_vec();
     let ended = feed(&mut command, input).wait();
     let stderr = "rpc_client: line 2: fib(): fib takes an integer in decimal digits, not \"\" (invalid-argument)\n\
-                  rpc_client: line 3: fib(x\u{fffd}): the argument of fib is not UTF-8 text (invalid-argument)\n";
+                  rpc_client: line 3: fib(x\u{fffd}): the argument of fib is not UTF-8 text (invalid-argument)\n\
+                  rpc_client: 2 of 6 calls failed: 2 invalid-argument\n";
     ended.expect(65, "1\n55\n6765\n2\n", stderr);
 }
 
@@ -119,7 +121,8 @@ fn a_line_longer_than_a_broker_takes() {
     let mut command = client_command(&broker(), &["--queue", queue.name(), "fun", "-"]);
     let ended = feed(&mut command, input).wait();
     let stderr = format!(
-        "rpc_client: line 1: fun({}…): the argument has more than the 16777216 bytes that a broker takes\n",
+        "rpc_client: line 1: fun({}…): the argument has more than the 16777216 bytes that a broker takes\n\
+         rpc_client: 1 of 2 calls failed: 1 too-large\n",
         "9".repeat(64)
     );
     ended.expect(65, "700\n", &stderr);
@@ -269,7 +272,9 @@ fn the_first_failure_ends_a_batch_that_was_told_to() {
     let args = ["--fail-fast", "--in-flight", "1", "--stats", "fib", "1", "x", "3"];
     let ended = queue.client(&args);
     assert_eq!((ended.code(), ended.stdout.as_str()), (65, "1\n"));
-    let stderr = "rpc_client: fib(x): fib takes an integer in decimal digits, not \"x\" (invalid-argument)\nrpc_client: 2 calls, 1 failed, ";
+    let stderr = "rpc_client: fib(x): fib takes an integer in decimal digits, not \"x\" (invalid-argument)\n\
+                  rpc_client: 1 of 2 calls failed: 1 invalid-argument\n\
+                  rpc_client: 2 calls, 1 failed, ";
     assert!(ended.stderr.starts_with(stderr), "{ended:?}");
     queue.client(&["ping"]).expect(0, "pong\n", "");
     let transcript = " [x] Awaiting RPC requests\n [.] fib(1)\n [.] fib(x)\n [.] ping()\n";
@@ -293,7 +298,8 @@ fn a_failure_ends_a_batch_after_the_calls_before_it() {
     let ended = queue.client(&["--fail-fast", "--timeout", "0", "-v", "fib", "1", "2", "3", "4"]);
     server.join();
     assert_eq!((ended.code(), ended.stdout.as_str()), (70, "first\n"), "{ended:?}");
-    assert!(ended.stderr.ends_with("rpc_client: fib(2): no (internal)\n"), "{ended:?}");
+    let last = "rpc_client: fib(2): no (internal)\nrpc_client: 1 of 2 calls failed: 1 internal\n";
+    assert!(ended.stderr.ends_with(last), "{ended:?}");
     let given_up = "rpc_client: 2 calls after the first failure: given up\n";
     assert!(ended.stderr.contains(given_up), "{ended:?}");
     assert_eq!(ended.stderr.matches("given up").count(), 1, "{ended:?}");
@@ -364,7 +370,8 @@ fn json_has_an_object_for_each_call() {
     let queue = Queue::new();
     let _server = server(&queue, &[]);
     let ended = queue.client(&["--format", "json", "fib", "30", "x\"y"]);
-    assert_eq!((ended.code(), ended.stderr.as_str()), (65, ""));
+    let summary = "rpc_client: 1 of 2 calls failed: 1 invalid-argument\n";
+    assert_eq!((ended.code(), ended.stderr.as_str()), (65, summary));
     let calls: Vec<serde_json::Value> =
         ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(calls.len(), 2);

@@ -318,7 +318,9 @@ fn a_failed_call_does_not_stop_the_rest() {
     let queue = Queue::new();
     let _server = server(&queue, &[]);
     let stderr = "rpc_client: fib(x): fib takes an integer in decimal digits, not \"x\" (invalid-argument)\n";
-    queue.client(&["fib", "1", "x", "3"]).expect(65, "1\n2\n", stderr);
+    let summary = "rpc_client: 1 of 3 calls failed: 1 invalid-argument\n";
+    queue.client(&["fib", "1", "x", "3"]).expect(65, "1\n2\n", &format!("{stderr}{summary}"));
+    queue.client(&["-q", "fib", "1", "x", "3"]).expect(65, "1\n2\n", stderr);
 }
 
 // Servers that are late, stopped or strange.
@@ -534,7 +536,8 @@ fn an_error_in_json_has_its_exit_code() {
     let args = ["--format", "json", "--timeout", "2s", "--in-flight", "1", "t", "1", "2", "3"];
     let ended = queue.client(&args);
     server.join();
-    assert_eq!((ended.code(), ended.stderr.as_str()), (70, ""));
+    let summary = "rpc_client: 3 of 3 calls failed: 2 timed-out, 1 internal\n";
+    assert_eq!((ended.code(), ended.stderr.as_str()), (70, summary));
     let errors: Vec<serde_json::Value> = ended
         .stdout
         .lines()

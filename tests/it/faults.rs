@@ -186,7 +186,8 @@ fn a_client_that_may_not_publish() {
     let ended = client_at(&url, &args);
     assert_eq!((ended.code(), ended.stdout.as_str()), (77, ""), "{ended:?}");
     let lines: Vec<&str> = ended.stderr.lines().collect();
-    assert_eq!(lines.len(), 2, "{ended:?}");
+    assert_eq!(lines.len(), 3, "{ended:?}");
+    assert_eq!(lines[2], "rpc_client: 3 of 3 calls failed: 3 access-refused");
     assert!(lines[0].starts_with("rpc_client: fun(1): ") && lines[0].contains("ACCESS_REFUSED"));
     assert!(lines[1].starts_with("rpc_client: no more calls are made: "), "{ended:?}");
 }
@@ -321,7 +322,7 @@ fn a_request_queue_that_is_full() {
     let told = format!("rpc_client: {refused}; trying again\n");
     ended.expect(0, &"pong\n".repeat(30), &told);
     assert_eq!(server.stdout().matches(" [.] ping()\n").count(), 30);
-    let args = ["--queue", queue.name(), "--no-retry", "--repeat", "30", "ping"];
+    let args = ["-q", "--queue", queue.name(), "--no-retry", "--repeat", "30", "ping"];
     let ended = client_at(&url, &args);
     let told = format!("rpc_client: ping(): {refused}\n");
     assert_eq!((ended.code(), ended.stderr.replace(&told, "").as_str()), (75, ""), "{ended:?}");

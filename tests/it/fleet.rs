@@ -185,3 +185,30 @@ fn calls_outlive_a_broker_that_is_away_for_longer_than_their_time() {
     let ended = client.wait();
     assert_eq!((ended.code(), ended.stdout.as_str()), (0, "100\n200\n300\n"), "{ended:?}");
 }
+
+// What is told at the end.
+
+/// By kinds, the most frequent first. JSON says of each which line it was.
+#[test]
+fn failures_are_summed_up_and_their_lines_told() {
+    let queue = Queue::new();
+    let _server = server(&queue, &["--max-n", "100"]);
+    let client = |options: &[&str]| {
+        let args = [&["--queue", queue.name()], options, &["fib", "10", "-"]].concat();
+        feed(&mut client_command(&broker(), &args), b"x\n200\n20\n300\n".to_vec()).wait()
+    };
+    let ended = client(&["--format", "json"]);
+    let summary = "rpc_client: 3 of 5 calls failed: 2 out-of-range, 1 invalid-argument\n";
+    assert_eq!((ended.code(), ended.stderr.as_str()), (65, summary));
+    let calls: Vec<serde_json::Value> =
+        ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let lines: Vec<_> =
+        calls.iter().map(|call| call.get("line").and_then(|line| line.as_u64())).collect();
+    assert_eq!(lines, [None, Some(1), Some(2), Some(3), Some(4)]);
+    assert!(
+        client(&["--stats"])
+            .stderr
+            .contains(&format!("\n{summary}rpc_client: 5 calls, 3 failed, "))
+    );
+    assert!(!client(&["-q"]).stderr.contains(" of 5 "));
+}

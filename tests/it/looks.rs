@@ -88,7 +88,7 @@ fn confirms_with_one_broker() {
     let told = format!("rpc_client: {refused}; trying again\n");
     queue.client(&args).expect(0, &"pong\n".repeat(30), &told);
     assert_eq!(server.stdout().matches(" [.] ping()\n").count(), 30);
-    let ended = queue.client(&["--confirm", "--no-retry", "--repeat", "30", "ping"]);
+    let ended = queue.client(&["-q", "--confirm", "--no-retry", "--repeat", "30", "ping"]);
     let told = format!("rpc_client: ping(): {refused}\n");
     assert_eq!((ended.code(), ended.stderr.replace(&told, "").as_str()), (75, ""), "{ended:?}");
 }
