@@ -7,13 +7,14 @@ use crate::coprocess::Protocol;
 use crate::fib::{Algorithm, RECURSIVE_LIMIT};
 use crate::procedure::{Offer, Offered, Settings, built_in_names, optional_names};
 use crate::protocol::MAX_EXPIRATION;
-use clap::builder::{PossibleValue, TypedValueParser};
+use crate::template::Template;
+use clap::builder::{OsStringValueParser, PossibleValue, TypedValueParser};
 use clap::{
     Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, Parser, ValueEnum, ValueHint,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io::{self, IsTerminal};
 use std::time::Duration;
@@ -51,11 +52,13 @@ Examples:
                                         results as they come, each with its argument
   rpc_client --send-on eof --format raw thumbnail - < photo.jpg > small.png
                                         one call, whatever bytes
+  find . -name '*.jpg' | rpc_client --files --output 'small/{/.}.png' --skip-existing thumbnail -
+                                        a folder: files in, files out, and on where it stopped
   rpc_client --wait --timeout 5m ping   wait for broker, queue, server and answer
   rpc_client list                       the procedures that the server offers
 
-Exit codes: 0 all calls succeeded, 64 usage, 65 input rejected, 69 no broker, queue or server, \
-70 the procedure failed, 75 timed out, connection lost or unavailable, 76 not a reply, 77 access refused, \
+Exit codes: 0 all calls succeeded, 64 usage, 65 input rejected, 66 a file cannot be read, \
+69 no broker, queue or server, 70 the procedure failed, 73 an output cannot be written, 75 timed out, connection lost or unavailable, 76 not a reply, 77 access refused, \
 78 configuration; of several calls, the first failure's.
 
 A batch of more than a second tells its progress on stderr, if that is a terminal and standard output \
@@ -310,7 +313,7 @@ pub struct Client {
     /// One call for each argument; `-`: one for each line of standard input (see --send-on); none:
     /// one call without
     #[arg(value_name = "ARGUMENT", allow_negative_numbers = true)]
-    pub arguments: Vec<String>,
+    pub arguments: Vec<OsString>,
 
     /// What both programs have.
     #[command(flatten)]
@@ -360,6 +363,20 @@ pub struct Client {
     #[arg(long, value_name = "END", value_enum)]
     pub send_on: Option<SendOn>,
 
+    /// Each argument names a file, and what is in it is sent
+    #[arg(long)]
+    pub files: bool,
+
+    /// Write each result to a file of its own: {} is the argument, {.} without extension, {/} without
+    /// folders, {/.} without both, {//} its folder, {#} the call's number
+    #[arg(long, value_name = "TEMPLATE", value_hint = ValueHint::FilePath)]
+    #[arg(value_parser = OsStringValueParser::new().map(|text| Template::new(&text)))]
+    pub output: Option<Template>,
+
+    /// Make no call whose --output is there
+    #[arg(long, requires = "output")]
+    pub skip_existing: bool,
+
     /// Tell calls per second and latencies on stderr at the end
     #[arg(long)]
     pub stats: bool,
@@ -375,7 +392,7 @@ impl Client {
         self.arguments.iter().filter(|argument| *argument == "-").count()
     }
 
-    /// Returns how many calls are to be made, unless that depends on what standard input has.
+    /// Returns how many calls are asked for, unless that depends on what standard input has.
     pub fn calls(&self) -> Option<u64> {
         let is_known = self.stdins() == 0 || self.send_on == Some(SendOn::Eof);
         is_known.then(|| self.repeat.saturating_mul(self.arguments.len().max(1) as u64))
@@ -414,6 +431,17 @@ impl Program for Client {
             }
             (Some(SendOn::Eof), 2..) => {
                 Err("--send-on eof makes one argument of standard input: give - once".into())
+            }
+            _ if self.files && self.arguments.is_empty() => {
+                Err("--files is about arguments: give names of files, or - to read them".into())
+            }
+            _ if self.output.as_ref().is_some_and(Template::is_constant)
+                && self.calls() != Some(1) =>
+            {
+                let remedy = "put {} or {#} into it";
+                Err(format!(
+                    "--output has no placeholder, and all results would go to one file: {remedy}"
+                ))
             }
             _ if self.no_retry && self.retries > 0 => {
                 Err("--no-retry sends no call twice, and --retries does: give one of them".into())

@@ -29,6 +29,10 @@ pub enum FailureKind {
     TimedOut,
     /// The connection was lost with a call unanswered.
     ConnectionLost,
+    /// The file that an argument names cannot be read.
+    NoInput,
+    /// The file that a result should go to cannot be written.
+    CannotCreate,
     /// The message is larger than the broker takes.
     TooLarge {
         /// The largest body that it takes, in bytes.
@@ -47,7 +51,7 @@ pub enum FailureKind {
 impl FailureKind {
     /// Every kind, that of a procedure's error once for each of [`ErrorKind`], for what is true of all. A list by hand,
     /// since no derive fills in the fields.
-    pub const ALL: [FailureKind; 19] = [
+    pub const ALL: [FailureKind; 21] = [
         FailureKind::Usage,
         FailureKind::Procedure(ErrorKind::UnknownProcedure),
         FailureKind::Procedure(ErrorKind::InvalidArgument),
@@ -62,6 +66,8 @@ impl FailureKind {
         FailureKind::Internal,
         FailureKind::TimedOut,
         FailureKind::ConnectionLost,
+        FailureKind::NoInput,
+        FailureKind::CannotCreate,
         FailureKind::TooLarge { limit: 0 },
         FailureKind::Blocked,
         FailureKind::BadReply,
@@ -75,11 +81,13 @@ impl FailureKind {
             FailureKind::Usage => (64, "usage"), // EX_USAGE
             FailureKind::Procedure(kind) => kind.code_and_name(),
             FailureKind::TooLarge { .. } => (65, "too-large"), // EX_DATAERR
+            FailureKind::NoInput => (66, "no-input"),          // EX_NOINPUT
             FailureKind::BrokerUnreachable => (69, "broker-unreachable"), // EX_UNAVAILABLE
             FailureKind::QueueMissing => (69, "queue-missing"),
             FailureKind::NoConsumer => (69, "no-consumer"),
             FailureKind::QueueUnusable => (69, "queue-unusable"),
             FailureKind::Internal => (70, "client-failed"), // EX_SOFTWARE
+            FailureKind::CannotCreate => (73, "cannot-create"), // EX_CANTCREAT
             // Whoever's limit it was: the call may be made again, with more time.
             FailureKind::TimedOut => ErrorKind::TimedOut.code_and_name(),
             FailureKind::ConnectionLost => (75, "connection-lost"), // EX_TEMPFAIL

@@ -9,6 +9,7 @@
 //! | [`server`] | what the server has around its loop: workers, and who watches over them |
 //! | [`program`] | the start and the end of a program |
 //! | [`cli`] | both programs' arguments |
+//! | [`template`] | the names of the files that results go to |
 //! | [`protocol`] | requests and replies ↔ AMQP messages |
 //! | [`procedure`] | name → function or program, and what can go wrong in it |
 //! | [`coprocess`] | programs that stay: started with the server, asked and answering by lines, started anew |
@@ -42,4 +43,5 @@ pub mod protocol;
 pub mod remedies;
 pub mod server;
 pub mod signals;
+pub mod template;
 pub mod terminal;

@@ -160,6 +160,7 @@ impl Call {
     /// Ends an attempt by what it came to. That is the call's outcome, unless it failed for the time being and may be
     /// made again: then it rests. There is no other way in which a call ends.
     pub fn finish(&mut self, outcome: Outcome) {
+        let outcome = outcome.and_then(|result| self.argument.store(result));
         if let Err(failure) = &outcome
             && let Some(pause) = self.retries.pause_after(failure)
         {

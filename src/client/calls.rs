@@ -1,5 +1,6 @@
 //! The state of the client's calls between input and output: which await a reply, which are finished,
-//! and whose turn it is to be written. Nothing here does I/O but for the log.
+//! and whose turn it is to be written. Nothing here does I/O but for the log, and a result
+//! that goes to a file.
 
 use crate::amqp::MAX_BODY;
 use crate::amqp::confirms::Confirmed;
@@ -75,7 +76,8 @@ impl Calls<'_> {
         Calls {
             args,
             window: Window::new(args),
-            input: InputState::Held { left: args.calls(), wait },
+            // Which outputs are there is seen when a call's turn comes.
+            input: InputState::Held { left: args.calls().filter(|_| !args.skip_existing), wait },
             broker: String::new(),
             max_bodies: BTreeMap::new(),
             discarded: 0,
@@ -95,8 +97,12 @@ impl Calls<'_> {
         }
 
         let mut call = self.call(argument, Instant::now());
+        if let Some(obstacle) = call.argument.obstacle.take() {
+            call.finish(Err(obstacle));
+        }
+
         let limit = self.max_bodies.get(&self.broker).copied().unwrap_or(MAX_BODY);
-        if call.argument.bytes.len() > limit {
+        if call.is_pending() && call.argument.body().len() > limit {
             let message =
                 format!("the argument has more than the {limit} bytes that a broker takes");
             call.finish(Err(Failure::new(FailureKind::TooLarge { limit }, message)));
@@ -367,7 +373,7 @@ impl Calls<'_> {
     pub fn limit_body(&mut self, limit: usize, failure: &Failure) {
         info!("{} takes bodies of at most {limit} bytes", self.broker);
         self.max_bodies.insert(self.broker.clone(), limit);
-        self.fail(failure, |call| call.argument.bytes.len() > limit);
+        self.fail(failure, |call| call.argument.body().len() > limit);
     }
 
     /// Finishes the pending calls that `which` chooses.

@@ -178,7 +178,7 @@ impl<'a> RpcChannel<'a> {
         call.correlation_id = Uuid::new_v4().to_string();
         let request = Request {
             procedure: &self.args.procedure,
-            argument: &call.argument.bytes,
+            argument: call.argument.body(),
             reply_to: Some(&self.reply_to),
             correlation_id: Some(&call.correlation_id),
             expiration: left,

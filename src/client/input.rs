@@ -2,14 +2,19 @@
 
 use crate::amqp::MAX_BODY;
 use crate::cli::{self, SendOn};
-use crate::error::Failure;
+use crate::client::outputs::{Outputs, Target};
+use crate::error::{Failure, FailureKind};
 use crate::mutex::lock;
 use crate::terminal::output;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rustix::io::Errno;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{self, BufRead, Read};
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -31,12 +36,35 @@ pub struct Argument {
     /// Which line of standard input it is, from 1; None: it was on the command line, or is all of
     /// standard input.
     pub line: Option<u64>,
+    /// What is in the file that the argument names, if that is what is sent.
+    content: Option<Arc<Bytes>>,
+    /// Where the result goes, if that is a file.
+    pub target: Option<Arc<Target>>,
+    /// What keeps the call from being made: the file cannot be read, or the result's cannot be written.
+    pub obstacle: Option<Failure>,
 }
 
 impl Argument {
     /// Makes an argument of `bytes` that no limit counts.
     pub fn new(bytes: Vec<u8>, line: Option<u64>) -> Argument {
-        Argument { bytes: Arc::new(Bytes { bytes, budget: None }), line }
+        Argument::of(Bytes { bytes, budget: None }, line)
+    }
+
+    fn of(bytes: Bytes, line: Option<u64>) -> Argument {
+        Argument { bytes: Arc::new(bytes), line, content: None, target: None, obstacle: None }
+    }
+
+    /// Returns the body of the call's request.
+    pub fn body(&self) -> &[u8] {
+        self.content.as_ref().unwrap_or(&self.bytes)
+    }
+
+    /// Writes the call's result to its file, if it goes to one: nothing is left to be told then.
+    pub fn store(&self, result: Vec<u8>) -> Result<Vec<u8>, Failure> {
+        match &self.target {
+            Some(target) => target.store(&result).map(|()| Vec::new()),
+            None => Ok(result),
+        }
     }
 }
 
@@ -94,6 +122,7 @@ impl Budget {
 pub struct Input {
     arguments: Receiver<Result<Argument, Failure>>,
     has_ended: Arc<AtomicBool>,
+    skipped: Arc<AtomicU64>,
 }
 
 impl Input {
@@ -105,18 +134,23 @@ impl Input {
     /// Fails if the system has no thread to give.
     pub fn open(args: &cli::Client) -> io::Result<Input> {
         let arguments = match &args.arguments[..] {
-            [] => vec![String::new()],
+            [] => vec![OsString::new()],
             some => some.to_vec(),
         };
-        let are_few = args.repeat == 1 && args.stdins() == 0;
+        let are_few = args.repeat == 1 && args.stdins() == 0 && !args.files;
         let (sender, receiver) = bounded(if are_few { arguments.len() } else { AHEAD });
         let has_ended = Arc::new(AtomicBool::new(false));
+        let skipped = Arc::new(AtomicU64::new(0));
         let reader = Reader {
             sender,
             repeat: args.repeat,
             // The arguments of a command line are all there to begin with.
             budget: (!are_few).then(Arc::default),
             line: 0,
+            names_files: args.files,
+            outputs: Outputs::new(args),
+            number: 0,
+            skipped: Arc::clone(&skipped),
             has_ended: Arc::clone(&has_ended),
         };
 
@@ -128,12 +162,17 @@ impl Input {
             thread::Builder::new().name("input".into()).spawn(read)?;
         }
 
-        Ok(Input { arguments: receiver, has_ended })
+        Ok(Input { arguments: receiver, has_ended, skipped })
     }
 
     /// Returns where arguments come, in their order. A failure to read more is the last.
     pub fn arguments(&self) -> &Receiver<Result<Argument, Failure>> {
         &self.arguments
+    }
+
+    /// Returns how many calls are not made, since their outputs are there: as many as are known by then.
+    pub fn skipped(&self) -> u64 {
+        self.skipped.load(SeqCst)
     }
 
     /// Returns whether nothing has been read that was not taken.
@@ -158,14 +197,20 @@ struct Reader {
     budget: Option<Arc<Budget>>,
     /// The number of the last line that was read of standard input.
     line: u64,
+    /// Whether what is in a file is sent, and not its name.
+    names_files: bool,
+    outputs: Option<Outputs>,
+    /// The number of the last call.
+    number: u64,
+    skipped: Arc<AtomicU64>,
     has_ended: Arc<AtomicBool>,
 }
 
 impl Reader {
-    fn read(mut self, arguments: Vec<String>, send_on: SendOn) -> Result<(), ReadingEnded> {
+    fn read(mut self, arguments: Vec<OsString>, send_on: SendOn) -> Result<(), ReadingEnded> {
         for argument in arguments {
             if argument != "-" {
-                self.send(Ok(argument.into_bytes()), None)?;
+                self.send(Ok(argument.into_vec()), None)?;
                 continue;
             }
             match send_on {
@@ -187,7 +232,7 @@ impl Reader {
         Ok(())
     }
 
-    fn send(&self, bytes: io::Result<Vec<u8>>, line: Option<u64>) -> Result<(), ReadingEnded> {
+    fn send(&mut self, bytes: io::Result<Vec<u8>>, line: Option<u64>) -> Result<(), ReadingEnded> {
         let bytes = match bytes {
             Ok(bytes) => bytes,
             Err(error) => {
@@ -197,14 +242,40 @@ impl Reader {
             }
         };
 
-        let argument = match &self.budget {
-            Some(budget) => Argument { bytes: Arc::new(budget.spend(bytes)), line },
-            None => Argument::new(bytes, line),
-        };
+        let argument = Argument::of(self.spend(bytes), line);
         for _ in 0..self.repeat {
-            self.sender.send(Ok(argument.clone())).map_err(|_| ReadingEnded)?;
+            self.number += 1;
+            match self.complete(argument.clone()) {
+                Some(argument) => self.sender.send(Ok(argument)).map_err(|_| ReadingEnded)?,
+                None => drop(self.skipped.fetch_add(1, SeqCst)),
+            }
         }
         Ok(())
+    }
+
+    /// Adds what the call needs of files: where its result goes, then what is sent. None if the call is skipped.
+    fn complete(&mut self, mut argument: Argument) -> Option<Argument> {
+        if let Some(outputs) = &mut self.outputs {
+            match outputs.target(&argument.bytes, self.number) {
+                Ok(target) => argument.target = Some(Arc::new(target?)),
+                Err(failure) => argument.obstacle = Some(failure),
+            }
+        }
+
+        if self.names_files && argument.obstacle.is_none() {
+            match read_file(&argument.bytes) {
+                Ok(content) => argument.content = Some(Arc::new(self.spend(content))),
+                Err(failure) => argument.obstacle = Some(failure),
+            }
+        }
+        Some(argument)
+    }
+
+    fn spend(&self, bytes: Vec<u8>) -> Bytes {
+        match &self.budget {
+            Some(budget) => budget.spend(bytes),
+            None => Bytes { bytes, budget: None },
+        }
     }
 }
 
@@ -212,6 +283,15 @@ impl Drop for Reader {
     fn drop(&mut self) {
         self.has_ended.store(true, SeqCst);
     }
+}
+
+/// Reads what is in the file of this name, up to [`LONGEST`].
+fn read_file(name: &[u8]) -> Result<Vec<u8>, Failure> {
+    let path = Path::new(OsStr::from_bytes(name));
+    File::open(path).and_then(whole).map_err(|error| {
+        let message = format!("cannot read the file: {error}");
+        Failure::new(FailureKind::NoInput, message)
+    })
 }
 
 /// Reads all of `input`, up to [`LONGEST`].

@@ -8,6 +8,7 @@ pub mod channel;
 pub mod deadline;
 pub mod diagnosis;
 pub mod input;
+pub mod outputs;
 pub mod progress;
 pub mod report;
 pub mod retry;
@@ -252,6 +253,7 @@ impl Client<'_> {
     /// Ends the process by a signal.
     fn stop(&mut self, stop: Stop) -> Result<(), ProgramError> {
         report_stopped(&mut self.calls, &mut self.report)?;
+        self.report.set_skipped(self.input.skipped());
         self.report.end()?;
         stop.end_process()
     }
@@ -268,6 +270,7 @@ impl Client<'_> {
         if let Some(unmade) = self.calls.unmade().cloned() {
             self.report_unmade(&unmade)?;
         }
+        self.report.set_skipped(self.input.skipped());
         self.report.end()
     }
 

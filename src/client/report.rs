@@ -14,6 +14,8 @@ use log::info;
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -38,6 +40,8 @@ pub struct Report<'a> {
     /// does not grow with the number of calls.
     latencies: Option<Histogram<u64>>,
     progress: Option<Progress>,
+    /// How many calls were not made, since their outputs are there. None unless that was asked for.
+    skipped: Option<u64>,
 }
 
 impl<'a> Report<'a> {
@@ -63,6 +67,7 @@ impl<'a> Report<'a> {
             told_unmade: 0,
             latencies: if args.stats { Histogram::new(3).ok() } else { None },
             progress: Progress::new(args),
+            skipped: None,
         }
     }
 
@@ -101,6 +106,11 @@ impl<'a> Report<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Keeps how many calls were skipped, since their outputs are there.
+    pub fn set_skipped(&mut self, calls: u64) {
+        self.skipped = self.args.skip_existing.then_some(calls);
     }
 
     /// Counts calls that could not be made for this `failure`. They are in no latency and in no rate.
@@ -177,12 +187,13 @@ impl<'a> Report<'a> {
     fn tell_latencies(&self, latencies: &Histogram<u64>) {
         let made = latencies.len();
         let rate = if made > 0 { made as f64 / self.elapsed().as_secs_f64() } else { 0.0 };
+        let skipped = self.skipped.map_or(String::new(), |calls| format!(", {calls} skipped"));
         let ms = |microseconds: u64| microseconds as f64 / 1e3;
         let at = |quantile| ms(latencies.value_at_quantile(quantile));
         output::error_line(
             PROGRAM,
             format_args!(
-                "{}, {} failed, {rate:.1} calls/s, p50 {:.3} ms, p90 {:.3} ms, p99 {:.3} ms, max {:.3} ms",
+                "{}, {} failed{skipped}, {rate:.1} calls/s, p50 {:.3} ms, p90 {:.3} ms, p99 {:.3} ms, max {:.3} ms",
                 text::count(self.summary.calls(), "call", "calls"),
                 self.summary.failed(),
                 at(0.5),
@@ -215,6 +226,9 @@ impl<'a> Report<'a> {
     }
 
     fn write_result(&mut self, call: &Call, result: &[u8]) -> io::Result<()> {
+        if let Some(target) = &call.argument.target {
+            return self.write_target(call, target.path());
+        }
         if self.format == Format::Transcript {
             match self.names_calls {
                 true => write!(self.out, " [.] {}: ", text::one_line(&self.name(call)))?,
@@ -236,6 +250,19 @@ impl<'a> Report<'a> {
         }
     }
 
+    /// Tells in the transcript which file a result is in. Other formats have nothing of it on standard output.
+    fn write_target(&mut self, call: &Call, path: &Path) -> io::Result<()> {
+        if self.format != Format::Transcript {
+            return Ok(());
+        }
+        let (name, path) = (self.name(call), path.display().to_string());
+        let (name, path) = (text::one_line(&name), text::one_line(&path));
+        match self.names_calls {
+            true => writeln!(self.out, " [.] {name}: wrote {path}"),
+            false => writeln!(self.out, " [.] Wrote {path}"),
+        }
+    }
+
     fn write_json(&mut self, call: &Call, outcome: Result<&[u8], &Failure>) -> io::Result<()> {
         writeln!(self.out, "{}", json(&self.args.procedure, call, outcome)?)
     }
@@ -254,7 +281,12 @@ fn json(procedure: &str, call: &Call, outcome: Result<&[u8], &Failure>) -> io::R
     }
     object.serialize_entry("ok", &outcome.is_ok())?;
     match outcome {
-        Ok(result) => json_bytes(&mut object, "result", result)?,
+        Ok(result) => match &call.argument.target {
+            Some(target) => {
+                json_bytes(&mut object, "output", target.path().as_os_str().as_bytes())?;
+            }
+            None => json_bytes(&mut object, "result", result)?,
+        },
         Err(Failure { kind, message, exit_code, stderr }) => {
             let (kind, stderr) = (kind.name(), stderr.as_deref());
             let error = JsonError { kind, message, exit_code: *exit_code, stderr };
@@ -304,9 +336,11 @@ mod tests {
     use super::*;
     use crate::client::calls::Calls;
     use crate::client::input::Argument;
+    use crate::client::outputs::{Outputs, Target};
     use crate::error::ErrorKind;
     use clap::Parser;
     use std::collections::BTreeSet;
+    use std::sync::Arc;
 
     /// The names in the first column of the reference's table, and those of an error's fields in it.
     #[test]
@@ -320,13 +354,22 @@ mod tests {
             ..Failure::new(FailureKind::Procedure(ErrorKind::Internal), "it failed")
         };
         let args = cli::Client::parse_from(["rpc_client", "fib"]);
-        let value = |argument: &[u8], outcome| -> serde_json::Value {
-            let argument = Argument::new(argument.into(), Some(1));
+        let value = |argument: &[u8], target: Option<Target>, outcome| -> serde_json::Value {
+            let mut argument = Argument::new(argument.into(), Some(1));
+            argument.target = target.map(Arc::new);
             let json = json("fib", &Calls::new(&args).unmade_call(argument), outcome).unwrap();
             serde_json::from_str(&json).unwrap()
         };
-        let failed = value(b"\xff", Err(&failure));
-        let calls = [value(b"30", Ok(b"832040")), value(b"\xff", Ok(b"\xff")), failed.clone()];
+        let failed = value(b"\xff", None, Err(&failure));
+        let args = cli::Client::parse_from(["rpc_client", "--output={}.none", "fib"]);
+        let mut outputs = Outputs::new(&args).unwrap();
+        let mut stored = |argument: &[u8]| {
+            let target = outputs.target(argument, 1).unwrap();
+            value(argument, target, Ok(b""))
+        };
+        let stored = [stored(b"30"), stored(b"\xff")];
+        let calls = [value(b"30", None, Ok(b"832040")), value(b"\xff", None, Ok(b"\xff"))];
+        let calls = [&calls[..], &stored, std::slice::from_ref(&failed)].concat();
         let all = calls.iter().flat_map(names).collect::<BTreeSet<_>>();
         let reference = include_str!("../../docs/reference.md");
         let (_, table) = reference.split_once("| JSON field | value |\n|---|---|\n").unwrap();

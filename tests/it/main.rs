@@ -16,6 +16,7 @@ mod descendants;
 mod drills;
 mod fake_broker;
 mod faults;
+mod files;
 mod fleet;
 mod harness;
 mod hostile;

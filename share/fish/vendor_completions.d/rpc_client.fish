@@ -9,6 +9,7 @@ complete -c rpc_client -l repeat -d 'Make each call N times' -r -f
 complete -c rpc_client -l send-on -d 'What ends an argument on standard input, where `-` is among the arguments [default: newline]' -r -f -a "newline\t'A call for each line'
 nul\t'A call for each piece that a NUL ends, as find -print0 writes them'
 eof\t'One call, with all of standard input, whatever bytes'"
+complete -c rpc_client -l output -d 'Write each result to a file of its own: {} is the argument, {.} without extension, {/} without folders, {/.} without both, {//} its folder, {#} the call\'s number' -r -F
 complete -c rpc_client -l format -d 'How results are written' -r -f -a "auto\t'The transcript on a terminal, plain elsewhere'
 transcript\t'The tutorial\'s transcript'
 plain\t'Nothing but results, each with a newline unless it ends with one'
@@ -21,6 +22,8 @@ complete -c rpc_client -l wait -d 'Wait, up to the timeout, for a broker, a queu
 complete -c rpc_client -l no-retry -d 'Do not send unanswered calls again after a lost connection'
 complete -c rpc_client -l fail-fast -d 'End at the first failure, with its code: make no more calls, and give up those after it'
 complete -c rpc_client -l unordered -d 'Write each result when it comes: no call waits for an earlier one'
+complete -c rpc_client -l files -d 'Each argument names a file, and what is in it is sent'
+complete -c rpc_client -l skip-existing -d 'Make no call whose --output is there'
 complete -c rpc_client -l stats -d 'Tell calls per second and latencies on stderr at the end'
 complete -c rpc_client -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c rpc_client -s V -l version -d 'Print version'

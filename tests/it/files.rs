@@ -1,0 +1,231 @@
+//! Files in, files out: what is sent of them, where results go, and what an interrupted batch leaves.
+
+use crate::commands::Folder;
+use crate::harness::*;
+use amiquip::AmqpProperties;
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Command;
+use std::sync::mpsc;
+
+/// The client in a folder, with names of files on its standard input.
+fn client_in(folder: &Folder, queue: &Queue, args: &[&str], names: &[&[u8]]) -> Ended {
+    let args = [&["--queue", queue.name(), "--send-on", "nul"], args, &["-"]].concat();
+    let mut command = client_command(&broker(), &args);
+    feed(command.current_dir(&folder.0), names.join(&b'\0')).wait()
+}
+
+/// What is in the files of a folder, by their names, temporary files and all.
+fn contents(folder: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    entries
+        .map(|entry| (entry.file_name().as_bytes().to_vec(), fs::read(entry.path()).unwrap()))
+        .collect()
+}
+
+/// So many bytes of any kind, the same for the same number.
+fn bytes(number: usize) -> Vec<u8> {
+    (0..number * 997).map(|n| (n * n + number) as u8).collect()
+}
+
+#[test]
+fn files_go_through_whatever_their_names_and_bytes() {
+    let (queue, folder) = (Queue::new(), Folder::new());
+    let _server = server(&queue, &["--workers", "4", "--procedure", "p=cat"]);
+    fs::create_dir(folder.path("in")).unwrap();
+    let long = "x".repeat(255);
+    let names: [&[u8]; 9] = [
+        b"plain",
+        b"with space",
+        b"new\nline",
+        b"-rf",
+        b"caf\xe9",
+        b".hidden",
+        b"a.tar.gz",
+        b"{}",
+        long.as_bytes(),
+    ];
+    for (number, name) in names.iter().enumerate() {
+        fs::write(folder.path("in").join(OsStr::from_bytes(name)), bytes(number)).unwrap();
+    }
+    let expected = contents(&folder.path("in"));
+    symlink("in/plain", folder.path("link")).unwrap();
+
+    let paths: Vec<Vec<u8>> = names.iter().map(|name| [b"in/", *name].concat()).collect();
+    let mut paths: Vec<&[u8]> = paths.iter().map(Vec::as_slice).collect();
+    let args = ["--files", "--output", "out/to/{/}", "p"];
+    client_in(&folder, &queue, &args, &paths).expect(0, "", "");
+    assert_eq!(contents(&folder.path("out/to")), expected);
+
+    // Of those that cannot be read each is a failure of its own.
+    paths.insert(1, b"in/none");
+    paths.insert(2, b"out");
+    paths.insert(3, b"/dev/zero");
+    paths.push(b"link");
+    let args = ["--files", "--output", "again/{#}", "p"];
+    let ended = client_in(&folder, &queue, &args, &paths);
+    assert_eq!((ended.code(), ended.stdout.as_str()), (66, ""), "{ended:?}");
+    let missing = "rpc_client: line 2: p(in/none): cannot read the file: No such file or directory";
+    assert!(ended.stderr.starts_with(missing), "{ended:?}");
+    let summary = "rpc_client: 3 of 13 calls failed: 2 no-input, 1 too-large\n";
+    assert!(ended.stderr.ends_with(summary), "{ended:?}");
+    let again = contents(&folder.path("again"));
+    assert_eq!((again.len(), &again[&b"1"[..]], &again[&b"13"[..]]), (10, &bytes(0), &bytes(0)));
+}
+
+/// On the command line, too, a name may have any bytes.
+#[test]
+fn a_call_is_named_by_its_file_and_its_output() {
+    let (queue, folder) = (Queue::new(), Folder::new());
+    let _server = server(&queue, &["--procedure", "p=tr a-z A-Z"]);
+    let names = [OsStr::from_bytes(b"caf\xe9.txt"), OsStr::new("b.txt")];
+    names.iter().for_each(|name| fs::write(folder.0.join(name), b"text").unwrap());
+    let run = |args: &[&str], names: &[&OsStr]| {
+        let args = [&["--queue", queue.name(), "--files"], args].concat();
+        let mut command = client_command(&broker(), &args);
+        Process::spawn(command.current_dir(&folder.0).args(names)).wait()
+    };
+    let transcript = " [x] Requesting p(b.txt)\n [.] Wrote out/b.png\n";
+    let args = ["--format", "transcript", "--output", "out/{.}.png", "p"];
+    run(&args, &names[1..]).expect(0, transcript, "");
+    let ended = run(&args, &names);
+    assert!(ended.stdout.contains(" [.] p(b.txt): wrote out/b.png\n"), "{ended:?}");
+    let ended = run(&["--format", "json", "--output", "out/{.}.png", "p"], &names);
+    let calls: Vec<serde_json::Value> =
+        ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(calls[0]["output_base64"], "b3V0L2NhZukucG5n");
+    assert_eq!(
+        (&calls[1]["argument"], &calls[1]["output"]),
+        (&"b.txt".into(), &"out/b.png".into())
+    );
+    assert!(calls[1].get("result").is_none());
+    let written = contents(&folder.path("out"));
+    assert_eq!((written.len(), &written[&b"caf\xe9.png"[..]]), (2, &b"TEXT".to_vec()));
+    // Without an output, the result is where it always is.
+    run(&["p"], &names).expect(0, "TEXT\nTEXT\n", "");
+}
+
+#[test]
+fn what_has_no_place_for_its_result_is_not_called() {
+    let (queue, folder) = (Queue::new(), Folder::new());
+    let server = server(&queue, &[]);
+    fs::create_dir_all(folder.path("out/folder")).unwrap();
+    fs::write(folder.path("out/file"), "").unwrap();
+    symlink("/dev/null", folder.path("out/device")).unwrap();
+    let refused = |arguments: &[&[u8]], why: &str| {
+        let ended = client_in(&folder, &queue, &["-q", "--output", "out/{}", "fun"], arguments);
+        assert_eq!((ended.code(), ended.stdout.as_str()), (73, ""), "{ended:?}");
+        assert!(ended.stderr.ends_with(&format!("{why}\n")), "{ended:?}");
+    };
+    refused(&[b"folder"], "cannot write to \"out/folder\": it is a folder");
+    refused(&[b"../2"], "cannot write to \"out/../2\": the argument has .. in it");
+    refused(&[b"device"], "cannot write to \"out/device\": it is not a regular file");
+    refused(&[b"file/3"], "cannot write to \"out/file/3\": File exists (os error 17)");
+    assert_eq!(server.stdout(), " [x] Awaiting RPC requests\n", "no call was made");
+    // The second of two, while the first is under way.
+    let args = ["--queue", queue.name(), "--output", "out/{}", "fun", "4", "4"];
+    let mut command = client_command(&broker(), &args);
+    let ended = Process::spawn(command.current_dir(&folder.0)).wait();
+    let told = "rpc_client: fun(4): cannot write to \"out/4\": a call under way has the same output\n\
+                rpc_client: 1 of 2 calls failed: 1 cannot-create\n";
+    ended.expect(73, "", told);
+    assert_eq!(fs::read(folder.path("out/4")).unwrap(), b"400");
+    assert_eq!(server.stdout(), " [x] Awaiting RPC requests\n [.] fun(4)\n");
+}
+
+#[test]
+fn options_about_files_that_do_not_go_together() {
+    for (args, told) in [
+        (&["--files", "p"][..], "--files is about arguments"),
+        (&["--skip-existing", "p", "1"], "--output <TEMPLATE>"),
+        (&["--output", "out", "p", "1", "2"], "--output has no placeholder"),
+        (&["--output", "out", "p", "-"], "--output has no placeholder"),
+    ] {
+        let ended = client(args);
+        assert_eq!((ended.code(), ended.stdout.as_str()), (64, ""), "{ended:?}");
+        assert!(ended.stderr.contains(told), "{ended:?}");
+    }
+}
+
+/// As on a full disk: 4 KiB fit.
+#[test]
+fn a_result_that_cannot_be_written_leaves_nothing() {
+    let (queue, folder) = (Queue::new(), Folder::new());
+    let _server = server(&queue, &[]);
+    let script = "ulimit -f 8 && exec \"$0\" \"$@\"";
+    let client = env!("CARGO_BIN_EXE_rpc_client");
+    let args = ["-c", script, client, "--queue", queue.name(), "--output", "{}", "fib"];
+    let mut command = program("sh", &broker(), &args);
+    let ended = Process::spawn(command.current_dir(&folder.0).args(["10", "50000", "20"])).wait();
+    let told = "rpc_client: fib(50000): cannot write to \"50000\": File too large (os error 27)\n\
+                rpc_client: 1 of 3 calls failed: 1 cannot-create\n";
+    ended.expect(73, "", told);
+    let written = contents(&folder.0);
+    assert_eq!(written.keys().collect::<Vec<_>>(), [&b"10"[..], b"20"]);
+}
+
+/// A temporary file of a process that is dead is removed, and no other.
+#[test]
+fn what_a_dead_client_left_is_removed() {
+    let (queue, folder) = (Queue::new(), Folder::new());
+    let _server = server(&queue, &[]);
+    let host = String::from_utf8(Command::new("uname").arg("-n").output().unwrap().stdout).unwrap();
+    let part = |host: &str, pid: u32| format!(".rpc_client-{}-{pid}-0.part", host.trim());
+    // Above the largest number that Linux gives to a process.
+    let dead = part(&host, 5_000_000);
+    let others = [part("elsewhere", 5_000_000), part(&host, std::process::id())];
+    for name in others.iter().chain([&dead]) {
+        fs::write(folder.path(name), "half").unwrap();
+    }
+    let output = folder.path("{}").display().to_string();
+    let args = ["-v", "--output", &output, "fun", "1", "2"];
+    let ended = queue.client(&args);
+    assert_eq!(ended.code(), 0, "{ended:?}");
+    assert_eq!(ended.stderr.matches("whose process is dead").count(), 1, "{ended:?}");
+    assert!(!folder.path(&dead).exists());
+    assert!(others.iter().all(|name| folder.path(name).exists()));
+}
+
+/// A result has its file as soon as it comes, whatever waits in front of it; `kill -9` costs what is in flight, and
+/// the next run makes no other call.
+#[test]
+fn a_batch_goes_on_where_it_was_killed() {
+    const CALLS: usize = 40;
+    let (queue, folder) = (Queue::new(), Folder::new());
+    let arguments: Vec<String> = (0..CALLS).map(|n| n.to_string()).collect();
+    let output = folder.path("{}.out").display().to_string();
+    let args = ["--queue", queue.name(), "--in-flight", "8", "--output", &output];
+    let args = [&args[..], &["--skip-existing", "--stats", "fun"]].concat();
+    let run = |command: &mut Command| Process::spawn(command.args(&arguments));
+
+    let (tell, answered) = mpsc::channel();
+    let mut is_first = true;
+    // The first call has no answer, so that the batch stops behind it.
+    let server_that_forgets = StubServer::start(&queue, 8, move |channel, request| {
+        if !std::mem::take(&mut is_first) {
+            reply(channel, request, &request.body, AmqpProperties::default());
+        }
+        tell.send(()).unwrap();
+    });
+    let client = run(&mut client_command(&broker(), &args));
+    (0..8).for_each(|_| answered.recv_timeout(PATIENCE).unwrap());
+    await_that("all results are there", || contents(&folder.0).len() == 7);
+    client.signal("KILL");
+    client.wait();
+    server_that_forgets.join();
+
+    let server = server(&queue, &[]);
+    let ended = run(&mut client_command(&broker(), &args)).wait();
+    assert_eq!((ended.code(), ended.stdout.as_str()), (0, ""), "{ended:?}");
+    assert!(ended.stderr.starts_with("rpc_client: 33 calls, 0 failed, 7 skipped, "), "{ended:?}");
+    assert_eq!(server.stdout().matches(" [.] fun(").count(), 33);
+    assert_eq!(contents(&folder.0).len(), CALLS);
+    // Nothing is left to do.
+    let ended = run(&mut client_command(&broker(), &args)).wait();
+    assert!(ended.stderr.starts_with("rpc_client: 0 calls, 0 failed, 40 skipped, "), "{ended:?}");
+    assert_eq!((ended.code(), contents(&folder.0).len()), (0, CALLS));
+}
