@@ -64,41 +64,48 @@ Exit codes: 0 all calls succeeded, 64 usage, 65 input rejected, 66 a file cannot
 A batch of more than a second tells its progress on stderr, if that is a terminal and standard output \
 a file or /dev/null.";
 
+/// The groups of options in the helps and man pages.
+const CALLS: &str = "Calls";
+const BATCHES: &str = "Batches";
+const INPUT: &str = "Input";
+const OUTPUT: &str = "Output";
+const BROKER: &str = "Broker";
+
 /// Where the broker is, and how much to tell.
 #[derive(Debug, Args)]
 pub struct Common {
     /// Brokers, tried in order; a password is better kept in the environment
     // Parsed after the arguments: their parser's errors would show the password.
-    #[arg(long, value_name = "URI[,URI…]", env = "AMQP_URL", hide_env_values = true)]
+    #[arg(help_heading = BROKER, long, value_name = "URI[,URI…]", env = "AMQP_URL", hide_env_values = true)]
     #[arg(value_hint = ValueHint::Other)]
     #[arg(default_value = DEFAULT_URL, value_parser = url_or_default)]
     pub url: String,
 
     /// Request queue
-    #[arg(long, value_name = "NAME", default_value = "rpc_queue", value_parser = name)]
+    #[arg(help_heading = BROKER, long, value_name = "NAME", default_value = "rpc_queue", value_parser = name)]
     #[arg(value_hint = ValueHint::Other)]
     pub queue: String,
 
     /// Bound on opening a connection, handshake included
-    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = positive_duration)]
+    #[arg(help_heading = BROKER, long, value_name = "DURATION", default_value = "5s", value_parser = positive_duration)]
     #[arg(value_hint = ValueHint::Other)]
     pub connect_timeout: Duration,
 
     /// Name of the connection in the broker's list [default: program, host and process number]
-    #[arg(long, value_name = "NAME", value_parser = connection_name)]
+    #[arg(help_heading = BROKER, long, value_name = "NAME", value_parser = connection_name)]
     #[arg(value_hint = ValueHint::Other)]
     pub connection_name: Option<String>,
 
     /// Have the broker confirm what is published; on without it if several brokers are given
-    #[arg(long)]
+    #[arg(help_heading = BROKER, long)]
     pub confirm: bool,
 
     /// No transcript and no warnings; errors are told all the same
-    #[arg(short, long, overrides_with = "verbose")]
+    #[arg(help_heading = OUTPUT, short, long, overrides_with = "verbose")]
     pub quiet: bool,
 
     /// Tell each AMQP step on stderr (-vv, -vvv: more); RUST_LOG overrides
-    #[arg(short, long, action = ArgAction::Count, overrides_with = "quiet")]
+    #[arg(help_heading = OUTPUT, short, long, action = ArgAction::Count, overrides_with = "quiet")]
     pub verbose: u8,
 }
 
@@ -315,75 +322,75 @@ pub struct Client {
     #[arg(value_name = "ARGUMENT", allow_negative_numbers = true)]
     pub arguments: Vec<OsString>,
 
-    /// What both programs have.
-    #[command(flatten)]
-    pub common: Common,
-
     /// Bound on each call from its publication; 0: none
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = call_timeout)]
+    #[arg(help_heading = CALLS, long, value_name = "DURATION", default_value = "30s", value_parser = call_timeout)]
     #[arg(value_hint = ValueHint::Other)]
     pub timeout: Duration,
 
     /// Wait, up to the timeout, for a broker, a queue and a server instead of failing at once
-    #[arg(long)]
+    #[arg(help_heading = CALLS, long)]
     pub wait: bool,
 
     /// Do not send unanswered calls again after a lost connection
-    #[arg(long)]
+    #[arg(help_heading = CALLS, long)]
     pub no_retry: bool,
 
     /// Make a call that failed for the time being (75) again, up to N times, after a growing pause;
     /// --timeout is each attempt's
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(help_heading = CALLS, long, value_name = "N", default_value_t = 0)]
     #[arg(value_hint = ValueHint::Other)]
     pub retries: u32,
 
     /// End at the first failure, with its code: make no more calls, and give up those after it
-    #[arg(long)]
+    #[arg(help_heading = BATCHES, long)]
     pub fail_fast: bool,
 
     /// Calls under way at a time, counted from the oldest whose outcome is not written: behind a slow
     /// one, the others wait, unless --unordered
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(help_heading = BATCHES, long, value_name = "N", default_value_t = 64)]
     #[arg(value_hint = ValueHint::Other)]
     #[arg(value_parser = clap::value_parser!(u16).range(1..))]
     pub in_flight: u16,
 
     /// Write each result when it comes: no call waits for an earlier one
-    #[arg(long)]
+    #[arg(help_heading = BATCHES, long)]
     pub unordered: bool,
 
     /// Make each call N times
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(help_heading = BATCHES, long, value_name = "N", default_value_t = 1)]
     #[arg(value_hint = ValueHint::Other)]
     #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     pub repeat: u64,
 
     /// What ends an argument on standard input, where `-` is among the arguments [default: newline]
-    #[arg(long, value_name = "END", value_enum)]
+    #[arg(help_heading = INPUT, long, value_name = "END", value_enum)]
     pub send_on: Option<SendOn>,
 
     /// Each argument names a file, and what is in it is sent
-    #[arg(long)]
+    #[arg(help_heading = INPUT, long)]
     pub files: bool,
 
     /// Write each result to a file of its own: {} is the argument, {.} without extension, {/} without
     /// folders, {/.} without both, {//} its folder, {#} the call's number
-    #[arg(long, value_name = "TEMPLATE", value_hint = ValueHint::FilePath)]
+    #[arg(help_heading = OUTPUT, long, value_name = "TEMPLATE", value_hint = ValueHint::FilePath)]
     #[arg(value_parser = OsStringValueParser::new().map(|text| Template::new(&text)))]
     pub output: Option<Template>,
 
     /// Make no call whose --output is there
-    #[arg(long, requires = "output")]
+    #[arg(help_heading = OUTPUT, long, requires = "output")]
     pub skip_existing: bool,
 
     /// Tell calls per second and latencies on stderr at the end
-    #[arg(long)]
+    #[arg(help_heading = OUTPUT, long)]
     pub stats: bool,
 
     /// How results are written
-    #[arg(long, value_enum, default_value_t = Format::Auto)]
+    #[arg(help_heading = OUTPUT, long, value_enum, default_value_t = Format::Auto)]
     pub format: Format,
+
+    /// What both programs have.
+    #[command(flatten)]
+    pub common: Common,
 }
 
 impl Client {
@@ -580,6 +587,14 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn every_option_of_the_client_is_in_a_group() {
+        let command = Client::command();
+        let options = command.get_arguments().filter(|argument| !argument.is_positional());
+        let groups: BTreeSet<_> = options.map(|option| option.get_help_heading()).collect();
+        assert_eq!(groups, [BATCHES, BROKER, CALLS, INPUT, OUTPUT].map(Some).into());
     }
 
     #[test]

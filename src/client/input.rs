@@ -122,7 +122,6 @@ impl Budget {
 pub struct Input {
     arguments: Receiver<Result<Argument, Failure>>,
     has_ended: Arc<AtomicBool>,
-    skipped: Arc<AtomicU64>,
 }
 
 impl Input {
@@ -130,9 +129,11 @@ impl Input {
     /// an argument `-`, what standard input has, as it comes; without any argument, one that is empty. It ends
     /// with the first error of reading.
     ///
+    /// Calls whose outputs are there are counted in `skipped`, if they are to be skipped.
+    ///
     /// Standard input is read on a thread of its own, so that an input which pauses keeps no reply waiting.
     /// Fails if the system has no thread to give.
-    pub fn open(args: &cli::Client) -> io::Result<Input> {
+    pub fn open(args: &cli::Client, skipped: Arc<AtomicU64>) -> io::Result<Input> {
         let arguments = match &args.arguments[..] {
             [] => vec![OsString::new()],
             some => some.to_vec(),
@@ -140,7 +141,6 @@ impl Input {
         let are_few = args.repeat == 1 && args.stdins() == 0 && !args.files;
         let (sender, receiver) = bounded(if are_few { arguments.len() } else { AHEAD });
         let has_ended = Arc::new(AtomicBool::new(false));
-        let skipped = Arc::new(AtomicU64::new(0));
         let reader = Reader {
             sender,
             repeat: args.repeat,
@@ -150,7 +150,7 @@ impl Input {
             names_files: args.files,
             outputs: Outputs::new(args),
             number: 0,
-            skipped: Arc::clone(&skipped),
+            skipped,
             has_ended: Arc::clone(&has_ended),
         };
 
@@ -162,17 +162,12 @@ impl Input {
             thread::Builder::new().name("input".into()).spawn(read)?;
         }
 
-        Ok(Input { arguments: receiver, has_ended, skipped })
+        Ok(Input { arguments: receiver, has_ended })
     }
 
     /// Returns where arguments come, in their order. A failure to read more is the last.
     pub fn arguments(&self) -> &Receiver<Result<Argument, Failure>> {
         &self.arguments
-    }
-
-    /// Returns how many calls are not made, since their outputs are there: as many as are known by then.
-    pub fn skipped(&self) -> u64 {
-        self.skipped.load(SeqCst)
     }
 
     /// Returns whether nothing has been read that was not taken.

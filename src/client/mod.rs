@@ -50,7 +50,7 @@ pub fn run(args: &cli::Client, exchange: Exchange) -> Result<ExitCode, ProgramEr
 
     // Before anything of the input is read.
     let report = Report::new(args);
-    let input = Input::open(args).context("cannot read the arguments")?;
+    let input = Input::open(args, report.skipped()).context("cannot read the arguments")?;
     let mut client = Client {
         args,
         brokers,
@@ -253,7 +253,6 @@ impl Client<'_> {
     /// Ends the process by a signal.
     fn stop(&mut self, stop: Stop) -> Result<(), ProgramError> {
         report_stopped(&mut self.calls, &mut self.report)?;
-        self.report.set_skipped(self.input.skipped());
         self.report.end()?;
         stop.end_process()
     }
@@ -270,7 +269,6 @@ impl Client<'_> {
         if let Some(unmade) = self.calls.unmade().cloned() {
             self.report_unmade(&unmade)?;
         }
-        self.report.set_skipped(self.input.skipped());
         self.report.end()
     }
 

@@ -1,10 +1,10 @@
 //! The progress line: on standard error, while a long batch runs whose results go to a file.
 
-use crate::cli;
+use crate::cli::{self, Format};
 use crate::client::call::Call;
 use crate::terminal::output;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::fs::File;
 use std::io::{self, IsTerminal, Seek};
 use std::os::fd::AsFd;
@@ -17,8 +17,30 @@ const SHOWN_AFTER: Duration = Duration::from_secs(1);
 pub struct Progress {
     /// The line itself.
     pub bar: ProgressBar,
+    /// How many calls are asked for, skipped ones too, if that is known.
+    calls: Option<u64>,
     /// How many bytes of a file on standard input the calls have, and how many the finished ones.
     bytes: Option<(u64, u64)>,
+    counts: Counts,
+}
+
+/// What is told of the calls beside their number, if there are any such.
+#[derive(Debug, Default)]
+struct Counts {
+    failed: u64,
+    retried: u64,
+    skipped: u64,
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Counts { failed, retried, skipped } = self;
+        let counts = [(failed, "failed"), (retried, "made again"), (skipped, "skipped")];
+        for (count, what) in counts.into_iter().filter(|(count, _)| **count > 0) {
+            write!(f, ", {count} {what}")?;
+        }
+        Ok(())
+    }
 }
 
 impl Progress {
@@ -29,30 +51,41 @@ impl Progress {
     /// To be made before anything of standard input is read, whose size it takes.
     pub fn new(args: &cli::Client) -> Option<Progress> {
         let draws = !args.common.quiet && !ProgressDrawTarget::stderr().is_hidden();
-        if !draws || !goes_to_a_file() {
+        let has_files = args.output.is_some() && matches!(args.format, Format::Plain | Format::Raw);
+        if !draws || !has_files && !goes_to_a_file() {
             return None;
         }
         let calls = args.calls();
-        let bytes = if calls.is_none() { bytes_on_stdin() } else { None };
+        // Of calls that are skipped the bytes are not known.
+        let is_estimated = calls.is_none() && !args.skip_existing;
+        let bytes = if is_estimated { bytes_on_stdin() } else { None };
         let (total, left) = match (calls, bytes) {
             (Some(_), _) => (" of {len}", ", {eta} left"),
             (None, Some(_)) => (" of about {len}", ", {eta} left"),
             (None, None) => ("", ""),
         };
 
-        let line = format!("{{spinner}} {{pos}}{total} calls, {{rate}}, {{elapsed}}{left}");
+        let line = format!("{{spinner}} {{pos}}{total} calls{{msg}}, {{rate}}, {{elapsed}}{left}");
         let style = ProgressStyle::with_template(&line)
             .unwrap_or_else(|_| ProgressStyle::default_spinner())
             .with_key("rate", rate);
         let bar = ProgressBar::with_draw_target(calls, ProgressDrawTarget::hidden());
         let bar = output::PROGRESS.get_or_init(|| bar.with_style(style)).clone();
         let bytes = bytes.map(|all| (all.saturating_mul(args.repeat), 0));
-        Some(Progress { bar, bytes })
+        Some(Progress { bar, calls, bytes, counts: Counts::default() })
     }
 
-    /// Counts another finished call. The first one of all `began` then.
-    pub fn advance(&mut self, call: &Call, began: Option<Instant>) {
+    /// Counts another finished call, which has failed or not. The first one of all `began` then, and so many were
+    /// `skipped` by now.
+    pub fn advance(&mut self, call: &Call, has_failed: bool, began: Option<Instant>, skipped: u64) {
         self.bar.inc(1);
+        self.counts.failed += u64::from(has_failed);
+        self.counts.retried += u64::from(call.attempts.saturating_sub(1));
+        self.counts.skipped = skipped;
+        self.bar.set_message(self.counts.to_string());
+        if let Some(calls) = self.calls {
+            self.bar.set_length(calls.saturating_sub(skipped));
+        }
         if let (Some((all, done)), Some(_)) = (&mut self.bytes, call.argument.line) {
             *done += call.argument.bytes.len() as u64 + 1;
             self.bar.set_length(estimate(self.bar.position(), *all, *done));
@@ -99,6 +132,13 @@ fn file(stream: impl AsFd) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_there_is_is_told() {
+        assert_eq!(Counts::default().to_string(), "");
+        let counts = Counts { failed: 3, retried: 0, skipped: 7 };
+        assert_eq!(counts.to_string(), ", 3 failed, 7 skipped");
+    }
 
     #[test]
     fn the_number_of_calls_is_estimated_by_their_bytes() {

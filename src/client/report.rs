@@ -17,6 +17,8 @@ use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// The program's name, before its lines on standard error.
@@ -40,8 +42,8 @@ pub struct Report<'a> {
     /// does not grow with the number of calls.
     latencies: Option<Histogram<u64>>,
     progress: Option<Progress>,
-    /// How many calls were not made, since their outputs are there. None unless that was asked for.
-    skipped: Option<u64>,
+    /// How many calls were not made, since their outputs are there: counted by who reads the input.
+    skipped: Arc<AtomicU64>,
 }
 
 impl<'a> Report<'a> {
@@ -67,7 +69,7 @@ impl<'a> Report<'a> {
             told_unmade: 0,
             latencies: if args.stats { Histogram::new(3).ok() } else { None },
             progress: Progress::new(args),
-            skipped: None,
+            skipped: Arc::default(),
         }
     }
 
@@ -97,7 +99,8 @@ impl<'a> Report<'a> {
         for (call, outcome) in finished {
             self.add_up(&call, outcome.as_ref().err());
             if let Some(progress) = &mut self.progress {
-                progress.advance(&call, self.started);
+                let skipped = self.skipped.load(Relaxed);
+                progress.advance(&call, outcome.is_err(), self.started, skipped);
             }
             match (self.format, &outcome) {
                 (Format::Json, _) => output::written(self.write_json(&call, outcome.as_deref()))?,
@@ -108,9 +111,9 @@ impl<'a> Report<'a> {
         Ok(())
     }
 
-    /// Keeps how many calls were skipped, since their outputs are there.
-    pub fn set_skipped(&mut self, calls: u64) {
-        self.skipped = self.args.skip_existing.then_some(calls);
+    /// Returns where it is counted how many calls are skipped.
+    pub fn skipped(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.skipped)
     }
 
     /// Counts calls that could not be made for this `failure`. They are in no latency and in no rate.
@@ -187,7 +190,10 @@ impl<'a> Report<'a> {
     fn tell_latencies(&self, latencies: &Histogram<u64>) {
         let made = latencies.len();
         let rate = if made > 0 { made as f64 / self.elapsed().as_secs_f64() } else { 0.0 };
-        let skipped = self.skipped.map_or(String::new(), |calls| format!(", {calls} skipped"));
+        let skipped = match self.args.skip_existing {
+            true => format!(", {} skipped", self.skipped.load(Relaxed)),
+            false => String::new(),
+        };
         let ms = |microseconds: u64| microseconds as f64 / 1e3;
         let at = |quantile| ms(latencies.value_at_quantile(quantile));
         output::error_line(
@@ -340,7 +346,6 @@ mod tests {
     use crate::error::ErrorKind;
     use clap::Parser;
     use std::collections::BTreeSet;
-    use std::sync::Arc;
 
     /// The names in the first column of the reference's table, and those of an error's fields in it.
     #[test]

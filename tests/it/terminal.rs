@@ -224,6 +224,17 @@ fn a_long_batch_tells_its_progress() {
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
+/// Only what there is: calls that failed, were made again or skipped.
+#[test]
+fn the_progress_tells_what_failed() {
+    let queue = Queue::new();
+    let _server = server(&queue, &["--drill", "slow=60ms"]);
+    let args = ["--repeat", "15", "fib", "1", "x"];
+    let screen = progress(&queue, &args, None, Some(Stdio::null()), "xterm");
+    let told = regex::Regex::new(r"\S \d+ of 30 calls, \d+ failed, \d+/(?:s|min), ").unwrap();
+    assert!(told.is_match(&screen) && !screen.contains("skipped"), "{screen:?}");
+}
+
 /// The progress line makes room for others.
 #[test]
 fn lines_beside_the_progress() {

@@ -1,7 +1,3 @@
-complete -c rpc_client -l url -d 'Brokers, tried in order; a password is better kept in the environment' -r -f
-complete -c rpc_client -l queue -d 'Request queue' -r -f
-complete -c rpc_client -l connect-timeout -d 'Bound on opening a connection, handshake included' -r -f
-complete -c rpc_client -l connection-name -d 'Name of the connection in the broker\'s list [default: program, host and process number]' -r -f
 complete -c rpc_client -l timeout -d 'Bound on each call from its publication; 0: none' -r -f
 complete -c rpc_client -l retries -d 'Make a call that failed for the time being (75) again, up to N times, after a growing pause; --timeout is each attempt\'s' -r -f
 complete -c rpc_client -l in-flight -d 'Calls under way at a time, counted from the oldest whose outcome is not written: behind a slow one, the others wait, unless --unordered' -r -f
@@ -15,9 +11,10 @@ transcript\t'The tutorial\'s transcript'
 plain\t'Nothing but results, each with a newline unless it ends with one'
 raw\t'The results\' bytes, and nothing added'
 json\t'One object a call, failed ones too'"
-complete -c rpc_client -l confirm -d 'Have the broker confirm what is published; on without it if several brokers are given'
-complete -c rpc_client -s q -l quiet -d 'No transcript and no warnings; errors are told all the same'
-complete -c rpc_client -s v -l verbose -d 'Tell each AMQP step on stderr (-vv, -vvv: more); RUST_LOG overrides'
+complete -c rpc_client -l url -d 'Brokers, tried in order; a password is better kept in the environment' -r -f
+complete -c rpc_client -l queue -d 'Request queue' -r -f
+complete -c rpc_client -l connect-timeout -d 'Bound on opening a connection, handshake included' -r -f
+complete -c rpc_client -l connection-name -d 'Name of the connection in the broker\'s list [default: program, host and process number]' -r -f
 complete -c rpc_client -l wait -d 'Wait, up to the timeout, for a broker, a queue and a server instead of failing at once'
 complete -c rpc_client -l no-retry -d 'Do not send unanswered calls again after a lost connection'
 complete -c rpc_client -l fail-fast -d 'End at the first failure, with its code: make no more calls, and give up those after it'
@@ -25,5 +22,8 @@ complete -c rpc_client -l unordered -d 'Write each result when it comes: no call
 complete -c rpc_client -l files -d 'Each argument names a file, and what is in it is sent'
 complete -c rpc_client -l skip-existing -d 'Make no call whose --output is there'
 complete -c rpc_client -l stats -d 'Tell calls per second and latencies on stderr at the end'
+complete -c rpc_client -l confirm -d 'Have the broker confirm what is published; on without it if several brokers are given'
+complete -c rpc_client -s q -l quiet -d 'No transcript and no warnings; errors are told all the same'
+complete -c rpc_client -s v -l verbose -d 'Tell each AMQP step on stderr (-vv, -vvv: more); RUST_LOG overrides'
 complete -c rpc_client -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c rpc_client -s V -l version -d 'Print version'
