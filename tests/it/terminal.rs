@@ -1,6 +1,7 @@
 //! What of a stranger's text reaches a terminal, a pipe and a JSON object; and standard outputs that
 //! are closed, full, or read by nobody.
 
+use crate::commands::Folder;
 use crate::harness::*;
 use amiquip::{AmqpProperties, AmqpValue, FieldTable, QueueDeclareOptions};
 use pty_process::{Size, blocking};
@@ -224,15 +225,22 @@ fn a_long_batch_tells_its_progress() {
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
-/// Only what there is: calls that failed, were made again or skipped.
+/// With results in files, the terminal has room for it.
 #[test]
-fn the_progress_tells_what_failed() {
-    let queue = Queue::new();
-    let _server = server(&queue, &["--drill", "slow=60ms"]);
-    let args = ["--repeat", "15", "fib", "1", "x"];
-    let screen = progress(&queue, &args, None, Some(Stdio::null()), "xterm");
-    let told = regex::Regex::new(r"\S \d+ of 30 calls, \d+ failed, \d+/(?:s|min), ").unwrap();
-    assert!(told.is_match(&screen) && !screen.contains("skipped"), "{screen:?}");
+fn the_progress_tells_what_was_made_again_or_skipped() {
+    let (queue, folder) = (Queue::new(), Folder::new());
+    let script = "read n; mkdir $0/tried-$n && exit 75; sleep 0.06; echo $n";
+    let _server = server(&queue, &[&folder.procedure(script)]);
+    std::fs::write(folder.path("out-7"), "7\n").unwrap();
+    let output = folder.path("out-{}").display().to_string();
+    let options = ["--retries", "1", "--skip-existing", "--output", &output, "--format", "plain"];
+    let arguments: Vec<String> = (1..=26).map(|n| n.to_string()).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let args = [&options[..], &["p"], &arguments].concat();
+    let screen = progress(&queue, &args, None, None, "xterm");
+    let told = r"\S \d+ of 25 calls, \d+ made again, 1 skipped, \d+/(?:s|min), ";
+    assert!(regex::Regex::new(told).unwrap().is_match(&screen), "{screen:?}");
+    assert!(!screen.contains("failed"), "{screen:?}");
 }
 
 /// The progress line makes room for others.
