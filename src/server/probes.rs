@@ -58,8 +58,13 @@ impl Probes {
         self.question.as_ref().map_or(&self.no_answer, |question| &question.answer)
     }
 
-    /// Does what is to be done now. Returns when it is to be called again, at the latest. None: when a call has begun
-    /// ([`crate::cancellation::RunningCalls::begun`]).
+    /// Takes note that calls begin again ([`crate::cancellation::RunningCalls::begun`]). Not at once is it looked whose they
+    /// are: of short calls, each would wake the supervisor.
+    pub fn resume(&mut self) {
+        self.sample_at.get_or_insert(Instant::now() + SAMPLE);
+    }
+
+    /// Does what is to be done now. Returns when it is to be called again, at the latest. None: after [`Probes::resume`].
     pub fn advance(
         &mut self,
         connection: &OpenConnection,
@@ -73,7 +78,7 @@ impl Probes {
         // Before it is looked for a caller, it has to be seen that a call of its still runs.
         let is_due =
             self.question.is_none() && self.callers.next().is_some_and(|(_, at)| at <= now);
-        if is_due || self.sample_at.is_none_or(|at| at <= now) {
+        if is_due || self.sample_at.is_some_and(|at| at <= now) {
             self.sample(context, now);
         }
         if is_due {

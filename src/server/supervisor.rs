@@ -204,7 +204,7 @@ impl Supervisor {
                 recv(too_late) -> _ => self.grant_more_time()?,
                 recv(self.probes.answer()) -> answer => self.probes.take(answer, &context),
                 recv(probe) -> _ => {}
-                recv(begun) -> _ => {}
+                recv(begun) -> _ => self.probes.resume(),
             }
             if self.workers.are_ready() && slots.is_exhausted() && !context.announced.is_open() {
                 if state.serves() {
@@ -332,6 +332,7 @@ impl Supervisor {
                     self.connection.set_blocked(notification)?;
                 }
                 recv(self.probes.answer()) -> answer => self.probes.take(answer, &context),
+                recv(context.calls.begun()) -> _ => self.probes.resume(),
                 default(Duration::from_millis(100)) => {}
             }
         }
