@@ -27,14 +27,26 @@ pub struct CallHandle(Mutex<HandleState>);
 struct HandleState {
     cancelled: Option<Cancelled>,
     is_stop_requested: bool,
+    /// Whether nothing cancels it.
+    is_kept: bool,
     /// Is dropped to wake whoever waits with the descriptor of [`CallHandle::waker`].
     waker: Option<PipeWriter>,
 }
 
 impl CallHandle {
-    /// Asks whoever computes the call to end it. The first reason counts.
+    /// Lets the call go on to its end, whatever becomes of its connection: its request does not come again.
+    pub fn keep(&self) {
+        let mut state = lock(&self.0);
+        state.is_kept = true;
+        state.cancelled = None;
+    }
+
+    /// Asks whoever computes the call to end it, unless it is kept. The first reason counts.
     pub fn cancel(&self, reason: Cancelled) {
         let mut state = lock(&self.0);
+        if state.is_kept {
+            return;
+        }
         state.cancelled.get_or_insert(reason);
         state.waker = None;
     }
@@ -223,6 +235,18 @@ mod tests {
         drop((one, two));
         assert!(calls.is_empty());
         assert_eq!(begin(&calls, 3).cancelled(), Some(Cancelled::ConnectionLost));
+    }
+
+    #[test]
+    fn a_call_that_is_kept_is_not_cancelled_and_hears_of_a_stop() {
+        let calls = RunningCalls::default();
+        calls.cancel_all(Cancelled::ConnectionLost);
+        let call = begin(&calls, 1);
+        call.keep();
+        calls.cancel(1, Cancelled::ChannelClosed);
+        assert_eq!(call.cancelled(), None);
+        calls.request_stop();
+        assert!(call.is_stop_requested());
     }
 
     #[test]

@@ -173,6 +173,10 @@ pub struct Server {
     #[arg(value_hint = ValueHint::Other)]
     pub kill_delay: Duration,
 
+    /// Ack each request before it is called, and call none that comes redelivered: no call runs twice
+    #[arg(long)]
+    pub at_most_once: bool,
+
     /// How fib is computed
     #[arg(long, value_name = "NAME", value_enum, default_value_t = Algorithm::FastDoubling)]
     pub algorithm: Algorithm,
@@ -199,6 +203,23 @@ impl Server {
             algorithm: self.algorithm,
             max_n: self.max_n.unwrap_or(max_n),
             coprocess_calls: self.coprocess_calls,
+        }
+    }
+
+    /// Returns what `--at-most-once` does not go with.
+    fn check_at_most_once(&self) -> Result<(), String> {
+        if self.prefetch != 1 {
+            return Err(format!(
+                "--prefetch {} does not go with --at-most-once: what a server has beside the call in hand comes \
+                 redelivered when it dies, and would not be called though it was never begun; leave --prefetch out",
+                self.prefetch
+            ));
+        }
+        match self.drill {
+            None => Ok(()),
+            Some(_) => Err("--drill is about the loop that acks after the reply: leave out --at-most-once, or kill \
+                 the server in the middle of a call (kill -9) to see what a crash comes to"
+                .into()),
         }
     }
 }
@@ -418,6 +439,9 @@ impl Program for Server {
         let mut names = BTreeSet::new();
         if let Some(twice) = self.offers.0.iter().find(|offer| !names.insert(&offer.name)) {
             return Err(format!("{} {} is given twice", twice.option(), twice.name));
+        }
+        if self.at_most_once {
+            self.check_at_most_once()?;
         }
         match self.max_n {
             Some(n) if self.algorithm == Algorithm::Recursive && n > RECURSIVE_LIMIT => {

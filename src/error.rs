@@ -51,7 +51,7 @@ pub enum FailureKind {
 impl FailureKind {
     /// Every kind, that of a procedure's error once for each of [`ErrorKind`], for what is true of all. A list by hand,
     /// since no derive fills in the fields.
-    pub const ALL: [FailureKind; 21] = [
+    pub const ALL: [FailureKind; 22] = [
         FailureKind::Usage,
         FailureKind::Procedure(ErrorKind::UnknownProcedure),
         FailureKind::Procedure(ErrorKind::InvalidArgument),
@@ -59,6 +59,7 @@ impl FailureKind {
         FailureKind::Procedure(ErrorKind::Internal),
         FailureKind::Procedure(ErrorKind::Unavailable),
         FailureKind::Procedure(ErrorKind::TimedOut),
+        FailureKind::Procedure(ErrorKind::Redelivered),
         FailureKind::BrokerUnreachable,
         FailureKind::QueueMissing,
         FailureKind::NoConsumer,
@@ -124,6 +125,8 @@ pub enum ErrorKind {
     Unavailable,
     /// The procedure took more time than there was.
     TimedOut,
+    /// The request was delivered before, so that the procedure may have been called, and is not called again.
+    Redelivered,
 }
 
 impl ErrorKind {
@@ -135,6 +138,7 @@ impl ErrorKind {
             ErrorKind::Internal => (70, "internal"),
             ErrorKind::Unavailable => (75, "unavailable"),
             ErrorKind::TimedOut => (75, "timed-out"),
+            ErrorKind::Redelivered => (75, "redelivered"),
         }
     }
 

@@ -4,6 +4,7 @@
 
 use crate::amqp::connection::SharedConnection;
 use crate::amqp::errors::{self, AmqpError, AmqpErrorKind};
+use crate::amqp::presence;
 use crate::amqp::queue::{self, QueueState};
 use crate::mutex::lock;
 use amiquip::{Channel, Error};
@@ -73,13 +74,26 @@ impl InspectorState {
         };
         let declared = channel.queue_declare_passive(queue);
         let answer = match declared {
-            Ok(queue) => Ok(QueueState::of(&queue)),
+            Ok(declared) => match QueueState::of(&declared) {
+                state @ QueueState { consumers: 0, .. } => {
+                    Ok(QueueState { consumers: self.count_servers(queue), ..state })
+                }
+                state => Ok(state),
+            },
             Err(error) => Err(queue::unusable(&self.name, queue, self.classify(&error))),
         };
         if answer.is_ok() {
             *kept = Some(channel);
         }
         answer
+    }
+
+    /// Returns how many servers of a queue without consumers are there all the same.
+    fn count_servers(&self, queue: &str) -> u32 {
+        match self.open_channel() {
+            Ok(channel) => presence::count(&channel, queue),
+            Err(_) => 0,
+        }
     }
 
     fn open_channel(&self) -> Result<Channel, Error> {

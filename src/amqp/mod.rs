@@ -12,6 +12,7 @@ pub mod consumer;
 pub mod errors;
 pub mod inbox;
 pub mod inspector;
+pub mod presence;
 pub mod queue;
 pub mod sanitizer;
 #[cfg(feature = "tls")]

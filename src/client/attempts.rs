@@ -39,7 +39,9 @@ impl Attempts {
     pub fn pause_after(&mut self, failure: &Failure) -> Option<Duration> {
         // EX_TEMPFAIL: "the user is invited to retry" (sysexits(3)).
         let may_pass = failure.kind.code() == FailureKind::Procedure(ErrorKind::Unavailable).code();
-        if !may_pass || self.failed == self.retries {
+        // It may have run, and was to run once: only a person can find out.
+        let may_not_run_again = failure.kind == FailureKind::Procedure(ErrorKind::Redelivered);
+        if !may_pass || may_not_run_again || self.failed == self.retries {
             return None;
         }
         self.failed += 1;

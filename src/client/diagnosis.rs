@@ -3,6 +3,7 @@
 
 use crate::amqp::connection::OpenConnection;
 use crate::amqp::errors::AmqpErrorKind;
+use crate::amqp::presence;
 use crate::amqp::queue::{self, QueueState};
 use crate::cli;
 use crate::error::{Failure, FailureKind};
@@ -43,6 +44,12 @@ pub fn served(
     if state.consumers > 0 {
         return Ok(channel);
     }
+    let apart = connection.channel()?;
+    if connection.call(|| Ok(presence::count(&apart, queue)))? > 0 {
+        info!("its servers compute");
+        return Ok(channel);
+    }
+
     connection.call(|| channel.close())?;
     let message = format!(
         "nobody consumes from the queue \"{queue}\" on {}, where {}; start rpc_server{}{}",

@@ -6,6 +6,7 @@
 //! a connection so go out apart, one at a time, when they come again: there such a reply does no harm, and it is known
 //! whose it was.
 
+use crate::amqp::backoff::Backoff;
 use crate::amqp::client_properties::ClientProperties;
 use crate::amqp::confirms::Confirms;
 use crate::amqp::connection::OpenConnection;
@@ -13,21 +14,44 @@ use crate::amqp::errors::{self, AmqpError, AmqpErrorKind};
 use crate::amqp::inspector::Answer;
 use crate::amqp::queue;
 use crate::amqp::uri::Endpoint;
-use crate::error::Failure;
+use crate::error::{Failure, FailureKind};
+use crate::protocol::{Reply, Request};
 use crate::server::callers::{GoneCallers, is_direct_reply_to};
+use crate::terminal::text::short_queue;
 use amiquip::{Channel, Error, Publish};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use log::{debug, info};
+use log::{debug, info, warn};
 use std::collections::HashMap;
+use std::slice;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// How many connections of its own a reply has to end until it is known as deadly.
+const DEADLY: u32 = 2;
+
+/// How often whoever waits before another attempt asks whether he still has to.
+const PAUSE_LOOK: Duration = Duration::from_millis(20);
+
 /// How often whoever waits for a confirm asks whether he still has to.
 const CONFIRM_LOOK: Duration = Duration::from_millis(100);
 
-/// What became of a reply.
-pub enum Sent {
+/// What became of a reply in the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settled {
+    /// The broker has it or refused it, or it was dropped since it ends each connection.
+    Done,
+    /// The broker takes no body as large as that.
+    TooLarge {
+        /// The largest body that it takes, in bytes.
+        limit: usize,
+    },
+    /// Whoever published it needs to wait no longer.
+    GivenUp,
+}
+
+/// What became of one attempt to publish a reply.
+enum Sent {
     /// The broker has it, or refused it: its queue is full, or its node is gone.
     Confirmed,
     /// The broker ended the connection with an error.
@@ -88,10 +112,50 @@ impl Isolated {
         Isolated { properties, looks: Mutex::default() }
     }
 
-    /// Publishes a reply to the broker at `endpoint`, and waits for its confirm until `is_over`.
+    /// Publishes the reply to `request` on connections of its own, to the first of `endpoints` that accepts one, as often
+    /// as it takes until the broker has it, or has ended two of these for it, or `is_over`.
     pub fn publish(
         &self,
-        endpoint: &Endpoint,
+        endpoints: &[Endpoint],
+        connect_timeout: Duration,
+        (request, reply_to, reply): (&Request<'_>, &str, &Reply),
+        is_over: &dyn Fn() -> bool,
+    ) -> Settled {
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+        let (mut ended, mut is_told) = (0, false);
+        while !is_over() {
+            let reply = reply.to_publish(reply_to);
+            match self.publish_once(endpoints, connect_timeout, reply, is_over) {
+                Sent::Confirmed => return Settled::Done,
+                Sent::Deadly(failure) => {
+                    ended += 1;
+                    if ended == DEADLY {
+                        let queue = short_queue(reply_to);
+                        warn!(
+                            "{request} dropped: its reply to {queue} ends each connection ({failure})"
+                        );
+                        return Settled::Done;
+                    }
+                }
+                Sent::Failed(Failure { kind: FailureKind::TooLarge { limit }, .. }) => {
+                    return Settled::TooLarge { limit };
+                }
+                Sent::Failed(failure) => {
+                    if !is_told {
+                        warn!("the reply to {request} waits: {failure}");
+                    }
+                    is_told = true;
+                    pause(backoff.delay(), is_over);
+                }
+                Sent::GivenUp => {}
+            }
+        }
+        Settled::GivenUp
+    }
+
+    fn publish_once(
+        &self,
+        endpoints: &[Endpoint],
         connect_timeout: Duration,
         reply: Publish<'_>,
         is_over: &dyn Fn() -> bool,
@@ -100,11 +164,11 @@ impl Isolated {
         if is_over() {
             return Sent::GivenUp;
         }
-        let (mut connection, channel) = match open(endpoint, connect_timeout, &self.properties) {
+        let (mut connection, channel) = match open(endpoints, connect_timeout, &self.properties) {
             Ok(opened) => opened,
             Err(failure) => return Sent::Failed(failure),
         };
-        let sent = publish(&mut connection, &channel, reply, is_over);
+        let sent = publish_on(&mut connection, &channel, reply, is_over);
         // Before the channel is dropped, which would wait for an answer of its own.
         connection.close();
         sent
@@ -130,7 +194,8 @@ impl Isolated {
             None => {}
         }
 
-        let opened = open(endpoint, connect_timeout, &self.properties).ok();
+        let endpoints = slice::from_ref(endpoint);
+        let opened = open(endpoints, connect_timeout, &self.properties).ok();
         let looked = opened.map(|(mut connection, channel)| {
             let looked = queue::inspect(&mut connection, &channel, reply_to);
             connection.close();
@@ -188,7 +253,7 @@ impl IsolatedInspector {
         let (sender, questions) = bounded::<(String, Sender<Answer>)>(1);
         let (endpoint, properties) = (self.endpoint.clone(), self.properties.clone());
         let connect_timeout = self.connect_timeout;
-        let open = move || open(&endpoint, connect_timeout, &properties);
+        let open = move || open(slice::from_ref(&endpoint), connect_timeout, &properties);
         let answer_all = move || {
             let mut kept = None;
             loop {
@@ -235,18 +300,24 @@ fn look(
 }
 
 fn open(
-    endpoint: &Endpoint,
+    endpoints: &[Endpoint],
     connect_timeout: Duration,
     properties: &ClientProperties,
 ) -> Result<(OpenConnection, Channel), Failure> {
-    let endpoints = std::slice::from_ref(endpoint);
     let mut connection = OpenConnection::open(endpoints, connect_timeout, properties)?;
     debug!("a connection apart to {}", connection.name());
     let channel = connection.channel()?;
     Ok((connection, channel))
 }
 
-fn publish(
+fn pause(delay: Duration, is_over: &dyn Fn() -> bool) {
+    let until = Instant::now() + delay;
+    while !is_over() && Instant::now() < until {
+        thread::sleep(PAUSE_LOOK);
+    }
+}
+
+fn publish_on(
     connection: &mut OpenConnection,
     channel: &Channel,
     reply: Publish<'_>,

@@ -1,6 +1,7 @@
 //! What `rpc_server` has around its loop: it connects, lets workers serve, and connects again when a
 //! connection is lost, until a signal asks to stop.
 
+mod at_most_once;
 mod callers;
 mod isolated;
 mod probes;
@@ -18,6 +19,7 @@ use crate::procedure::Procedures;
 use crate::remedies;
 use crate::signals::{self, Stop};
 use crate::terminal::output;
+use at_most_once::AckedCalls;
 use callers::GoneCallers;
 use crossbeam_channel::{Receiver, bounded, select_biased};
 use isolated::Isolated;
@@ -45,10 +47,11 @@ pub fn run(
     let service = Arc::new(Service {
         serve: Box::new(serve),
         procedures: Procedures::new(&args.offers.0, args.settings())?,
-        confirms: brokers.len() > 1 || args.common.confirm,
+        confirms: brokers.len() > 1 || args.common.confirm || args.at_most_once,
         remembered: Remembered::default(),
         isolated: Isolated::new(args.common.client_properties(PROGRAM)),
         gone: GoneCallers::default(),
+        acked: AckedCalls::default(),
         transcript,
         slots: Semaphore::new(args.workers.into()),
         brokers,
@@ -67,6 +70,8 @@ pub fn run(
     let started = service.procedures.start(workers, kill_delay);
     let served = started.and_then(|()| serve_until(&stop, &service));
 
+    // Their requests do not come again.
+    service.acked.wait();
     service.procedures.end(workers, kill_delay);
     // Programs whose connection was lost had some time left to end by themselves.
     service.procedures.programs.kill_all();

@@ -9,6 +9,7 @@ use crate::amqp::watchdog::Flow;
 use crate::amqp::{MAX_BODY, errors, traffic};
 use crate::cancellation::{Cancelled, RunningCalls};
 use crate::error::{Failure, FailureKind};
+use crate::server::at_most_once::show_presence;
 use crate::server::probes::Probes;
 use crate::server::reconnect::ReconnectState;
 use crate::server::remembered::{Hands, Memory};
@@ -63,7 +64,7 @@ impl Workers {
 /// Starts workers on `connection` and watches over them, until a signal asks to stop or the connection is
 /// lost. In the end it is closed: what is unacknowledged, prefetched too, goes back to the queue.
 pub fn supervise(
-    connection: OpenConnection,
+    mut connection: OpenConnection,
     service: Arc<Service>,
     stop: &Receiver<Stop>,
     state: &mut ReconnectState,
@@ -74,6 +75,11 @@ pub fn supervise(
     if service.args.prefetch != 1 {
         connection.inbox().record_arrivals();
     }
+
+    // Its workers are no consumers of the queue while they compute.
+    let apart = if service.args.at_most_once { connection.channel().ok() } else { None };
+    let queue = &service.args.common.queue;
+    let _shown = apart.as_ref().and_then(|apart| show_presence(&mut connection, apart, queue));
 
     // The broker may be another one than before.
     service.remembered.forget_sizes();

@@ -1,6 +1,5 @@
 //! A worker: what the tutorial's loop calls, on a channel of its own.
 
-use crate::amqp::backoff::Backoff;
 use crate::amqp::confirms::{Confirmed, Confirms};
 use crate::amqp::consumer::{ConsumerError, CountedConsumer};
 use crate::amqp::errors;
@@ -9,11 +8,12 @@ use crate::amqp::uri::Endpoint;
 use crate::cancellation::{CallHandle, Cancelled, RunningCalls};
 use crate::cli;
 use crate::command::Invocation;
-use crate::error::{ErrorKind, Failure, FailureKind};
+use crate::error::{ErrorKind, Failure};
 use crate::procedure::{self, Procedures};
 use crate::protocol::{Reply, Request};
+use crate::server::at_most_once::{AckedCall, AckedCalls};
 use crate::server::callers::GoneCallers;
-use crate::server::isolated::{Isolated, ReplyQueue, Sent};
+use crate::server::isolated::{Isolated, ReplyQueue, Settled};
 use crate::server::remembered::{Hands, InHand, Memory, Remembered, RequestId};
 use crate::server::sync::{Latch, Semaphore};
 use crate::terminal::output::Transcript;
@@ -23,6 +23,7 @@ use crossbeam_channel::{Receiver, RecvError, Sender, never, select_biased};
 use log::{Level, info, log, warn};
 use std::cell::Cell;
 use std::mem::take;
+use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread;
@@ -31,11 +32,8 @@ use std::time::{Duration, Instant};
 /// How long a server that was asked to stop waits for the broker.
 pub(super) const STOP_LIMIT: Duration = Duration::from_secs(2);
 
-/// How many connections of its own a reply has to end until it is known as deadly.
-const DEADLY: u32 = 2;
-
 /// How often a worker that waits for something looks whether it still has to.
-const LOOK: Duration = Duration::from_millis(20);
+pub(super) const LOOK: Duration = Duration::from_millis(20);
 
 /// The tutorial's loop: answers requests until it is asked to stop, or something breaks.
 pub type Serve = Box<dyn Fn(&mut Worker) -> Result<(), WorkerError> + Send + Sync>;
@@ -87,6 +85,7 @@ pub struct Service {
     pub(super) isolated: Isolated,
     /// The callers that are gone.
     pub(super) gone: GoneCallers,
+    pub(super) acked: AckedCalls,
     pub(super) transcript: Transcript,
     /// One for each worker that may be there, on all connections together. One that computes for a lost connection is
     /// still there.
@@ -133,10 +132,10 @@ impl ConnectionContext {
 /// One worker. With prefetch 1 it has one request at a time. Its errors say why its channel is gone.
 pub struct Worker<'a> {
     context: &'a ConnectionContext,
-    service: &'a Service,
-    channel: &'a Channel,
+    pub(super) service: &'a Service,
+    pub(super) channel: &'a Channel,
     consumer: Option<CountedConsumer<'a>>,
-    confirms: Confirms,
+    pub(super) confirms: Confirms,
     /// The number of the last reply to the request in hand, if it is to be confirmed.
     replied: Option<u64>,
     /// Requests whose replies the broker has not confirmed yet, with the replies' numbers.
@@ -150,14 +149,16 @@ pub struct Worker<'a> {
     is_withheld: bool,
     /// Whether nobody waits for the reply to the request in hand any more.
     is_unawaited: Cell<bool>,
+    /// The request in hand, if it was acked before its call.
+    pub(super) acked: Option<AckedCall<'a>>,
 }
 
 /// A request, from its delivery to its ack.
 #[derive(Debug, Clone, Copy)]
-struct Current {
+pub(super) struct Current {
     id: RequestId,
     /// When it came. With a prefetch over 1, that can be long before its turn.
-    arrived: Instant,
+    pub(super) arrived: Instant,
 }
 
 impl<'a> Worker<'a> {
@@ -182,6 +183,7 @@ impl<'a> Worker<'a> {
             is_cancelled: Cell::new(false),
             is_withheld: false,
             is_unawaited: Cell::new(false),
+            acked: None,
         }
     }
 
@@ -213,19 +215,35 @@ impl<'a> Worker<'a> {
         self.in_hand.is_closed()
     }
 
-    /// Begins to consume: qos, basic.consume.
+    /// Begins to consume, or, after [`Worker::cancel`], consumes again unless the worker is to stop: qos, basic.consume.
     pub fn consume(&mut self) -> Result<(), WorkerError> {
-        let (queue, prefetch) = (&self.service.args.common.queue, self.service.args.prefetch);
+        let is_first = self.consumer.is_none();
+        if is_first {
+            self.set_up_channel()?;
+        } else if self.context.stop.is_open() {
+            return Ok(());
+        }
+
+        let queue = &self.service.args.common.queue;
+        let consumer = self.channel.basic_consume(queue.as_str(), ConsumerOptions::default())?;
+        info!("consume from {queue}");
+        self.consumer = Some(CountedConsumer::new(consumer, &self.context.inbox));
+        self.is_cancelled.set(false);
+
+        if is_first {
+            // Nobody receives it if the connection was lost.
+            let _ = self.context.events.0.send(WorkerEvent::Ready);
+            self.context.announced.wait();
+        }
+        Ok(())
+    }
+
+    fn set_up_channel(&mut self) -> Result<(), WorkerError> {
+        let prefetch = self.service.args.prefetch;
         self.confirms = Confirms::new(self.channel, &self.context.inbox, self.service.confirms)?;
         // The fair dispatch of tutorial two: a worker with a call in hand gets no other.
         self.channel.qos(0, prefetch, false)?;
         info!("qos: prefetch {prefetch}");
-        let consumer = self.channel.basic_consume(queue.as_str(), ConsumerOptions::default())?;
-        info!("consume from {queue}");
-        self.consumer = Some(CountedConsumer::new(consumer, &self.context.inbox));
-        // Nobody receives it if the connection was lost.
-        let _ = self.context.events.0.send(WorkerEvent::Ready);
-        self.context.announced.wait();
         Ok(())
     }
 
@@ -235,7 +253,10 @@ impl<'a> Worker<'a> {
         loop {
             let messages = self.consumer.as_ref().map_or(&nothing, CountedConsumer::receiver);
             select_biased! {
-                recv(self.context.stop.opened()) -> _ => return Ok(None),
+                recv(self.context.stop.opened()) -> _ => return match self.service.args.at_most_once {
+                    true => self.last_delivery(),
+                    false => Ok(None),
+                },
                 recv(self.confirms.receiver()) -> confirm => {
                     let confirm = confirm.map_err(|RecvError| Error::EventLoopDropped)?;
                     self.confirmed(self.confirms.take(confirm))?;
@@ -256,7 +277,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Takes a request in hand. One that names no procedure means the server's first one.
-    fn begin(&mut self, mut delivery: Delivery) -> Delivery {
+    pub(super) fn begin(&mut self, mut delivery: Delivery) -> Delivery {
         if delivery.properties.app_id().is_none() {
             let name = self.service.procedures.default.clone();
             delivery.properties = take(&mut delivery.properties).with_app_id(name);
@@ -352,6 +373,9 @@ impl<'a> Worker<'a> {
         if self.is_closed() {
             running.cancel(Cancelled::ChannelClosed);
         }
+        if self.acked.is_some() {
+            running.keep();
+        }
         let Current { id, arrived } = self.current(request);
         if request.is_redelivered {
             self.await_end_of(request, id, &running)?;
@@ -384,7 +408,7 @@ impl<'a> Worker<'a> {
         compute(&self.service.procedures, &invocation)
     }
 
-    fn current(&self, request: &Request<'_>) -> Current {
+    pub(super) fn current(&self, request: &Request<'_>) -> Current {
         self.current.unwrap_or_else(|| Current {
             id: self.service.remembered.id(request),
             arrived: Instant::now(),
@@ -533,36 +557,13 @@ impl<'a> Worker<'a> {
         reply: &Reply,
     ) -> Result<bool, WorkerError> {
         let (endpoint, limit) = (&self.context.endpoint, self.service.args.common.connect_timeout);
-        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
-        let (mut ended, mut is_told) = (0, false);
-        while !self.is_over() {
-            let is_over = || self.is_over();
-            let isolated = &self.service.isolated;
-            match isolated.publish(endpoint, limit, reply.to_publish(reply_to), &is_over) {
-                Sent::Confirmed => return Ok(true),
-                Sent::Deadly(failure) => {
-                    ended += 1;
-                    if ended == DEADLY {
-                        let queue = short_queue(reply_to);
-                        warn!(
-                            "{request} dropped: its reply to {queue} ends each connection ({failure})"
-                        );
-                        return Ok(true);
-                    }
-                }
-                // What the broker says of its size on the main channel is remembered.
-                Sent::Failed(Failure { kind: FailureKind::TooLarge { .. }, .. }) => {
-                    return Ok(false);
-                }
-                Sent::Failed(failure) => {
-                    if !is_told {
-                        warn!("the reply to {request} waits: {failure}");
-                    }
-                    is_told = true;
-                    self.pause(backoff.delay());
-                }
-                Sent::GivenUp => {}
-            }
+        let endpoints = slice::from_ref(endpoint);
+        let message = (request, reply_to, reply);
+        match self.service.isolated.publish(endpoints, limit, message, &|| self.is_over()) {
+            Settled::Done => return Ok(true),
+            // What the broker says of its size on the main channel is remembered.
+            Settled::TooLarge { .. } => return Ok(false),
+            Settled::GivenUp => {}
         }
 
         if self.is_closed() || self.context.is_lost.load(SeqCst) {
@@ -577,13 +578,6 @@ impl<'a> Worker<'a> {
     /// Returns whether the worker can wait no longer: its channel or its connection is gone, or the server is to stop.
     fn is_over(&self) -> bool {
         self.is_closed() || self.context.is_lost.load(SeqCst) || self.context.stop.is_open()
-    }
-
-    fn pause(&self, delay: Duration) {
-        let until = Instant::now() + delay;
-        while !self.is_over() && Instant::now() < until {
-            thread::sleep(LOOK);
-        }
     }
 
     /// Acks the request in hand: after the reply and on the same channel, so that the broker takes them
@@ -637,24 +631,29 @@ impl<'a> Worker<'a> {
 
     /// Cancels the consumer, if it was not, and gives back what it still has.
     fn end_consumer(&self) -> Result<(), Error> {
-        let Some(consumer) = &self.consumer else { return Ok(()) };
-        if self.is_cancelled.replace(true) {
-            return Ok(());
-        }
-        info!("cancel the consumer of {}", self.service.args.common.queue);
-        consumer.cancel()?;
-        for delivery in consumer.remaining() {
+        for delivery in self.cancel_consumer()? {
             let id = short(delivery.properties.correlation_id().as_deref());
             info!("requeue: the server stops, correlation_id {id}");
             delivery.nack(self.channel, true)?;
         }
         Ok(())
     }
+
+    /// Cancels the consumer, if it was not, and returns what it still has.
+    pub(super) fn cancel_consumer(&self) -> Result<Vec<Delivery>, Error> {
+        let Some(consumer) = &self.consumer else { return Ok(Vec::new()) };
+        if self.is_cancelled.replace(true) {
+            return Ok(Vec::new());
+        }
+        info!("cancel the consumer of {}", self.service.args.common.queue);
+        consumer.cancel()?;
+        Ok(consumer.remaining().collect())
+    }
 }
 
 /// Returns when a time limit that began then is over. One of 0 is none: an expiration of 0 says that the request must
 /// not wait in the queue.
-fn deadline(began: Instant, limit: Option<Duration>) -> Option<Instant> {
+pub(super) fn deadline(began: Instant, limit: Option<Duration>) -> Option<Instant> {
     match limit {
         None | Some(Duration::ZERO) => None,
         Some(limit) => began.checked_add(limit),

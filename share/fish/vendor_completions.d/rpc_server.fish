@@ -28,5 +28,6 @@ fail\t''"
 complete -c rpc_server -l confirm -d 'Have the broker confirm what is published; on without it if several brokers are given'
 complete -c rpc_server -s q -l quiet -d 'No transcript and no warnings; errors are told all the same'
 complete -c rpc_server -s v -l verbose -d 'Tell each AMQP step on stderr (-vv, -vvv: more); RUST_LOG overrides'
+complete -c rpc_server -l at-most-once -d 'Ack each request before it is called, and call none that comes redelivered: no call runs twice'
 complete -c rpc_server -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c rpc_server -s V -l version -d 'Print version'

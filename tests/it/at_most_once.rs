@@ -1,0 +1,271 @@
+//! `rpc_server --at-most-once`: no call runs twice, whatever dies in the middle of it, and none that is begun ends with its
+//! connection.
+
+use crate::commands::{Caller, Folder, has_ended};
+use crate::harness::*;
+use crate::proxy::{Action, Proxy};
+use amiquip::{AmqpProperties, ConsumerOptions, QueueDeclareOptions};
+use std::fs;
+
+/// The option for a procedure `p` that notes its argument in `runs`, and ends when `go` is there, or at once where the
+/// argument is `short`.
+fn noting(folder: &Folder) -> String {
+    folder.procedure(
+        "read n; echo $n >>$0/runs; [ $n = short ] || until [ -e $0/go ]; do sleep 0.05; done; echo $n done",
+    )
+}
+
+fn server_once(url: &str, queue: &Queue, folder: &Folder) -> Process {
+    server_at(url, queue, &["--at-most-once", &noting(folder)])
+}
+
+#[track_caller]
+fn await_runs(folder: &Folder, runs: &[&str]) {
+    await_that("the runs are noted", || folder.lines("runs") == runs);
+}
+
+fn go(folder: &Folder) {
+    fs::write(folder.path("go"), "").unwrap();
+}
+
+#[track_caller]
+fn stop(server: Process) -> Ended {
+    server.signal("TERM");
+    let ended = server.wait();
+    assert_eq!(ended.code(), 0, "{ended:?}");
+    ended
+}
+
+fn spawn_client(url: &str, queue: &Queue, args: &[&str]) -> Process {
+    let args = [&["-q", "--queue", queue.name()], args].concat();
+    Process::spawn(&mut client_command(url, &args))
+}
+
+/// A request that somebody had, and gave back by going.
+fn make_redelivered(queue: &Queue) -> Process {
+    let mut amqp = Amqp::new();
+    amqp.declare(queue);
+    let consumer = amqp.channel.basic_consume(queue.name(), ConsumerOptions::default()).unwrap();
+    let client = spawn_client(&broker(), queue, &["--timeout", "10m", "p", "short"]);
+    consumer.receiver().recv_timeout(PATIENCE).unwrap();
+    amqp.session.close();
+    client
+}
+
+#[test]
+fn the_same_crash_one_computed_twice_one_not_at_all() {
+    for (option, runs) in [("--at-most-once", 1), ("--prefetch=1", 2)] {
+        let (queue, folder) = (Queue::new(), Folder::new());
+        let crashing = server(&queue, &[option, &noting(&folder)]);
+        let caller = Caller::new(&queue);
+        caller.send(b"long", AmqpProperties::default().with_app_id("p".into()));
+        await_runs(&folder, &["long"]);
+        crashing.signal("KILL");
+        crashing.wait();
+        go(&folder);
+        // What comes back is there before this, and comes first.
+        let second = server(&queue, &[option, &noting(&folder)]);
+        queue.client(&["-q", "p", "short"]).expect(0, "short done\n", "");
+        let begun = folder.lines("runs").iter().filter(|run| *run == "long").count();
+        assert_eq!(begun, runs, "{option}");
+        stop(second);
+    }
+}
+
+#[test]
+fn a_request_that_comes_redelivered_is_not_called() {
+    let (queue, folder) = (Queue::new(), Folder::new());
+    let client = make_redelivered(&queue);
+    let server = server_once(&broker(), &queue, &folder);
+    let stderr = "rpc_client: p(short): p may have run already: its request was delivered before, to a server that was \
+                  lost; this one has --at-most-once and does not run it again, so that only the caller can decide to \
+                  (redelivered)\n";
+    client.wait().expect(75, "", stderr);
+    assert!(folder.lines("runs").is_empty());
+    server.await_stderr(
+        "p(short) came redelivered, and is not called: it may have been called before\n",
+    );
+    queue.client(&["-q", "p", "short"]).expect(0, "short done\n", "");
+    stop(server);
+}
+
+/// It would sit there for as long as the call takes, while others have nothing to do.
+#[test]
+fn nothing_waits_in_a_server_that_computes() {
+    let (queue, folder) = (Queue::new(), Folder::new());
+    let busy = server_once(&broker(), &queue, &folder);
+    let long = spawn_client(&broker(), &queue, &["--timeout", "10m", "p", "long"]);
+    await_runs(&folder, &["long"]);
+    // Its only server is no consumer of the queue now. It is there all the same, and needs no --wait.
+    let next = spawn_client(&broker(), &queue, &["--timeout", "10m", "p", "short"]);
+    queue.await_state((1, 0));
+    let idle = server_once(&broker(), &queue, &folder);
+    next.wait().expect(0, "short done\n", "");
+    assert_eq!(folder.lines("runs"), ["long", "short"]);
+    go(&folder);
+    long.wait().expect(0, "long done\n", "");
+    queue.await_state((0, 2));
+    stop(busy);
+    stop(idle);
+    queue.client(&["-q", "p", "short"]).expect(
+        69,
+        "",
+        &format!(
+            "rpc_client: p: nobody consumes from the queue \"{}\" on {}, where 0 requests wait; start rpc_server \
+             (--wait waits for it); a stream cannot be a request queue\n",
+            queue.name(),
+            shown(&broker())
+        ),
+    );
+}
+
+#[test]
+fn a_call_has_no_consumer_timeout() {
+    let node = Node::start();
+    for (name, value) in [("consumer_timeout", 2000), ("channel_tick_interval", 500)] {
+        node.ctl(&["eval", &format!("application:set_env(rabbit, {name}, {value}).")]);
+    }
+    let (queue, folder) = (Queue::at(&node.url), Folder::new());
+    // One whose program takes longer, and one without the option, as a clock: its channel is closed.
+    let server = server_once(&node.url, &queue, &folder);
+    let long = spawn_client(&node.url, &queue, &["--timeout", "10m", "p", "long"]);
+    await_runs(&folder, &["long"]);
+    let other = Queue::at(&node.url);
+    let clock = server_at(&node.url, &other, &["--procedure=p=sleep 3600"]);
+    let _late = spawn_client(&node.url, &other, &["--timeout", "10m", "p"]);
+    clock.await_stderr("is given up with its channel");
+    go(&folder);
+    long.wait().expect(0, "long done\n", "");
+    assert_eq!(folder.lines("runs"), ["long"]);
+    assert_eq!(stop(server).stderr, "");
+}
+
+#[test]
+fn a_call_goes_on_when_its_connection_is_lost() {
+    let (queue, folder) = (Queue::new(), Folder::new());
+    let proxy = Proxy::start(&broker(), |_| Action::Pass);
+    let server = server_once(&proxy.url, &queue, &folder);
+    let client = spawn_client(&broker(), &queue, &["--timeout", "10m", "--no-retry", "p", "long"]);
+    await_runs(&folder, &["long"]);
+    proxy.end_connections();
+    server.await_stderr("was lost");
+    go(&folder);
+    client.wait().expect(0, "long done\n", "");
+    server.await_stderr("p(long) has lost its connection: its reply goes out by another one\n");
+    // Its worker is free again.
+    queue.client(&["-q", "--wait", "p", "short"]).expect(0, "short done\n", "");
+    assert_eq!(folder.lines("runs"), ["long", "short"]);
+    stop(server);
+}
+
+/// The reply finds a queue that outlives its broker.
+#[test]
+fn a_call_goes_on_when_its_broker_dies() {
+    let node = Node::start();
+    let (queue, folder) = (Queue::at(&node.url), Folder::new());
+    let server = server_once(&node.url, &queue, &folder);
+    let replies = format!("{}.replies", queue.name());
+    let amqp = Amqp::at(&node.url);
+    let options = QueueDeclareOptions { durable: true, ..Default::default() };
+    amqp.channel.queue_declare(replies.as_str(), options).unwrap();
+    let properties = AmqpProperties::default().with_app_id("p".into());
+    amqp.publish(queue.name(), b"long", properties.with_reply_to(replies.clone()));
+    await_runs(&folder, &["long"]);
+    kill(node.pid(), "KILL");
+    server.await_stderr("trying again");
+    // No connection is to be had now.
+    go(&folder);
+    server.await_stderr("the reply to p(long) waits: ");
+    node.restart();
+    let reply = Amqp::at(&node.url).next(&replies);
+    assert_eq!(reply.body, b"long done\n");
+    assert_eq!(folder.lines("runs"), ["long"]);
+    stop(server);
+}
+
+#[test]
+fn a_server_that_is_asked_to_stop_finishes_what_is_acked() {
+    // With its connection, and without.
+    for is_cut in [false, true] {
+        let (queue, folder) = (Queue::new(), Folder::new());
+        let proxy = Proxy::start(&broker(), |_| Action::Pass);
+        let server = server_once(&proxy.url, &queue, &folder);
+        let client = spawn_client(&broker(), &queue, &["--timeout", "10m", "p", "long"]);
+        await_runs(&folder, &["long"]);
+        if is_cut {
+            proxy.end_connections();
+            server.await_stderr("was lost");
+        }
+        server.signal("TERM");
+        let waiting =
+            spawn_client(&broker(), &queue, &["--timeout", "10m", "--wait", "p", "short"]);
+        go(&folder);
+        client.wait().expect(0, "long done\n", "");
+        assert_eq!(server.wait().code(), 0);
+        assert_eq!(folder.lines("runs"), ["long"]);
+        let second = server_once(&broker(), &queue, &folder);
+        waiting.wait().expect(0, "short done\n", "");
+        stop(second);
+    }
+}
+
+#[test]
+fn a_server_that_is_asked_twice_waits_for_nobody() {
+    let (queue, folder) = (Queue::new(), Folder::new());
+    let proxy = Proxy::start(&broker(), |_| Action::Pass);
+    let server = server_once(&proxy.url, &queue, &folder);
+    let caller = Caller::new(&queue);
+    caller.send(b"long", AmqpProperties::default().with_app_id("p".into()));
+    await_runs(&folder, &["long"]);
+    proxy.end_connections();
+    server.await_stderr("was lost");
+    server.signal("TERM");
+    // It is a second request when it does not come together with the first one.
+    await_that("the second signal ends it", || {
+        if !has_ended(server.pid()) {
+            server.signal("TERM");
+        }
+        has_ended(server.pid())
+    });
+    assert_eq!(server.wait().code(), 128 + 15);
+    await_that("the request is gone", || queue.state() == Some((0, 0)));
+}
+
+#[test]
+fn a_reply_that_the_broker_does_not_take_is_an_error_and_its_call_runs_once() {
+    let node = Node::configured("max_message_size = 1000\n", &[]);
+    let (queue, folder) = (Queue::at(&node.url), Folder::new());
+    let script = "read n; echo $n >>$0/runs; seq 1000";
+    let server = server_at(&node.url, &queue, &["--at-most-once", &folder.procedure(script)]);
+    let ended = queue.client(&["-q", "p", "1"]);
+    let stderr =
+        "rpc_client: p(1): the result has 3893 bytes; the broker takes 1000 (out-of-range)\n";
+    ended.expect(65, "", stderr);
+    assert_eq!(folder.lines("runs"), ["1"]);
+    stop(server);
+}
+
+#[test]
+fn a_request_that_nobody_can_answer_is_dropped() {
+    let (queue, folder) = (Queue::new(), Folder::new());
+    let server = server_once(&broker(), &queue, &folder);
+    Amqp::new().publish(queue.name(), b"short", AmqpProperties::default());
+    server.await_stderr("nobody to answer; dropped\n");
+    queue.client(&["-q", "p", "short"]).expect(0, "short done\n", "");
+    assert_eq!(folder.lines("runs"), ["short"]);
+    stop(server);
+}
+
+#[test]
+fn what_it_does_not_go_with() {
+    for (option, reason) in [
+        ("--prefetch=2", "--prefetch 2 does not go with --at-most-once: "),
+        ("--prefetch=0", "--prefetch 0 does not go with --at-most-once: "),
+        ("--drill=fail", "--drill is about the loop that acks after the reply: "),
+    ] {
+        let args = ["--at-most-once", option];
+        let ended = Process::spawn(&mut server_command(&broker(), &args)).wait();
+        assert_eq!(ended.code(), 64, "{ended:?}");
+        assert!(ended.stderr.starts_with(&format!("rpc_server: {reason}")), "{ended:?}");
+    }
+}
