@@ -5,8 +5,14 @@
 //! the middle of its batch. No call may be lost, none answered wrong, no process may hang, and little may be computed
 //! for clients that are gone.
 //!
+//! After that, calls to a program with an effect: with `--at-most-once` and `--no-retry` no effect may come twice, without
+//! them none may be missing (`it/effects.rs`).
+//!
 //! `scripts/chaos.sh [SECONDS [SEED]]` runs it; the seed fixes what happens in which order.
 
+#[path = "it/effects.rs"]
+#[allow(dead_code, reason = "shared with the other tests")]
+mod effects;
 #[path = "it/harness/mod.rs"]
 #[allow(dead_code, reason = "shared with the other tests")]
 mod harness;
@@ -14,6 +20,7 @@ mod harness;
 #[allow(dead_code, reason = "shared with the other tests")]
 mod proxy;
 
+use effects::Promise;
 use fastrand::Rng;
 use harness::{Ended, Node, Process, Queue, client_command, kill, raw, server_command};
 use proxy::slow_link;
@@ -166,7 +173,19 @@ fn main() -> ExitCode {
         over.store(true, Ordering::SeqCst);
         done
     });
-    report(&tally.into_inner().unwrap(), &events, servers, &runs)
+    let is_good = report(&tally.into_inner().unwrap(), &events, servers, &runs);
+
+    let calls = number("CHAOS_CALLS", 0) as usize;
+    if calls == 0 {
+        return conclude(is_good);
+    }
+    let promises = [Promise::AtMostOnce, Promise::AtLeastOnce];
+    let are_kept = promises.map(|promise| {
+        let effects = effects::provoke(promise, calls, seed);
+        print!("{effects}");
+        effects.are_as_promised()
+    });
+    conclude(is_good && are_kept == [true; 2])
 }
 
 /// Where a program of two seconds writes each of its runs.
@@ -319,7 +338,8 @@ fn disturb(
     (events, servers)
 }
 
-fn report(tally: &Tally, events: &Events, servers: Vec<Process>, runs: &Runs) -> ExitCode {
+/// Tells what became of the calls. Returns whether all is well.
+fn report(tally: &Tally, events: &Events, servers: Vec<Process>, runs: &Runs) -> bool {
     let mut stopped_well = 0;
     for server in servers {
         server.signal("TERM");
@@ -352,12 +372,12 @@ fn report(tally: &Tally, events: &Events, servers: Vec<Process>, runs: &Runs) ->
         eprint!("{said}");
     }
     let is_bounded = for_nobody <= waited / BEGUN_BOUND;
-    let good = tally.wrong == 0
-        && tally.lost == 0
-        && stopped_well == SERVERS
-        && tally.right > 0
-        && is_bounded;
-    let (word, passed) = if good { ("ok", 1) } else { ("FAILED", 0) };
+    tally.wrong == 0 && tally.lost == 0 && stopped_well == SERVERS && tally.right > 0 && is_bounded
+}
+
+/// Ends as libtest does.
+fn conclude(is_good: bool) -> ExitCode {
+    let (word, passed) = if is_good { ("ok", 1) } else { ("FAILED", 0) };
     println!("test result: {word}. {passed} passed; {} failed", 1 - passed);
-    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

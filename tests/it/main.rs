@@ -15,6 +15,7 @@ mod connecting;
 mod coprocesses;
 mod descendants;
 mod drills;
+mod effects;
 mod fake_broker;
 mod faults;
 mod files;
