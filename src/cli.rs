@@ -173,6 +173,16 @@ pub struct Server {
     #[arg(value_hint = ValueHint::Other)]
     pub kill_delay: Duration,
 
+    /// End after N calls, of all workers together
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(value_hint = ValueHint::Other)]
+    pub max_calls: Option<u64>,
+
+    /// End when there was nothing to do for so long
+    #[arg(long, value_name = "DURATION", value_parser = positive_duration)]
+    #[arg(value_hint = ValueHint::Other)]
+    pub idle_exit: Option<Duration>,
+
     /// Ack each request before it is called, and call none that comes redelivered: no call runs twice
     #[arg(long)]
     pub at_most_once: bool,

@@ -4,6 +4,7 @@
 mod at_most_once;
 mod callers;
 mod isolated;
+mod lifetime;
 mod probes;
 mod reconnect;
 mod remembered;
@@ -23,12 +24,14 @@ use at_most_once::AckedCalls;
 use callers::GoneCallers;
 use crossbeam_channel::{Receiver, bounded, select_biased};
 use isolated::Isolated;
+use lifetime::Lifetime;
 use log::info;
 use reconnect::ReconnectState;
 use remembered::Remembered;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
+use std::time::Instant;
 use supervisor::supervise;
 use sync::Semaphore;
 use worker::{Service, Worker, WorkerError};
@@ -52,6 +55,7 @@ pub fn run(
         isolated: Isolated::new(args.common.client_properties(PROGRAM)),
         gone: GoneCallers::default(),
         acked: AckedCalls::default(),
+        lifetime: Lifetime::new(args.max_calls, args.idle_exit),
         transcript,
         slots: Semaphore::new(args.workers.into()),
         brokers,
@@ -88,6 +92,9 @@ fn serve_until(stop: &Receiver<Stop>, service: &Arc<Service>) -> Result<(), Fail
             Err(failure) => Err(failure),
         };
         let Err(failure) = served else { return Ok(()) };
+        if service.lifetime.end(Instant::now()).is_some() {
+            return Ok(());
+        }
         let delay = state.delay_after(failure)?;
         if stop.recv_timeout(delay).is_ok() {
             return Ok(());

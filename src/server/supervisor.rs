@@ -114,7 +114,8 @@ pub fn supervise(
     // No worker may go on waiting for it.
     supervisor.context.announced.open();
     if served.is_ok() {
-        info!("asked to stop: finish the calls in hand");
+        let why = supervisor.context.service.lifetime.end(Instant::now());
+        info!("{}: finish the calls in hand", why.as_deref().unwrap_or("asked to stop"));
         notify_service_manager(NotifyState::Stopping);
         if let Err(failure) = supervisor.drain() {
             // What is not acked goes to another server, connection or no connection.
@@ -186,7 +187,7 @@ impl Restarts {
 impl Supervisor {
     fn watch(&mut self, stop: &Receiver<Stop>, state: &mut ReconnectState) -> Result<(), Failure> {
         let context = Arc::clone(&self.context);
-        let slots = &context.service.slots;
+        let (slots, lifetime) = (&context.service.slots, &context.service.lifetime);
 
         // Takes nothing.
         let (closed, _receiver) = bounded(0);
@@ -199,8 +200,16 @@ impl Supervisor {
             let probe_at = self.probes.advance(&self.connection, &context);
             let begun = if probe_at.is_some() { &nothing } else { context.calls.begun() };
             let probe = alarm(probe_at);
+            let idle = match context.announced.is_open() {
+                true => alarm(lifetime.next_look(Instant::now())),
+                false => never(),
+            };
             select_biased! {
                 recv(stop) -> _ => return Ok(()),
+                recv(lifetime.used_up()) -> _ => return Ok(()),
+                recv(idle) -> _ => if lifetime.end(Instant::now()).is_some() {
+                    return Ok(());
+                },
                 recv(self.connection.blocked_notifications()) -> notification => {
                     self.connection.set_blocked(notification)?;
                 }
@@ -217,6 +226,7 @@ impl Supervisor {
                     warn!("connected to {} again", self.connection.name());
                 }
                 context.service.transcript.line(format_args!(" [x] Awaiting RPC requests"));
+                lifetime.await_requests();
                 context.announced.open();
                 notify_service_manager(NotifyState::Ready);
             }

@@ -14,6 +14,7 @@ use crate::protocol::{Reply, Request};
 use crate::server::at_most_once::{AckedCall, AckedCalls};
 use crate::server::callers::GoneCallers;
 use crate::server::isolated::{Isolated, ReplyQueue, Settled};
+use crate::server::lifetime::{Lifetime, RequestInHand, Reservation};
 use crate::server::remembered::{Hands, InHand, Memory, Remembered, RequestId};
 use crate::server::sync::{Latch, Semaphore};
 use crate::terminal::output::Transcript;
@@ -86,6 +87,7 @@ pub struct Service {
     /// The callers that are gone.
     pub(super) gone: GoneCallers,
     pub(super) acked: AckedCalls,
+    pub(super) lifetime: Lifetime,
     pub(super) transcript: Transcript,
     /// One for each worker that may be there, on all connections together. One that computes for a lost connection is
     /// still there.
@@ -151,6 +153,10 @@ pub struct Worker<'a> {
     is_unawaited: Cell<bool>,
     /// The request in hand, if it was acked before its call.
     pub(super) acked: Option<AckedCall<'a>>,
+    /// The call that the worker may begin. None: it has begun, or the server may begin no more.
+    reserved: Cell<Option<Reservation<'a>>>,
+    /// The request in hand.
+    request: Option<RequestInHand<'a>>,
 }
 
 /// A request, from its delivery to its ack.
@@ -184,6 +190,8 @@ impl<'a> Worker<'a> {
             is_withheld: false,
             is_unawaited: Cell::new(false),
             acked: None,
+            reserved: Cell::default(),
+            request: None,
         }
     }
 
@@ -215,20 +223,22 @@ impl<'a> Worker<'a> {
         self.in_hand.is_closed()
     }
 
-    /// Begins to consume, or, after [`Worker::cancel`], consumes again unless the worker is to stop: qos, basic.consume.
+    /// Begins to consume, or, after [`Worker::cancel`], consumes again: qos, basic.consume. Not if the worker is to stop, or
+    /// the server may begin no more calls.
     pub fn consume(&mut self) -> Result<(), WorkerError> {
         let is_first = self.consumer.is_none();
         if is_first {
             self.set_up_channel()?;
-        } else if self.context.stop.is_open() {
-            return Ok(());
         }
-
-        let queue = &self.service.args.common.queue;
-        let consumer = self.channel.basic_consume(queue.as_str(), ConsumerOptions::default())?;
-        info!("consume from {queue}");
-        self.consumer = Some(CountedConsumer::new(consumer, &self.context.inbox));
-        self.is_cancelled.set(false);
+        let may_consume = !self.context.stop.is_open() && self.reserve();
+        self.is_cancelled.set(!may_consume);
+        if may_consume {
+            let queue = &self.service.args.common.queue;
+            let consumer =
+                self.channel.basic_consume(queue.as_str(), ConsumerOptions::default())?;
+            info!("consume from {queue}");
+            self.consumer = Some(CountedConsumer::new(consumer, &self.context.inbox));
+        }
 
         if is_first {
             // Nobody receives it if the connection was lost.
@@ -236,6 +246,26 @@ impl<'a> Worker<'a> {
             self.context.announced.wait();
         }
         Ok(())
+    }
+
+    /// Returns whether the worker may begin a call.
+    fn reserve(&self) -> bool {
+        let reserved = self.reserved.take().or_else(|| self.service.lifetime.reserve());
+        let is_reserved = reserved.is_some();
+        self.reserved.set(reserved);
+        is_reserved
+    }
+
+    /// Waits, without a consumer, until the worker is to stop: the calls that the server may still begin are others'.
+    fn rest(&mut self) -> Result<Option<Delivery>, WorkerError> {
+        self.cancel()?;
+        while !self.is_over() {
+            thread::sleep(LOOK);
+        }
+        match self.context.stop.is_open() {
+            true => Ok(None),
+            false => Err(Error::EventLoopDropped.into()),
+        }
     }
 
     fn set_up_channel(&mut self) -> Result<(), WorkerError> {
@@ -249,6 +279,11 @@ impl<'a> Worker<'a> {
 
     /// Waits for the next delivery that somebody awaits a reply to. None: the worker is to stop.
     pub fn next_delivery(&mut self) -> Result<Option<Delivery>, WorkerError> {
+        self.request = None;
+        if self.is_cancelled.get() || !self.reserve() {
+            return self.rest();
+        }
+
         let nothing = never();
         loop {
             let messages = self.consumer.as_ref().map_or(&nothing, CountedConsumer::receiver);
@@ -267,6 +302,7 @@ impl<'a> Worker<'a> {
                     let delivery = consumer.take(message).map_err(WorkerError::Consumer)?;
                     let delivery = self.begin(delivery);
                     if self.drops(&delivery) {
+                        self.request = None;
                         self.ack_now(delivery)?;
                         continue;
                     }
@@ -278,6 +314,7 @@ impl<'a> Worker<'a> {
 
     /// Takes a request in hand. One that names no procedure means the server's first one.
     pub(super) fn begin(&mut self, mut delivery: Delivery) -> Delivery {
+        self.request = Some(self.service.lifetime.take_in_hand());
         if delivery.properties.app_id().is_none() {
             let name = self.service.procedures.default.clone();
             delivery.properties = take(&mut delivery.properties).with_app_id(name);
@@ -390,6 +427,9 @@ impl<'a> Worker<'a> {
             return Ok(Err(error));
         }
 
+        if let Some(reserved) = self.reserved.take() {
+            reserved.begin();
+        }
         self.service.transcript.line(format_args!(" [.] {request}"));
         let _computing = self.in_hand.compute(id, arrived);
         let own = deadline(started, Some(self.service.args.time_limit));
