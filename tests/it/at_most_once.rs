@@ -279,6 +279,51 @@ fn what_it_does_not_go_with() {
     }
 }
 
+/// The lines that SECURITY.md gives: the first ones for each user, and the last.
+#[test]
+fn the_permissions_by_which_clients_find_a_busy_server() {
+    let security = include_str!("../../SECURITY.md");
+    let (node, folder) = (Node::start(), Folder::new());
+    let permit = |user: &str, is_last: bool| {
+        let start = format!("$ rabbitmqctl set_permissions {user} ");
+        let mut lines = security.lines().filter_map(|line| line.strip_prefix(&start));
+        let line = if is_last { lines.next_back() } else { lines.next() };
+        let patterns = line.unwrap().split_whitespace().map(|pattern| pattern.trim_matches('\''));
+        node.ctl(&[&["set_permissions", user], &patterns.collect::<Vec<&str>>()[..]].concat());
+    };
+    for user in ["rpc_server", "rpc_client"] {
+        node.ctl(&["add_user", user, "s3cret"]);
+        permit(user, false);
+    }
+
+    let url = |user| node.url.replace("amqp://", &format!("amqp://{user}:s3cret@"));
+    let args = ["--at-most-once", &noting(&folder)];
+    let start = || Process::spawn(&mut server_command(&url("rpc_server"), &args));
+    let server = start();
+    server.await_stdout(" [x] Awaiting RPC requests\n");
+    server.await_stderr("while all workers compute, clients will find no server: ");
+    client_at(&url("rpc_client"), &["-q", "p", "short"]).expect(0, "short done\n", "");
+    stop(server);
+
+    permit("rpc_server", true);
+    permit("rpc_client", true);
+    let busy = start();
+    busy.await_stdout(" [x] Awaiting RPC requests\n");
+    let call = |argument| {
+        let args = ["-q", "--timeout", "10m", "p", argument];
+        Process::spawn(&mut client_command(&url("rpc_client"), &args))
+    };
+    let long = call("long");
+    await_runs(&folder, &["short", "long"]);
+    let waiting = call("short");
+    let idle = start();
+    waiting.wait().expect(0, "short done\n", "");
+    go(&folder);
+    long.wait().expect(0, "long done\n", "");
+    assert_eq!(stop(busy).stderr, "");
+    stop(idle);
+}
+
 /// So many calls, and more until everything was done to the system. `scripts/chaos.sh` makes 10,000.
 fn calls() -> usize {
     let given = std::env::var("EFFECT_CALLS").ok().filter(|calls| !calls.is_empty());

@@ -116,6 +116,12 @@ struct Calls {
     answered: Mutex<Vec<usize>>,
 }
 
+impl Drop for Calls {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
 /// Makes so many calls or more, until everything was done to the system once, and counts.
 pub fn provoke(promise: Promise, calls: usize, seed: u64) -> Effects {
     let folder = std::env::temp_dir().join(format!("fib-rpc-effects-{}", Uuid::new_v4()));
@@ -141,9 +147,7 @@ pub fn provoke(promise: Promise, calls: usize, seed: u64) -> Effects {
         servers.into_iter().for_each(stop);
         events
     });
-    let effects = count(promise, &calls, events, began.elapsed());
-    let _ = fs::remove_dir_all(&calls.folder);
-    effects
+    count(promise, &calls, events, began.elapsed())
 }
 
 fn proxy(node: &Node) -> Proxy {
