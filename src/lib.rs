@@ -11,7 +11,7 @@
 //! | [`cli`] | both programs' arguments |
 //! | [`template`] | the names of the files that results go to |
 //! | [`protocol`] | requests and replies ↔ AMQP messages |
-//! | [`procedure`] | name → function or program, and what can go wrong in it |
+//! | [`procedure`] | name → function or program (each kind is a variant of one enum), and what can go wrong in it |
 //! | [`coprocess`] | programs that stay: started with the server, asked and answering by lines, started anew |
 //! | [`command`] | programs: started, fed, read, bounded, reaped, and killed with all that they started |
 //! | [`cancellation`] | ends a call that is being computed |

@@ -21,9 +21,6 @@ use std::time::Duration;
 /// Longest expiration that RabbitMQ takes, in milliseconds: 2³² − 1, some 49 days.
 pub const MAX_EXPIRATION: Duration = Duration::from_millis(u32::MAX as u64);
 
-/// What a request means that names no procedure, unless the server's options say otherwise: it is fib's tutorial.
-const DEFAULT_PROCEDURE: &str = "fib";
-
 const TYPE_RESULT: &str = "result";
 const TYPE_ERROR: &str = "error";
 const HEADER_ERROR: &str = "error";
@@ -33,8 +30,8 @@ const HEADER_STDERR: &str = "stderr";
 /// A call, as it stands in a message.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Request<'a> {
-    /// The procedure's name: 0 to 255 bytes. For a message that names none it is `fib`; a worker puts the name of the
-    /// server's first procedure into such a delivery before it hands it on.
+    /// The procedure's name: 0 to 255 bytes, none for a message that names none. A worker puts the name of the server's
+    /// first procedure into such a delivery before it hands it on.
     pub procedure: &'a str,
     /// The argument. Any bytes: whether they are text is for the server to judge.
     pub argument: &'a [u8],
@@ -88,7 +85,7 @@ impl<'a> Request<'a> {
         let correlation_id = properties.correlation_id().as_deref();
         let milliseconds = properties.expiration().as_deref().and_then(|ms| ms.parse().ok());
         Request {
-            procedure: properties.app_id().as_deref().unwrap_or(DEFAULT_PROCEDURE),
+            procedure: properties.app_id().as_deref().unwrap_or_default(),
             argument: body,
             reply_to: properties
                 .reply_to()

@@ -1,5 +1,5 @@
 //! What a program tells of an error of [`amqp`](crate::amqp), which knows neither options nor exit codes: the sentence
-//! with the remedy, in the words of the command line, and the [`FailureKind`].
+//! with the remedy, in the words of the command line, and the [`FailureKind`]. `sentence` has what is told of each [`Remedy`].
 
 use crate::amqp::connection::OpenConnection;
 use crate::amqp::errors::{AmqpError, AmqpErrorKind, OpenError, Remedy};

@@ -38,7 +38,8 @@ const AMQP_URL: &str = "The brokers, as in `--url`, which overrides it; here a p
 of the process list. A URI is `amqp://user:password@host:port/vhost?query`, or `amqps` for TLS, and \
 all but the scheme may be left out. Reserved characters are percent-encoded: a vhost a/b is a%2Fb. \
 The query takes `heartbeat`, `connection_timeout`, `channel_max`, `auth_mechanism` and, for amqps, \
-`cacertfile`, `certfile`, `keyfile` and `verify`.";
+`cacertfile`, `certfile`, `keyfile`, \
+`verify` and `server_name_indication`.";
 
 const RUST_LOG: &str = "Which diagnostics to write to standard error: a level, or several by \
 module, as in `fib_rpc=debug`. It overrides `--verbose` and `--quiet`.";
@@ -57,8 +58,7 @@ fn server_page() -> Page {
              there",
         ),
     ];
-    let mut exit_status =
-        vec![("0".into(), "stopped in good order; or standard output was closed early".into())];
+    let mut exit_status = vec![("0".into(), "stopped in good order".into())];
     exit_status.extend(exits.map(|(kind, text)| (kind.code().to_string(), text.into())));
     exit_status
         .push(("129, 130, 143".into(), "stopped by a second SIGHUP, SIGINT, SIGTERM".into()));
