@@ -1,5 +1,7 @@
 //! Whether there is memory for a result: where it is bounded (`ulimit -v`), what cannot be had aborts the process.
 
+#[cfg(target_env = "gnu")]
+use nix::libc;
 use std::io;
 
 /// A result of up to so many bytes needs no more memory than what the server needs in any case.
@@ -7,6 +9,17 @@ const SMALL: usize = 64 << 10;
 
 /// What the server needs for everything else, in bytes.
 const SPARE: usize = 16 << 20;
+
+/// Has all threads share two of glibc's arenas. By default each thread reserves 64 MiB of address space for one of its own,
+/// and for a moment twice that: where address space is bounded, others find none meanwhile. To be called before there are
+/// other threads (mallopt(3)).
+pub fn share_arenas() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt(3) changes how malloc(3) works from now on, and nothing else.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+    }
+}
 
 /// Returns whether there is memory for a result of `length` bytes, until it is published: for itself, for the frames
 /// that it goes into, and for the client library's buffer, which grows by doubling.

@@ -15,6 +15,7 @@ pub mod worker;
 use crate::amqp::connection::OpenConnection;
 use crate::amqp::{queue, uri};
 use crate::cli;
+use crate::command::memory;
 use crate::error::{Failure, FailureKind, ProgramError};
 use crate::procedure::Procedures;
 use crate::remedies;
@@ -45,6 +46,7 @@ pub fn run(
     args: cli::Server,
     serve: impl Fn(&mut Worker) -> Result<(), WorkerError> + Send + Sync + 'static,
 ) -> Result<ExitCode, ProgramError> {
+    memory::share_arenas();
     let transcript = output::write_by_threads(PROGRAM, !args.common.quiet)?;
     let brokers = uri::parse_list(&args.common.url)?;
     let service = Arc::new(Service {

@@ -205,8 +205,8 @@ fn a_reply_larger_than_the_broker_takes() {
     let args = ["--queue", queue.name(), "--wait", "fib", "10000", "30"];
     let ended = client_at(&node.url, &args);
     assert_eq!((ended.code(), ended.stdout.as_str()), (65, "832040\n"), "{ended:?}");
-    let expected =
-        "rpc_client: fib(10000): the result has 2090 bytes; the broker takes 50 (out-of-range)\n";
+    let expected = "rpc_client: fib(10000): the result has 2090 bytes; the broker takes 50 (out-of-range)\n\
+         rpc_client: 1 of 2 calls failed: 1 out-of-range\n";
     assert!(ended.stderr.ends_with(expected), "{ended:?}");
     // An error's sentence that is too long itself.
     let args = ["--queue", queue.name(), "--wait", "nosuch"];

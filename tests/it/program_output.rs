@@ -145,7 +145,7 @@ fn an_operator_of_the_shell_is_no_operator_here() {
 #[test]
 fn a_result_that_there_is_no_memory_for() {
     let mut unavailable = 0;
-    for megabytes in [200, 230, 260, 300, 350, 400] {
+    for megabytes in [60, 100, 150, 200, 300, 400] {
         let queue = Queue::new();
         let limited = format!("ulimit -v {}; exec \"$0\" \"$@\"", megabytes << 10);
         let mut command = Command::new("sh");

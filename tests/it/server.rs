@@ -19,7 +19,12 @@ fn answer(body: &[u8], properties: AmqpProperties) -> (String, Option<String>, O
     let amqp = Amqp::new();
     let reply_to = amqp.exclusive();
     let properties = properties.with_reply_to(reply_to.clone()).with_correlation_id("7".into());
-    let call = Request::decode(&properties, body).to_string();
+    // One that names no procedure means the first one.
+    let shown = match properties.app_id() {
+        Some(_) => properties.clone(),
+        None => properties.clone().with_app_id("fib".into()),
+    };
+    let call = Request::decode(&shown, body).to_string();
     amqp.publish(queue.name(), body, properties.clone());
     let reply = amqp.next(&reply_to);
     assert_eq!(reply.properties.correlation_id().as_deref(), Some("7"));
