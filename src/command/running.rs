@@ -182,6 +182,18 @@ impl Running {
         Ok(true)
     }
 
+    /// Reads all that it has written to standard error so far, without waiting, and logs some lines of it.
+    pub fn read_all_stderr(&mut self) -> io::Result<()> {
+        let mut buffer = [0; READ_SIZE];
+        while !self.stderr.is_full()
+            && let Some(bytes) = read_open(&mut self.child.stderr, &mut buffer)?
+        {
+            self.stderr.push(bytes);
+        }
+        self.stderr.log_some(Instant::now());
+        Ok(())
+    }
+
     /// Tells all of it to end. It gets SIGKILL after the `kill_delay`.
     pub fn terminate(&self, kill_delay: Duration) -> Ending {
         self.programs.signal(self.child.pid, Signal::TERM);

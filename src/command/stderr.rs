@@ -9,6 +9,10 @@ use std::time::{Duration, Instant};
 /// How much of a line is kept, in bytes: enough for the longest message.
 const LINE_LIMIT: usize = 16 << 10;
 
+/// How much is read ahead of what is logged, in bytes: twice what a pipe
+/// holds.
+const UNREAD_LIMIT: usize = 128 << 10;
+
 /// How many lines are logged at a time, between two looks at the clock.
 const LINES_AT_ONCE: usize = 64;
 
@@ -25,6 +29,8 @@ pub struct Stderr {
     name: String,
     /// What was read and not looked at yet.
     unread: Vec<u8>,
+    /// How many of these were written before the call began: they are logged, and told to no caller.
+    before: usize,
     /// The line so far, without its end.
     line: Vec<u8>,
     /// Whether it has ended with a CR. An LF may follow.
@@ -44,6 +50,7 @@ impl Stderr {
         Stderr {
             name: name.into(),
             unread: Vec::new(),
+            before: 0,
             line: Vec::new(),
             is_returned: false,
             is_logged: false,
@@ -55,6 +62,10 @@ impl Stderr {
 
     /// Forgets what was written so far, as far as a caller would be told: a call begins.
     pub fn begin_call(&mut self) {
+        self.before = self.unread.len();
+        if self.before == 0 {
+            self.end_open_line();
+        }
         self.tail.clear();
         self.last_line = None;
     }
@@ -72,6 +83,11 @@ impl Stderr {
         !self.unread.is_empty()
     }
 
+    /// Returns whether there is as much to log that nothing more is to be read.
+    pub fn is_full(&self) -> bool {
+        self.unread.len() >= UNREAD_LIMIT
+    }
+
     /// Logs some of the lines that were read.
     pub fn log_some(&mut self, now: Instant) {
         let bytes = mem::take(&mut self.unread);
@@ -80,6 +96,10 @@ impl Stderr {
         while looked_at < bytes.len() && lines < LINES_AT_ONCE {
             lines += usize::from(self.take(bytes[looked_at], now));
             looked_at += 1;
+            if self.before == 1 {
+                self.end_open_line();
+            }
+            self.before = self.before.saturating_sub(1);
         }
         self.unread.extend_from_slice(&bytes[looked_at..]);
     }
@@ -104,10 +124,15 @@ impl Stderr {
     /// Ends it: its last line need not have an end. What has not been logged is left out, but for that line. Returns the
     /// last line that is not blank, and the end of it all, see [`Stderr::text_of_tail`].
     pub fn end(&mut self) -> (Option<String>, Option<String>) {
+        self.end_open_line();
+        (self.last_line.take(), self.text_of_tail())
+    }
+
+    /// Ends a line of which the rest has not come.
+    fn end_open_line(&mut self) {
         if !self.line.is_empty() {
             self.end_line();
         }
-        (self.last_line.take(), self.text_of_tail())
     }
 
     fn end_line(&mut self) {
@@ -145,7 +170,7 @@ impl Stderr {
     }
 
     fn note(&mut self, line: &str) {
-        if !line.trim().is_empty() {
+        if self.before == 0 && !line.trim().is_empty() {
             self.last_line = Some(line.into());
         }
     }
@@ -185,6 +210,32 @@ mod tests {
         stderr.log_some(now());
         assert_eq!(stderr.line.len(), LINE_LIMIT);
         assert!(stderr.end().0.unwrap().starts_with("endxxx"));
+    }
+
+    /// Neither what was not logged yet, nor the half of a line.
+    #[test]
+    fn what_was_written_before_a_call_is_not_told_to_its_caller() {
+        let many = "before\n".repeat(2 * LINES_AT_ONCE);
+        for before in ["before\n", "before", many.as_str(), &format!("{many}before")] {
+            let mut stderr = Stderr::new("p");
+            stderr.push(before.as_bytes());
+            stderr.log_some(now());
+            stderr.begin_call();
+            let log = |stderr: &mut Stderr| {
+                while stderr.has_more() {
+                    stderr.log_some(now());
+                }
+            };
+            log(&mut stderr);
+            assert_eq!(stderr.end(), (None, None), "{before:.20}");
+
+            stderr.push(before.as_bytes());
+            stderr.log_some(now());
+            stderr.begin_call();
+            stderr.push(b"why\n");
+            log(&mut stderr);
+            assert_eq!(stderr.end(), (Some("why".into()), Some("why\n".into())), "{before:.20}");
+        }
     }
 
     #[test]

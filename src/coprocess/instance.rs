@@ -105,7 +105,8 @@ impl Instance {
         let news = self.running.wait(false, None, Some(Instant::now()))?;
         let has_ended = self.running.has_ended();
         if news.has_errors || self.running.stderr.has_more() {
-            self.running.read_stderr()?;
+            // What is left there would be taken for the next call's.
+            self.running.read_all_stderr()?;
         }
         if news.has_output || has_ended {
             self.throw_away()?;

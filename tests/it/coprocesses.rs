@@ -631,6 +631,25 @@ fn standard_error_of_a_call() {
     stop(server);
 }
 
+/// Not even if there is more of it than is logged at once, and than is read at once, or if its last line has no end.
+#[test]
+fn standard_error_of_one_call_is_not_told_to_another() {
+    let queue = Queue::new();
+    let script = "if (/^secret/) { print STDERR qq(<$_>) . (/lines/ ? qq(\\n) : q()) for 1..3000; print qq(ok\\n) } \
+                  else { print STDERR qq(why\\n) if /why/; exit 65 }";
+    let server = server(&queue, &[&perl(script)]);
+    let caller = Caller::new(&queue);
+    let quiet = failed(InvalidArgument, "p exited with 65", Some(65));
+    let why = failed(InvalidArgument, "why", Some(65));
+    for secret in ["secret lines", "secret"] {
+        for (argument, expected) in [("quiet", &quiet), ("why", &why)] {
+            assert_eq!(text(caller.call("p", secret.as_bytes())), "ok");
+            assert_eq!(&caller.call("p", argument.as_bytes()), expected, "{secret}");
+        }
+    }
+    stop(server);
+}
+
 // Its server.
 
 /// It outlives a connection, unless it was in a call.
