@@ -38,6 +38,28 @@ pub struct Instance {
     fault: Option<&'static str>,
 }
 
+/// What a program has written without being asked.
+#[derive(Default)]
+struct Unasked {
+    head: Vec<u8>,
+    /// All of it, in bytes.
+    length: usize,
+}
+
+impl Unasked {
+    fn push(&mut self, bytes: &[u8]) {
+        if self.head.len() < READ_SIZE {
+            self.head.extend_from_slice(bytes);
+        }
+        self.length += bytes.len();
+    }
+
+    /// Returns whether it is so much that nobody knows where it ends.
+    fn is_endless(&self) -> bool {
+        self.length > UNASKED_LIMIT
+    }
+}
+
 /// What came of a call.
 pub enum Asked<T> {
     /// What it has answered.
@@ -135,35 +157,33 @@ impl Instance {
     /// Reads what was not asked for, and tells of it.
     fn throw_away(&mut self) -> io::Result<()> {
         let mut buffer = [0; READ_SIZE];
-        let (mut head, mut length) = (Vec::new(), 0);
-        while let Some(bytes) = self.running.read(&mut buffer)? {
-            if head.len() < READ_SIZE {
-                head.extend_from_slice(bytes);
-            }
-            length += bytes.len();
-            if length > UNASKED_LIMIT {
-                self.fault = Some("writes without end, though nothing was asked");
-                break;
-            }
+        let mut unasked = Unasked::default();
+        while !unasked.is_endless()
+            && let Some(bytes) = self.running.read(&mut buffer)?
+        {
+            unasked.push(bytes);
         }
-        self.tell_unasked(&head, length);
+        self.tell(&unasked);
         if !self.running.has_output() {
             self.fault.get_or_insert("has closed its standard output");
         }
         Ok(())
     }
 
-    /// Tells that `length` bytes are thrown away, which begin with `head`.
-    fn tell_unasked(&mut self, head: &[u8], length: usize) {
-        if length == 0 {
+    /// Tells of what is thrown away. A program that writes such output without end serves no more calls.
+    fn tell(&mut self, unasked: &Unasked) {
+        if unasked.length == 0 {
             return;
         }
         self.has_written = true;
+        if unasked.is_endless() {
+            self.fault.get_or_insert("writes without end, though nothing was asked");
+        }
         warn!(
             "{}: \"{}\", {} of standard output that no request has asked for, thrown away",
             self.name,
-            excerpt(head.trim_ascii()),
-            count(length as u64, "byte", "bytes")
+            excerpt(unasked.head.trim_ascii()),
+            count(unasked.length as u64, "byte", "bytes")
         );
     }
 
@@ -339,31 +359,39 @@ impl Exchange<'_> {
         Ok(())
     }
 
-    /// Reads as much of standard output as there is, or a byte more than the answer may have.
+    /// Reads as much of standard output as there is, or a byte more than the answer may have. What stands behind the answer
+    /// is thrown away.
     fn read(&mut self) -> io::Result<()> {
         let mut buffer = [0; READ_SIZE];
+        let mut unasked = Unasked::default();
         while self.line.len() <= self.longest
+            && !unasked.is_endless()
             && let Some(bytes) = self.instance.running.read(&mut buffer)?
         {
             self.instance.has_written = true;
-            let mut unasked = bytes;
-            if !self.has_line {
-                let end = bytes.iter().position(|byte| *byte == b'\n');
-                memory::append(&mut self.line, &bytes[..end.unwrap_or(bytes.len())])?;
-                unasked = end.map_or(&[], |end| &bytes[end + 1..]);
-                self.has_line = end.is_some();
-            }
-            self.instance.tell_unasked(unasked, unasked.len());
+            unasked.push(self.add(bytes)?);
             // As a rule there is no more, which another read would tell.
             if bytes.len() < READ_SIZE && !self.instance.running.has_ended() {
                 break;
             }
         }
 
+        self.instance.tell(&unasked);
         if !self.instance.running.has_output() {
             self.instance.fault.get_or_insert("has closed its standard output");
         }
         Ok(())
+    }
+
+    /// Adds to the answer what belongs to it. Returns the rest.
+    fn add<'b>(&mut self, bytes: &'b [u8]) -> io::Result<&'b [u8]> {
+        if self.has_line {
+            return Ok(bytes);
+        }
+        let end = bytes.iter().position(|byte| *byte == b'\n');
+        memory::append(&mut self.line, &bytes[..end.unwrap_or(bytes.len())])?;
+        self.has_line = end.is_some();
+        Ok(end.map_or(&[], |end| &bytes[end + 1..]))
     }
 }
 

@@ -281,6 +281,23 @@ fn one_that_writes_without_end() {
     await_that("nothing is left", || children(least) == 0);
 }
 
+/// Nor one that does so once it is asked. Of what it writes, not each piece is told.
+#[test]
+fn one_that_answers_without_end() {
+    let queue = Queue::new();
+    // As much as a pipe can hold, at once, so that a read always finds something.
+    let script = "fcntl STDOUT, 1031, 1 << 20; $x = qq(y\\n) x 500_000; fork; fork; syswrite STDOUT, $x while 1";
+    let server = server(&queue, &[&perl(script)]);
+    let caller = Caller::new(&queue);
+    assert_eq!(text(caller.call("p", b"x")), "y");
+    server.await_stderr("p writes without end, though nothing was asked; it is started again\n");
+    assert_eq!(text(caller.call("p", b"x")), "y");
+    // As much as is read at a time.
+    let told = server.stderr().matches(", 16384 bytes of standard output").count();
+    assert!(told <= 8, "{told} warnings");
+    stop(server);
+}
+
 #[test]
 fn a_line_that_is_too_long() {
     let queue = Queue::new();
