@@ -14,7 +14,7 @@ pub mod stderr;
 
 pub use descendants::Descendants;
 
-pub use running::{Ending, LOOK_INTERVAL, News, READ_SIZE, Running};
+pub use running::{Ending, KILL_LIMIT, LOOK_INTERVAL, News, READ_SIZE, Running};
 
 use crate::cancellation::{CallHandle, Cancelled};
 use crate::error::{Failure, FailureKind};

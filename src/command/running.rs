@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long SIGKILL may take to end all of it, before the call is over without that.
-const KILL_LIMIT: Duration = Duration::from_secs(1);
+pub const KILL_LIMIT: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether anything is left of a program that is to end.
 pub const LOOK_INTERVAL: Duration = Duration::from_millis(10);

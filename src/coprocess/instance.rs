@@ -1,7 +1,7 @@
 //! One of a coprocess's programs, from its start to its end.
 
 use crate::command::{CallVariables, Command, Descendants, End, Invocation, Listener};
-use crate::command::{Ending, LOOK_INTERVAL, News, READ_SIZE, Running, memory};
+use crate::command::{Ending, KILL_LIMIT, LOOK_INTERVAL, News, READ_SIZE, Running, memory};
 use crate::terminal::text::{count, excerpt};
 use log::warn;
 use std::io::{self, IoSlice};
@@ -393,6 +393,11 @@ impl Exchange<'_> {
         self.has_line = end.is_some();
         Ok(end.map_or(&[], |end| &bytes[end + 1..]))
     }
+}
+
+/// Returns how long [`end`] can take.
+pub fn end_limit(kill_delay: Duration) -> Duration {
+    2 * kill_delay + KILL_LIMIT
 }
 
 /// Ends all of these: closes their standard input, and tells what has not ended after the delay to end, as any program.

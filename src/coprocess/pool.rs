@@ -246,15 +246,24 @@ impl Pool {
         self.is_closing.store(true, SeqCst);
         // The thread may be looking after one.
         let mut idle = self.wait(BUSY_LOOK, |idle| idle.places.len() < places);
-        idle.places.drain(..).filter_map(|place| place.instance).collect()
+        idle.places.iter_mut().filter_map(|place| place.instance.take()).collect()
+    }
+
+    /// Waits, after [`Pool::close`], until the programs have ended that were being ended then, but no longer than `until`.
+    fn await_ends(&self, places: usize, until: Instant) {
+        let limit = until.saturating_duration_since(Instant::now());
+        drop(self.wait(limit, |idle| idle.places.len() < places));
     }
 }
 
 /// Ends the programs of all these pools, each of which has so many places: closes their standard input, and ends what has
 /// not ended by itself after the delay.
 pub fn end_all(pools: &[&Arc<Pool>], places: usize, kill_delay: Duration) {
+    let until = Instant::now() + instance::end_limit(kill_delay);
     let instances = pools.iter().flat_map(|pool| pool.close(places)).collect();
     instance::end(instances, kill_delay);
+    // Each of those has its time, too, that another one was to replace.
+    pools.iter().for_each(|pool| pool.await_ends(places, until));
 }
 
 impl Lease {

@@ -706,6 +706,24 @@ fn a_server_that_stops() {
     assert!(pids.iter().all(|pid| has_ended(*pid)));
 }
 
+/// So is that of one that another was to replace, and it has its time, too.
+#[test]
+fn a_server_that_stops_while_one_is_replaced() {
+    let (queue, folder) = (Queue::new(), Folder::new());
+    let script =
+        "cat; echo end >> $0/ends; until test -e $0/go; do sleep 0.05; done; echo done >> $0/done";
+    let args = ["--kill-delay=1m", "--coprocess-calls=1", &coprocess(&folder, script)];
+    let server = server(&queue, &args);
+    assert_eq!(text(Caller::new(&queue).call("p", b"x")), "x");
+    await_that("it is being replaced", || folder.lines("ends").len() == 1);
+    server.signal("TERM");
+    queue.await_state((0, 0));
+    std::thread::sleep(Duration::from_millis(500));
+    fs::write(folder.path("go"), "").unwrap();
+    assert_eq!(server.wait().code(), 0);
+    assert_eq!(folder.lines("done"), ["done"]);
+}
+
 /// The call in hand is finished and answered first.
 #[test]
 fn a_server_that_stops_in_a_call() {
