@@ -91,20 +91,25 @@ impl Callers {
     /// whom no call was seen for some time.
     pub fn sample(&mut self, running: &[(Arc<str>, Instant)], now: Instant) {
         self.last_sample = Some(now);
-        for (reply_to, began) in running {
-            self.see(reply_to, *began, now);
+        for (reply_to, _) in running {
+            if let Some(caller) = self.known.get_mut(reply_to) {
+                caller.last_seen = now;
+            }
         }
         let is_seen = |caller: &Caller| now.duration_since(caller.last_seen) < FORGOTTEN;
         self.known.retain(|_, caller| caller.is_excluded || is_seen(caller));
+        for (reply_to, began) in running {
+            self.see(reply_to, *began, now);
+        }
     }
 
     fn see(&mut self, reply_to: &Arc<str>, began: Instant, now: Instant) {
-        if let Some(caller) = self.known.get_mut(reply_to) {
-            caller.last_seen = now;
+        if self.known.contains_key(reply_to) {
             return;
         }
         if self.known.len() >= CALLERS_MAX {
-            self.known.retain(|_, caller| !caller.is_excluded);
+            // It has a call, and nobody is looked for who has none.
+            self.known.retain(|_, caller| caller.last_seen == now && !caller.is_excluded);
         }
         if self.known.len() < CALLERS_MAX {
             let caller =
@@ -394,6 +399,22 @@ mod tests {
         }
         callers.see(&name("another"), now, now);
         assert_eq!(callers.known.len(), 1);
+    }
+
+    /// However many others had short calls of late.
+    #[test]
+    fn a_caller_with_a_long_call_is_looked_for_among_many_with_short_ones() {
+        let (mut callers, began) = (Callers::default(), Instant::now());
+        let long = (name("long"), began);
+        let short = |number: usize| (name(&number.to_string()), began);
+        callers.sample(&(0..CALLERS_MAX).map(short).collect::<Vec<_>>(), began);
+        let then = began + INTERVAL;
+        callers.sample(&[short(0), long], then);
+        for queue in ["0", "long"] {
+            assert!(callers.known.contains_key(queue), "{queue}");
+            callers.look(&callers.next().unwrap().0, then);
+        }
+        assert!(callers.known.values().all(|caller| caller.last_look == Some(then)));
     }
 
     #[test]
