@@ -4,16 +4,18 @@
 //! is given up when the broker takes too long. No worker knows of it.
 
 use crate::amqp::connection::OpenConnection;
-use crate::amqp::errors::AmqpErrorKind;
+use crate::amqp::errors::{AmqpError, AmqpErrorKind};
 use crate::amqp::inspector::Answer;
 use crate::amqp::queue;
 use crate::cancellation::Cancelled;
+use crate::error::Failure;
 use crate::server::callers::{Callers, Look, is_direct_reply_to, is_made_up};
 use crate::server::isolated::IsolatedInspector;
 use crate::server::worker::ConnectionContext;
 use crate::terminal::text::short_queue;
 use crossbeam_channel::{Receiver, RecvError, never};
 use log::{debug, info, warn};
+use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,6 +35,8 @@ pub struct Probes {
     no_answer: Receiver<Answer>,
     /// For names that could cost a connection.
     isolated: IsolatedInspector,
+    /// Whether the connection has no channel for looks. Should it have one later, that will be a worker's.
+    has_no_channel: bool,
 }
 
 struct Question {
@@ -50,6 +54,7 @@ impl Probes {
             question: None,
             no_answer: never(),
             isolated,
+            has_no_channel: false,
         }
     }
 
@@ -107,9 +112,11 @@ impl Probes {
         self.callers.look(&reply_to, now);
         let answer = match is_direct_reply_to(&reply_to) {
             true => self.isolated.ask(&reply_to),
+            false if self.has_no_channel => None,
             false => connection.inspector().ask(&reply_to),
         };
-        // None: the broker still owes an answer that was given up. This caller has its turn again in a second.
+        // None: there is no channel, or the broker still owes an answer that was given up. This caller has its turn again
+        // in a second.
         self.question = answer.map(|answer| Question { reply_to, asked: now, answer });
     }
 
@@ -132,7 +139,10 @@ impl Probes {
         debug!("look for the caller at {}: {look:?}", short_queue(&reply_to));
 
         let is_first_refusal = self.callers.looked(&reply_to, look);
-        if let (true, Some(error)) = (is_first_refusal, error) {
+        let has_no_channel = matches!(&error, Some(error) if is_without_channel(error));
+        let is_first_without = has_no_channel && !mem::replace(&mut self.has_no_channel, true);
+        if let (true, Some(error)) = (is_first_refusal || is_first_without, error) {
+            let error = Failure::from(error);
             info!("calls go on when their callers are gone, which the server may not see: {error}");
         }
         match look {
@@ -166,10 +176,14 @@ fn told(answer: &Answer) -> Look {
     }
 }
 
+/// Returns whether a look failed since its connection has as many channels as it may have.
+fn is_without_channel(error: &AmqpError) -> bool {
+    error.kind == AmqpErrorKind::Configuration
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::amqp::errors::AmqpError;
     use crate::amqp::queue::QueueState;
 
     #[test]

@@ -291,6 +291,29 @@ fn looks_that_are_refused_cost_no_more_than_one() {
     assert!(!ended.stderr.contains(GONE), "{ended:?}");
 }
 
+/// A server with fewer channels than it takes serves all the same, and says what it goes without.
+#[test]
+fn a_connection_without_a_channel_for_looks() {
+    let (queue, folder) = (Queue::new(), Folder::new());
+    let url = format!("{}?channel_max=2", broker());
+    let args = ["-v", "--workers", "2", &folder.procedure(UNTIL_GO)];
+    let server = server_at(&url, &queue, &args);
+    let caller = Caller::new(&queue);
+    for argument in [b"one", b"two"] {
+        caller.send(argument, AmqpProperties::default());
+    }
+    folder.await_pids(2);
+    let told = "calls go on when their callers are gone, which the server may not see: ";
+    server.await_stderr(told);
+    std::thread::sleep(Duration::from_secs(2));
+    fs::write(folder.path("go"), "").unwrap();
+    caller.receive().unwrap();
+    caller.receive().unwrap();
+    let ended = end(server);
+    assert_eq!(ended.stderr.matches(told).count(), 1, "{ended:?}");
+    assert!(ended.stderr.contains("gives no more channels: see channel_max"), "{ended:?}");
+}
+
 /// It would have waited an hour for its call.
 #[test]
 fn a_server_that_stops_does_not_wait_for_a_caller_that_is_gone() {
