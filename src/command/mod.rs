@@ -213,6 +213,8 @@ impl<'a> Listener<'a> {
         let handle = self.invocation.handle;
         if self.waker.is_none() && handle.cancelled().is_none() {
             self.waker = Some(handle.waker()?);
+            // It is not readable for what was requested before.
+            self.note_stop();
         }
         Ok(())
     }
@@ -224,16 +226,20 @@ impl<'a> Listener<'a> {
 
     /// Takes note of what the call's handle tells. `is_woken`: the waker is readable.
     pub fn listen(&mut self, is_woken: bool) -> io::Result<()> {
-        let handle = self.invocation.handle;
         if is_woken {
             // It is readable for good.
             self.waker = None;
             self.arm()?;
         }
-        if handle.is_stop_requested() && !mem::replace(&mut self.is_stopping, true) {
+        self.note_stop();
+        Ok(())
+    }
+
+    fn note_stop(&mut self) {
+        let is_requested = self.invocation.handle.is_stop_requested();
+        if is_requested && !mem::replace(&mut self.is_stopping, true) {
             (self.invocation.at_stop)();
         }
-        Ok(())
     }
 }
 
@@ -366,5 +372,42 @@ impl Run<'_> {
         }
         self.running.read_stderr()?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    /// Whether it is told before there is a waker or after: what waits then could wait for long.
+    #[test]
+    fn a_call_is_told_of_a_stop_once() {
+        let (handle, told) = (CallHandle::default(), Cell::new(0));
+        let invocation = Invocation {
+            input: b"",
+            correlation_id: None,
+            content_type: None,
+            is_redelivered: false,
+            most: 0,
+            deadline: None,
+            kill_delay: Duration::ZERO,
+            handle: &handle,
+            at_stop: &|| told.set(told.get() + 1),
+        };
+        let mut early = Listener::new(&invocation);
+        early.arm().unwrap();
+        early.listen(false).unwrap();
+        assert_eq!(told.get(), 0);
+
+        handle.request_stop();
+        let mut late = Listener::new(&invocation);
+        late.arm().unwrap();
+        assert_eq!(told.get(), 1);
+        for listener in [&mut early, &mut late] {
+            listener.listen(true).unwrap();
+            listener.listen(false).unwrap();
+        }
+        assert_eq!(told.get(), 2);
     }
 }
