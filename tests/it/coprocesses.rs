@@ -610,7 +610,7 @@ fn what_is_no_object() {
         (r#"{"result_base64":"*"}"#, "result_base64: Invalid symbol 42, offset 0."),
         (
             r#"{"error":{"kind":"no","message":"m"}}"#,
-            "the kinds of errors are unknown-procedure, invalid-argument, out-of-range, internal, unavailable, timed-out",
+            "the kinds of errors are unknown-procedure, invalid-argument, out-of-range, internal, unavailable, timed-out, redelivered",
         ),
     ] {
         assert_eq!(text(caller.call("p", good.as_bytes())), "good");
