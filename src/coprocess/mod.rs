@@ -136,9 +136,16 @@ impl Coprocess {
         let (last_line, stderr) = instance.running().stderr.end();
         drop(instance);
         lease.start();
-        match meaning {
-            Ok(error) => Ok(Err(Failure { stderr, ..error })),
-            Err(end) => Err(Ended { end, last_line, stderr }),
+        match (meaning, last_line) {
+            // The reason is likelier there than in what is told of those that write nothing.
+            (Ok(error), Some(line)) if error.kind == ErrorKind::TimedOut => {
+                let name = &self.pool.name;
+                let message =
+                    format!("{name} did not answer in time; its standard error says: {line}");
+                Ok(Err(Failure { message, stderr, ..error }))
+            }
+            (Ok(error), _) => Ok(Err(Failure { stderr, ..error })),
+            (Err(end), last_line) => Err(Ended { end, last_line, stderr }),
         }
     }
 

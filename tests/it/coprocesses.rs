@@ -446,6 +446,16 @@ fn output_that_is_kept_in_a_buffer() {
     stop(server);
 }
 
+#[test]
+fn a_reason_on_standard_error_instead_of_an_answer() {
+    let queue = Queue::new();
+    let program = "--coprocess=p=sh -c 'while read -r line; do echo no answer to $line >&2; done'";
+    let server = server(&queue, &["--time-limit", "1s", program]);
+    let message = "p did not answer in time; its standard error says: no answer to one";
+    assert_eq!(Caller::new(&queue).call("p", b"one"), error(TimedOut, message));
+    stop(server);
+}
+
 /// What it would have answered answers nothing else. It is ended with all that it has started.
 #[test]
 fn a_late_line_answers_no_other_call() {
