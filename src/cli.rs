@@ -52,7 +52,7 @@ Examples:
                                         results as they come, each with its argument
   rpc_client --send-on eof --format raw thumbnail - < photo.jpg > small.png
                                         one call, whatever bytes
-  find . -name '*.jpg' | rpc_client --files --output 'small/{/.}.png' --skip-existing thumbnail -
+  find . -name '*.jpg' | rpc_client --files --output 'small/{.}.png' --skip-existing thumbnail -
                                         a folder: files in, files out, and on where it stopped
   rpc_client --wait --timeout 5m ping   wait for broker, queue, server and answer
   rpc_client list                       the procedures that the server offers
@@ -482,6 +482,14 @@ impl Program for Client {
                 let remedy = "put {} or {#} into it";
                 Err(format!(
                     "--output has no placeholder, and all results would go to one file: {remedy}"
+                ))
+            }
+            _ if self.repeat > 1
+                && self.output.as_ref().is_some_and(|output| !output.has_number()) =>
+            {
+                let remedy = "put {#} into --output";
+                Err(format!(
+                    "--repeat makes calls with the same argument, and their results would go to one file: {remedy}"
                 ))
             }
             _ if self.no_retry && self.retries > 0 => {

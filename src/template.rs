@@ -100,6 +100,11 @@ impl Template {
         self.0.iter().all(|part| matches!(part, Part::Text(_)))
     }
 
+    /// Returns whether it has the number of the call, so that calls with the same argument have files of their own.
+    pub fn has_number(&self) -> bool {
+        self.0.contains(&Part::Number)
+    }
+
     /// Returns the file for the result of the call with this `argument` and `number`.
     ///
     /// # Errors

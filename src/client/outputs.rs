@@ -2,36 +2,55 @@
 
 use crate::cli;
 use crate::error::{Failure, FailureKind};
-use crate::mutex::lock;
 use crate::template::Template;
 use log::info;
 use rustix::fs::{Access, access};
 use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
 use rustix::system::uname;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
-use std::fs::{self, DirEntry, File};
+use std::fs::{self, DirEntry, File, Metadata};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
 
 /// What the name of a temporary file begins and ends with. In between are the host and the process that writes it.
 const PREFIX: &str = ".rpc_client-";
 const SUFFIX: &str = ".part";
 
-/// The targets of the calls that are under way.
-type UnderWay = Arc<Mutex<HashSet<PathBuf>>>;
+/// Why a call has no target of its own, and what to do.
+const SAME_OUTPUT: &str = "an earlier call has the same output; put {#} or {.} into --output";
+
+/// What tells a file from all others: its device and its number there. No two names of one folder can hide it.
+type FileId = (u64, u64);
 
 /// The files of a batch.
 pub struct Outputs {
     template: Template,
     skip_existing: bool,
-    under_way: UnderWay,
-    /// The folders that are there, can be written to, and have no temporary files of dead processes.
-    prepared: HashSet<PathBuf>,
+    given: Given,
+    /// The folders that are there, and have no temporary files of dead processes.
+    prepared: HashMap<PathBuf, FileId>,
+}
+
+/// The targets that calls of this run have. There may be millions, so that only a hash of each is kept. With a key that
+/// nobody knows, no choice of names makes two of them the same; among a million names they are the same by chance once
+/// in thirty million runs. A tree does not need twice its size to grow, as a table does.
+#[derive(Default)]
+struct Given {
+    key: RandomState,
+    hashes: BTreeSet<u64>,
+}
+
+impl Given {
+    /// Gives the file of this name in that folder to a call. Returns whether no call had it.
+    fn insert(&mut self, folder: FileId, name: Option<&OsStr>) -> bool {
+        self.hashes.insert(self.key.hash_one((folder, name)))
+    }
 }
 
 impl Outputs {
@@ -40,8 +59,8 @@ impl Outputs {
         Some(Outputs {
             template: args.output.clone()?,
             skip_existing: args.skip_existing,
-            under_way: UnderWay::default(),
-            prepared: HashSet::new(),
+            given: Given::default(),
+            prepared: HashMap::new(),
         })
     }
 
@@ -50,9 +69,16 @@ impl Outputs {
     ///
     /// # Errors
     ///
-    /// [`FailureKind::CannotCreate`] if nothing can be written there, or another call is about to.
+    /// [`FailureKind::CannotCreate`] if nothing can be written there, or an earlier call has the same target.
     pub fn target(&mut self, argument: &[u8], number: u64) -> Result<Option<Target>, Failure> {
         let path = self.template.path(argument, number)?;
+        let folder = folder_of(&path);
+        let id = self.prepare(folder).map_err(|error| cannot_write(&path, error))?;
+        // A file that an earlier call of this run has made is no reason to skip this one.
+        if !self.given.insert(id, path.file_name()) {
+            return Err(cannot_write(&path, SAME_OUTPUT));
+        }
+
         match fs::metadata(&path) {
             Ok(there) if there.is_dir() => return Err(cannot_write(&path, "it is a folder")),
             Ok(there) if !there.is_file() => {
@@ -62,16 +88,30 @@ impl Outputs {
             _ => {}
         }
 
-        let folder = folder_of(&path);
-        if !self.prepared.contains(folder) {
-            prepare(folder).map_err(|error| cannot_write(&path, error))?;
-            self.prepared.insert(folder.into());
-        }
-        if !lock(&self.under_way).insert(path.clone()) {
-            return Err(cannot_write(&path, "a call under way has the same output"));
-        }
-        Ok(Some(Target { path, under_way: Arc::clone(&self.under_way) }))
+        // Before there is anything to write.
+        access(folder, Access::WRITE_OK | Access::EXEC_OK)
+            .map_err(|error| cannot_write(&path, io::Error::from(error)))?;
+        Ok(Some(Target { path }))
     }
+
+    /// Makes a folder, unless it is there, and removes what dead processes have left in it. Returns which one it is.
+    fn prepare(&mut self, folder: &Path) -> io::Result<FileId> {
+        if let Some(id) = self.prepared.get(folder) {
+            return Ok(*id);
+        }
+
+        fs::create_dir_all(folder)?;
+        let id = file_id(&fs::metadata(folder)?);
+        if let Ok(entries) = fs::read_dir(folder) {
+            entries.flatten().for_each(|entry| remove_if_left(&entry));
+        }
+        self.prepared.insert(folder.into(), id);
+        Ok(id)
+    }
+}
+
+fn file_id(file: &Metadata) -> FileId {
+    (file.dev(), file.ino())
 }
 
 /// Returns the folder that a file is in.
@@ -80,16 +120,6 @@ fn folder_of(path: &Path) -> &Path {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     }
-}
-
-/// Makes a folder, unless it is there, and looks whether it can be written to, before there is anything to write.
-fn prepare(folder: &Path) -> io::Result<()> {
-    fs::create_dir_all(folder)?;
-    access(folder, Access::WRITE_OK | Access::EXEC_OK)?;
-    if let Ok(entries) = fs::read_dir(folder) {
-        entries.flatten().for_each(|entry| remove_if_left(&entry));
-    }
-    Ok(())
 }
 
 /// Removes a temporary file whose process is dead. If it cannot be removed, it harms nobody.
@@ -116,11 +146,10 @@ fn temporary_prefix() -> String {
     format!("{PREFIX}{}-", uname().nodename().to_string_lossy())
 }
 
-/// Where one call's result goes. Until it is dropped, no other call has the same.
+/// Where one call's result goes. No other call of this run has the same.
 #[derive(Debug)]
 pub struct Target {
     path: PathBuf,
-    under_way: UnderWay,
 }
 
 impl Target {
@@ -147,12 +176,6 @@ impl Target {
             let _ = fs::remove_file(&temporary);
             cannot_write(&self.path, error)
         })
-    }
-}
-
-impl Drop for Target {
-    fn drop(&mut self) {
-        lock(&self.under_way).remove(&self.path);
     }
 }
 

@@ -126,15 +126,28 @@ fn what_has_no_place_for_its_result_is_not_called() {
     refused(&[b"device"], "cannot write to \"out/device\": it is not a regular file");
     refused(&[b"file/3"], "cannot write to \"out/file/3\": File exists (os error 17)");
     assert_eq!(server.stdout(), " [x] Awaiting RPC requests\n", "no call was made");
-    // The second of two, while the first is under way.
-    let args = ["--queue", queue.name(), "--output", "out/{}", "fun", "4", "4"];
-    let mut command = client_command(&broker(), &args);
-    let ended = Process::spawn(command.current_dir(&folder.0)).wait();
-    let told = "rpc_client: fun(4): cannot write to \"out/4\": a call under way has the same output\n\
-                rpc_client: 1 of 2 calls failed: 1 cannot-create\n";
-    ended.expect(73, "", told);
-    assert_eq!(fs::read(folder.path("out/4")).unwrap(), b"400");
-    assert_eq!(server.stdout(), " [x] Awaiting RPC requests\n [.] fun(4)\n");
+}
+
+/// However long the first of them is over, and though its file is there.
+#[test]
+fn a_file_is_the_output_of_one_call() {
+    let (queue, folder) = (Queue::new(), Folder::new());
+    let server = server(&queue, &["--procedure", "p=cat"]);
+    fs::create_dir(folder.path("out")).unwrap();
+    symlink("out", folder.path("link")).unwrap();
+    let arguments = ["./4", "4", "link/4", "out/5", "link/5", "4"].map(str::as_bytes);
+    for skip in [&[][..], &["--skip-existing"]] {
+        let args = [skip, &["--in-flight", "1", "--output", "{}.txt", "p"]].concat();
+        let ended = client_in(&folder, &queue, &args, &arguments);
+        assert_eq!((ended.code(), ended.stdout.as_str()), (73, ""), "{ended:?}");
+        let same = "an earlier call has the same output; put {#} or {.} into --output";
+        let of = |line, name: &str| {
+            format!("rpc_client: line {line}: p({name}): cannot write to \"{name}.txt\": {same}\n")
+        };
+        let told = of(2, "4") + &of(5, "link/5") + &of(6, "4");
+        assert!(ended.stderr.starts_with(&told), "{ended:?}");
+    }
+    assert_eq!(server.stdout().matches(" [.] p(").count(), 3, "{}", server.stdout());
 }
 
 #[test]
@@ -144,6 +157,7 @@ fn options_about_files_that_do_not_go_together() {
         (&["--skip-existing", "p", "1"], "--output <TEMPLATE>"),
         (&["--output", "out", "p", "1", "2"], "--output has no placeholder"),
         (&["--output", "out", "p", "-"], "--output has no placeholder"),
+        (&["--output", "{}", "--repeat", "2", "p", "1"], "put {#} into --output"),
     ] {
         let ended = client(args);
         assert_eq!((ended.code(), ended.stdout.as_str()), (64, ""), "{ended:?}");
