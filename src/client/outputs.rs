@@ -32,6 +32,8 @@ type FileId = (u64, u64);
 pub struct Outputs {
     template: Template,
     skip_existing: bool,
+    /// Whether arguments are names of files, which no result may replace.
+    names_files: bool,
     given: Given,
     /// The folders that are there, and have no temporary files of dead processes.
     prepared: HashMap<PathBuf, FileId>,
@@ -59,6 +61,7 @@ impl Outputs {
         Some(Outputs {
             template: args.output.clone()?,
             skip_existing: args.skip_existing,
+            names_files: args.files,
             given: Given::default(),
             prepared: HashMap::new(),
         })
@@ -69,7 +72,8 @@ impl Outputs {
     ///
     /// # Errors
     ///
-    /// [`FailureKind::CannotCreate`] if nothing can be written there, or an earlier call has the same target.
+    /// [`FailureKind::CannotCreate`] if nothing can be written there, an earlier call has the same target, or it is what
+    /// the call is to send.
     pub fn target(&mut self, argument: &[u8], number: u64) -> Result<Option<Target>, Failure> {
         let path = self.template.path(argument, number)?;
         let folder = folder_of(&path);
@@ -83,6 +87,9 @@ impl Outputs {
             Ok(there) if there.is_dir() => return Err(cannot_write(&path, "it is a folder")),
             Ok(there) if !there.is_file() => {
                 return Err(cannot_write(&path, "it is not a regular file"));
+            }
+            Ok(there) if self.names_files && is_file(argument, &there) => {
+                return Err(cannot_write(&path, "it is the call's own input"));
             }
             Ok(_) if self.skip_existing => return Ok(None),
             _ => {}
@@ -108,6 +115,12 @@ impl Outputs {
         self.prepared.insert(folder.into(), id);
         Ok(id)
     }
+}
+
+/// Returns whether an argument names the file that is `there`.
+fn is_file(argument: &[u8], there: &Metadata) -> bool {
+    let input = fs::metadata(OsStr::from_bytes(argument));
+    input.is_ok_and(|input| file_id(&input) == file_id(there))
 }
 
 fn file_id(file: &Metadata) -> FileId {

@@ -150,6 +150,26 @@ fn a_file_is_the_output_of_one_call() {
     assert_eq!(server.stdout().matches(" [.] p(").count(), 3, "{}", server.stdout());
 }
 
+/// By whatever name, and though it is there already.
+#[test]
+fn no_result_replaces_the_input_of_its_call() {
+    let (queue, folder) = (Queue::new(), Folder::new());
+    let server = server(&queue, &["--procedure", "p=wc -c"]);
+    fs::write(folder.path("a.jpg"), "picture").unwrap();
+    symlink("a.jpg", folder.path("link")).unwrap();
+    for (template, name) in [("{}", "a.jpg"), ("{.}.jpg", "a.jpg"), ("a.jpg", "link")] {
+        for skip in [&[][..], &["--skip-existing"]] {
+            let args = [skip, &["--queue", queue.name(), "--files", "--output", template]].concat();
+            let mut command = client_command(&broker(), &args);
+            let client = Process::spawn(command.current_dir(&folder.0).args(["p", name]));
+            let why = "cannot write to \"a.jpg\": it is the call's own input";
+            client.wait().expect(73, "", &format!("rpc_client: p({name}): {why}\n"));
+        }
+    }
+    assert_eq!(fs::read(folder.path("a.jpg")).unwrap(), b"picture");
+    assert_eq!(server.stdout(), " [x] Awaiting RPC requests\n", "no call was made");
+}
+
 #[test]
 fn options_about_files_that_do_not_go_together() {
     for (args, told) in [
