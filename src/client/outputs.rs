@@ -4,21 +4,21 @@ use crate::cli;
 use crate::error::{Failure, FailureKind};
 use crate::template::Template;
 use log::info;
-use rustix::fs::{Access, access};
-use rustix::io::Errno;
-use rustix::process::{Pid, test_kill_process};
-use rustix::system::uname;
+use rustix::fs::{Access, FlockOperation, OFlags, access, flock};
+use rustix::io::retry_on_intr;
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
-use std::fs::{self, DirEntry, File, Metadata};
+use std::fs::{self, DirEntry, File, Metadata, OpenOptions};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use uuid::Uuid;
 
-/// What the name of a temporary file begins and ends with. In between are the host and the process that writes it.
+/// What the name of a temporary file begins and ends with. In between is what no other has. Who writes it has a lock on
+/// it, flock(2), which ends with the process, however that ends: no number of a process says as much, since others have
+/// it later, or at the same time in another container.
 const PREFIX: &str = ".rpc_client-";
 const SUFFIX: &str = ".part";
 
@@ -35,7 +35,7 @@ pub struct Outputs {
     /// Whether arguments are names of files, which no result may replace.
     names_files: bool,
     given: Given,
-    /// The folders that are there, and have no temporary files of dead processes.
+    /// The folders that are there, and have no temporary files that nobody writes.
     prepared: HashMap<PathBuf, FileId>,
 }
 
@@ -101,7 +101,7 @@ impl Outputs {
         Ok(Some(Target { path }))
     }
 
-    /// Makes a folder, unless it is there, and removes what dead processes have left in it. Returns which one it is.
+    /// Makes a folder, unless it is there, and removes what clients that were killed have left in it. Returns which one it is.
     fn prepare(&mut self, folder: &Path) -> io::Result<FileId> {
         if let Some(id) = self.prepared.get(folder) {
             return Ok(*id);
@@ -135,28 +135,37 @@ fn folder_of(path: &Path) -> &Path {
     }
 }
 
-/// Removes a temporary file whose process is dead. If it cannot be removed, it harms nobody.
+/// Removes a temporary file that nobody writes. If it cannot be removed, it harms nobody.
 fn remove_if_left(entry: &DirEntry) {
-    let is_left = entry.file_name().to_str().and_then(writer_of).is_some_and(is_dead);
-    if is_left && fs::remove_file(entry.path()).is_ok() {
-        info!("removed {}, whose process is dead", entry.path().display());
+    let name = entry.file_name();
+    let is_temporary = name.as_bytes().starts_with(PREFIX.as_bytes())
+        && name.as_bytes().ends_with(SUFFIX.as_bytes());
+    if is_temporary && remove_unlocked(&entry.path()).is_ok() {
+        info!("removed {}, which nobody writes any more", entry.path().display());
     }
 }
 
-/// Returns which process of this host writes the temporary file with this name, if it is one.
-fn writer_of(name: &str) -> Option<Pid> {
-    let rest = name.strip_prefix(&temporary_prefix())?.strip_suffix(SUFFIX)?;
-    let (pid, _) = rest.split_once('-')?;
-    Pid::from_raw(pid.parse().ok()?)
+/// Removes a file that nobody has a lock on.
+fn remove_unlocked(path: &Path) -> io::Result<()> {
+    // Of what else could be there, nothing is followed or waited for.
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
+    let file = OpenOptions::new().write(true).custom_flags(flags).open(path)?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    fs::remove_file(path)
 }
 
-fn is_dead(process: Pid) -> bool {
-    test_kill_process(process) == Err(Errno::SRCH)
-}
-
-/// Returns what the names of this host's temporary files begin with.
-fn temporary_prefix() -> String {
-    format!("{PREFIX}{}-", uname().nodename().to_string_lossy())
+/// Makes a temporary file in a folder, and locks it.
+fn create_temporary(folder: &Path) -> io::Result<(PathBuf, File)> {
+    loop {
+        let path = folder.join(format!("{PREFIX}{}{SUFFIX}", Uuid::new_v4().simple()));
+        let file = File::create_new(&path)?;
+        // A file system that has no locks has none for who would remove the file, either.
+        let _ = retry_on_intr(|| flock(&file, FlockOperation::LockExclusive));
+        // Another client may have removed it before it was locked.
+        if file.metadata()?.nlink() > 0 {
+            return Ok((path, file));
+        }
+    }
 }
 
 /// Where one call's result goes. No other call of this run has the same.
@@ -178,22 +187,16 @@ impl Target {
     ///
     /// [`FailureKind::CannotCreate`]. The temporary file is removed then.
     pub fn store(&self, result: &[u8]) -> Result<(), Failure> {
-        static WRITTEN: AtomicU64 = AtomicU64::new(0);
-        let number = WRITTEN.fetch_add(1, Relaxed);
-        let name = format!("{}{}-{number}{SUFFIX}", temporary_prefix(), std::process::id());
-        let temporary = folder_of(&self.path).join(OsStr::from_bytes(name.as_bytes()));
-        let written =
-            write_new(&temporary, result).and_then(|()| fs::rename(&temporary, &self.path));
+        let created = create_temporary(folder_of(&self.path));
+        let (temporary, mut file) = created.map_err(|error| cannot_write(&self.path, error))?;
+        // The lock is kept until the file has its name.
+        let written = file.write_all(result).and_then(|()| fs::rename(&temporary, &self.path));
         written.map_err(|error| {
             // What it tells is why there is no file.
             let _ = fs::remove_file(&temporary);
             cannot_write(&self.path, error)
         })
     }
-}
-
-fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    File::create_new(path)?.write_all(bytes)
 }
 
 fn cannot_write(path: &Path, why: impl std::fmt::Display) -> Failure {
@@ -204,18 +207,31 @@ fn cannot_write(path: &Path, why: impl std::fmt::Display) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+    use std::thread;
 
+    /// The folder is looked through all the time, as if other clients began.
     #[test]
-    fn a_temporary_file_says_whose_it_is() {
-        let own = format!("{}{}-0{SUFFIX}", temporary_prefix(), std::process::id());
-        let writer = writer_of(&own).unwrap();
-        assert_eq!(writer.as_raw_nonzero().get() as u32, std::process::id());
-        assert!(!is_dead(writer));
-        for other in ["a.part", ".rpc_client-", ".rpc_client-elsewhere-1-0.part", "x"] {
-            assert_eq!(writer_of(other), None, "{other}");
-        }
-        // Above the largest number that Linux gives to a process (PID_MAX_LIMIT).
-        let dead = own.replace(&std::process::id().to_string(), "5000000");
-        assert!(writer_of(&dead).is_some_and(is_dead));
+    fn a_file_that_is_being_written_is_not_removed() {
+        let folder = std::env::temp_dir().join(format!("outputs-{}", Uuid::new_v4()));
+        fs::create_dir(&folder).unwrap();
+        let is_over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(SeqCst) {
+                    fs::read_dir(&folder)
+                        .unwrap()
+                        .flatten()
+                        .for_each(|entry| remove_if_left(&entry));
+                }
+            });
+            let target = Target { path: folder.join("result") };
+            let stored: Result<Vec<()>, _> = (0..2000).map(|_| target.store(b"whole")).collect();
+            is_over.store(true, SeqCst);
+            stored.unwrap();
+        });
+        assert_eq!(fs::read(folder.join("result")).unwrap(), b"whole");
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
+        fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -3,6 +3,7 @@
 use crate::commands::Folder;
 use crate::harness::*;
 use amiquip::AmqpProperties;
+use rustix::fs::{FlockOperation, flock};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
@@ -202,26 +203,22 @@ fn a_result_that_cannot_be_written_leaves_nothing() {
     assert_eq!(written.keys().collect::<Vec<_>>(), [&b"10"[..], b"20"]);
 }
 
-/// A temporary file of a process that is dead is removed, and no other.
+/// A temporary file is removed unless somebody writes it, and so has a lock on it; also if there is nothing to do.
 #[test]
 fn what_a_dead_client_left_is_removed() {
     let (queue, folder) = (Queue::new(), Folder::new());
     let _server = server(&queue, &[]);
-    let host = String::from_utf8(Command::new("uname").arg("-n").output().unwrap().stdout).unwrap();
-    let part = |host: &str, pid: u32| format!(".rpc_client-{}-{pid}-0.part", host.trim());
-    // Above the largest number that Linux gives to a process.
-    let dead = part(&host, 5_000_000);
-    let others = [part("elsewhere", 5_000_000), part(&host, std::process::id())];
-    for name in others.iter().chain([&dead]) {
-        fs::write(folder.path(name), "half").unwrap();
-    }
+    let locked = fs::File::create(folder.path(".rpc_client-1.part")).unwrap();
+    flock(&locked, FlockOperation::LockExclusive).unwrap();
     let output = folder.path("{}").display().to_string();
-    let args = ["-v", "--output", &output, "fun", "1", "2"];
-    let ended = queue.client(&args);
-    assert_eq!(ended.code(), 0, "{ended:?}");
-    assert_eq!(ended.stderr.matches("whose process is dead").count(), 1, "{ended:?}");
-    assert!(!folder.path(&dead).exists());
-    assert!(others.iter().all(|name| folder.path(name).exists()));
+    for skip in [&[][..], &["--skip-existing"]] {
+        fs::write(folder.path(".rpc_client-2.part"), "half").unwrap();
+        let ended = queue.client(&[skip, &["-v", "--output", &output, "fun", "1", "2"]].concat());
+        assert_eq!(ended.code(), 0, "{ended:?}");
+        assert_eq!(ended.stderr.matches("which nobody writes any more").count(), 1, "{ended:?}");
+        let left = contents(&folder.0);
+        assert_eq!(left.keys().collect::<Vec<_>>(), [&b".rpc_client-1.part"[..], b"1", b"2"]);
+    }
 }
 
 /// A result has its file as soon as it comes, whatever waits in front of it; `kill -9` costs what is in flight, and
