@@ -7,12 +7,14 @@ use crate::error::{Failure, FailureKind};
 use crate::mutex::lock;
 use crate::terminal::output;
 use crossbeam_channel::{Receiver, Sender, bounded};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, Read};
 use std::ops::Deref;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -283,10 +285,27 @@ impl Drop for Reader {
 /// Reads what is in the file of this name, up to [`LONGEST`].
 fn read_file(name: &[u8]) -> Result<Vec<u8>, Failure> {
     let path = Path::new(OsStr::from_bytes(name));
-    File::open(path).and_then(whole).map_err(|error| {
+    open(path).and_then(whole).map_err(|error| {
         let message = format!("cannot read the file: {error}");
         Failure::new(FailureKind::NoInput, message)
     })
+}
+
+/// Opens a file that is read without waiting for anybody, since all calls behind it would wait too; or what the client
+/// was given open, as a shell names its `<(…)`.
+fn open(path: &Path) -> io::Result<File> {
+    if path == "/dev/stdin" || path.starts_with("/dev/fd") {
+        return File::open(path);
+    }
+
+    let flags = OFlags::NONBLOCK.bits() as i32;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    match file.metadata()?.file_type().is_fifo() {
+        true => Err(io::Error::other(
+            "it is a FIFO, for whose end all calls would wait; store it in a file first",
+        )),
+        false => Ok(file),
+    }
 }
 
 /// Reads all of `input`, up to [`LONGEST`].

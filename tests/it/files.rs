@@ -78,6 +78,26 @@ fn files_go_through_whatever_their_names_and_bytes() {
     assert_eq!((again.len(), &again[&b"1"[..]], &again[&b"13"[..]]), (10, &bytes(0), &bytes(0)));
 }
 
+/// Nobody writes to the FIFO of that name; what the shell gives the client open is read.
+#[test]
+fn a_fifo_keeps_no_call_waiting() {
+    let (queue, folder) = (Queue::new(), Folder::new());
+    let _server = server(&queue, &["--procedure", "p=cat"]);
+    let fifo = folder.path("fifo").display().to_string();
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    symlink(&fifo, folder.path("link")).unwrap();
+    let script = "\"$@\" <(echo one) /dev/stdin < <(echo two)";
+    let link = folder.path("link").display().to_string();
+    let client = env!("CARGO_BIN_EXE_rpc_client");
+    let args =
+        ["-c", script, "bash", client, "--queue", queue.name(), "--files", "p", &fifo, &link];
+    let ended = Process::spawn(&mut program("bash", &broker(), &args)).wait();
+    assert_eq!((ended.code(), ended.stdout.as_str()), (66, "one\ntwo\n"), "{ended:?}");
+    let why = "cannot read the file: it is a FIFO, for whose end all calls would wait";
+    assert!(ended.stderr.starts_with(&format!("rpc_client: p({fifo}): {why}")), "{ended:?}");
+    assert_eq!(ended.stderr.matches(why).count(), 2, "{ended:?}");
+}
+
 /// On the command line, too, a name may have any bytes.
 #[test]
 fn a_call_is_named_by_its_file_and_its_output() {
