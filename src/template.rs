@@ -183,6 +183,10 @@ mod tests {
             // Only what the argument brings is suspect.
             ("../{}", "b", "../b"),
             ("out/{}", "a..b/...", "out/a..b/..."),
+            ("out/{}", "...", "out/..."),
+            ("out/{}", "..x/b", "out/..x/b"),
+            ("out/{.}.png", "..x/...", "out/..x/...png"),
+            ("out/{/.}.png", "..x", "out/..png"),
         ] {
             let expected = match (template, argument) {
                 ("{.}", "a.b/") => Err("cannot write to \"a.b/\": it is a folder".into()),

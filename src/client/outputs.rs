@@ -76,10 +76,16 @@ impl Outputs {
     /// the call is to send.
     pub fn target(&mut self, argument: &[u8], number: u64) -> Result<Option<Target>, Failure> {
         let path = self.template.path(argument, number)?;
-        let folder = folder_of(&path);
-        let id = self.prepare(folder).map_err(|error| cannot_write(&path, error))?;
+        let file = follow(&path)?;
+        let folder = folder_of(&file);
+        let id = self.prepare(folder).map_err(|error| match not_a_folder(folder) {
+            Some(other) => {
+                cannot_write(&path, format_args!("\"{}\" is not a folder", other.display()))
+            }
+            None => cannot_write(&path, error),
+        })?;
         // A file that an earlier call of this run has made is no reason to skip this one.
-        if !self.given.insert(id, path.file_name()) {
+        if !self.given.insert(id, file.file_name()) {
             return Err(cannot_write(&path, SAME_OUTPUT));
         }
 
@@ -98,7 +104,7 @@ impl Outputs {
         // Before there is anything to write.
         access(folder, Access::WRITE_OK | Access::EXEC_OK)
             .map_err(|error| cannot_write(&path, io::Error::from(error)))?;
-        Ok(Some(Target { path }))
+        Ok(Some(Target { path, file }))
     }
 
     /// Makes a folder, unless it is there, and removes what clients that were killed have left in it. Returns which one it is.
@@ -127,12 +133,29 @@ fn file_id(file: &Metadata) -> FileId {
     (file.dev(), file.ino())
 }
 
+/// Returns the file that a symbolic link leads to: a file that takes the place of a link would cut it off. Any other is
+/// the file itself.
+fn follow(path: &Path) -> Result<PathBuf, Failure> {
+    match fs::symlink_metadata(path) {
+        Ok(there) if there.is_symlink() => fs::canonicalize(path).map_err(|error| {
+            cannot_write(path, format_args!("it is a link that leads nowhere: {error}"))
+        }),
+        _ => Ok(path.into()),
+    }
+}
+
 /// Returns the folder that a file is in.
 fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     }
+}
+
+/// Returns what stands where a folder, or one that it is in, is to be made.
+fn not_a_folder(folder: &Path) -> Option<&Path> {
+    let there = folder.ancestors().find(|path| path.symlink_metadata().is_ok())?;
+    (!there.is_dir()).then_some(there)
 }
 
 /// Removes a temporary file that nobody writes. If it cannot be removed, it harms nobody.
@@ -171,7 +194,10 @@ fn create_temporary(folder: &Path) -> io::Result<(PathBuf, File)> {
 /// Where one call's result goes. No other call of this run has the same.
 #[derive(Debug)]
 pub struct Target {
+    /// Its name, as the template has it.
     path: PathBuf,
+    /// The same, or what it is a link to.
+    file: PathBuf,
 }
 
 impl Target {
@@ -187,10 +213,10 @@ impl Target {
     ///
     /// [`FailureKind::CannotCreate`]. The temporary file is removed then.
     pub fn store(&self, result: &[u8]) -> Result<(), Failure> {
-        let created = create_temporary(folder_of(&self.path));
+        let created = create_temporary(folder_of(&self.file));
         let (temporary, mut file) = created.map_err(|error| cannot_write(&self.path, error))?;
         // The lock is kept until the file has its name.
-        let written = file.write_all(result).and_then(|()| fs::rename(&temporary, &self.path));
+        let written = file.write_all(result).and_then(|()| fs::rename(&temporary, &self.file));
         written.map_err(|error| {
             // What it tells is why there is no file.
             let _ = fs::remove_file(&temporary);
@@ -225,7 +251,8 @@ mod tests {
                         .for_each(|entry| remove_if_left(&entry));
                 }
             });
-            let target = Target { path: folder.join("result") };
+            let path = folder.join("result");
+            let target = Target { file: path.clone(), path };
             let stored: Result<Vec<()>, _> = (0..2000).map(|_| target.store(b"whole")).collect();
             is_over.store(true, SeqCst);
             stored.unwrap();

@@ -137,6 +137,7 @@ fn what_has_no_place_for_its_result_is_not_called() {
     fs::create_dir_all(folder.path("out/folder")).unwrap();
     fs::write(folder.path("out/file"), "").unwrap();
     symlink("/dev/null", folder.path("out/device")).unwrap();
+    symlink("missing", folder.path("out/nowhere")).unwrap();
     let refused = |arguments: &[&[u8]], why: &str| {
         let ended = client_in(&folder, &queue, &["-q", "--output", "out/{}", "fun"], arguments);
         assert_eq!((ended.code(), ended.stdout.as_str()), (73, ""), "{ended:?}");
@@ -145,7 +146,11 @@ fn what_has_no_place_for_its_result_is_not_called() {
     refused(&[b"folder"], "cannot write to \"out/folder\": it is a folder");
     refused(&[b"../2"], "cannot write to \"out/../2\": the argument has .. in it");
     refused(&[b"device"], "cannot write to \"out/device\": it is not a regular file");
-    refused(&[b"file/3"], "cannot write to \"out/file/3\": File exists (os error 17)");
+    let nowhere = "it is a link that leads nowhere: No such file or directory (os error 2)";
+    refused(&[b"nowhere"], &format!("cannot write to \"out/nowhere\": {nowhere}"));
+    refused(&[b"file/3"], "cannot write to \"out/file/3\": \"out/file\" is not a folder");
+    refused(&[b"file/3/4"], "cannot write to \"out/file/3/4\": \"out/file\" is not a folder");
+    refused(&[b"nowhere/3"], "cannot write to \"out/nowhere/3\": \"out/nowhere\" is not a folder");
     assert_eq!(server.stdout(), " [x] Awaiting RPC requests\n", "no call was made");
 }
 
@@ -169,6 +174,24 @@ fn a_file_is_the_output_of_one_call() {
         assert!(ended.stderr.starts_with(&told), "{ended:?}");
     }
     assert_eq!(server.stdout().matches(" [.] p(").count(), 3, "{}", server.stdout());
+}
+
+/// The result of a call goes to the file that the link leads to, whole or not at all, and the link stays.
+#[test]
+fn a_link_is_followed() {
+    let (queue, folder) = (Queue::new(), Folder::new());
+    let _server = server(&queue, &[]);
+    fs::create_dir(folder.path("real")).unwrap();
+    fs::write(folder.path("real/file"), "a former result").unwrap();
+    symlink("real/file", folder.path("link")).unwrap();
+    let output = folder.path("link").display().to_string();
+    let args = ["--queue", queue.name(), "--format", "json", "--output", &output, "fun", "4"];
+    let ended = Process::spawn(&mut client_command(&broker(), &args)).wait();
+    assert_eq!(ended.code(), 0, "{ended:?}");
+    assert!(ended.stdout.contains(&format!("\"output\":\"{output}\"")), "{ended:?}");
+    assert_eq!(fs::read_link(folder.path("link")).unwrap(), Path::new("real/file"));
+    let real = contents(&folder.path("real"));
+    assert_eq!(real, BTreeMap::from([(b"file".to_vec(), b"400".to_vec())]));
 }
 
 /// By whatever name, and though it is there already.
