@@ -285,7 +285,11 @@ impl Client<'_> {
             // Lines of standard input may never come.
             _ => {
                 let read = self.input.arguments().try_recv();
-                !matches!(read, Err(TryRecvError::Disconnected)) || !self.report.has_begun()
+                let is_unread = !matches!(read, Err(TryRecvError::Disconnected));
+                if is_unread {
+                    self.report.count_unread();
+                }
+                is_unread || !self.report.has_begun()
             }
         };
 

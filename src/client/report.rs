@@ -121,6 +121,11 @@ impl<'a> Report<'a> {
         self.summary.count_unmade(calls, failure);
     }
 
+    /// Counts calls that could not be made, of which nobody knows how many they are.
+    pub fn count_unread(&mut self) {
+        self.summary.note_unread();
+    }
+
     /// Writes the object of a call that could not be made. Other formats than JSON have nothing for each.
     pub fn write_unmade(&mut self, call: &Call, failure: &Failure) -> Result<(), ProgramError> {
         output::check()?;

@@ -15,6 +15,8 @@ pub struct Summary {
     unmade: u64,
     failed: BTreeMap<&'static str, u64>,
     first_failure: Option<FailureKind>,
+    /// Whether there may be more calls that could not be made: nobody knows how many.
+    has_unread: bool,
 }
 
 impl Summary {
@@ -45,6 +47,11 @@ impl Summary {
         self.first_failure.get_or_insert(failure.kind);
     }
 
+    /// Keeps that the input was not read to its end.
+    pub fn note_unread(&mut self) {
+        self.has_unread = true;
+    }
+
     /// Returns what kind the first failure was of.
     pub fn first_failure(&self) -> Option<FailureKind> {
         self.first_failure
@@ -72,14 +79,18 @@ impl Summary {
     }
 }
 
-/// Tells how many of how many failed, the most frequent kind first.
+/// Tells how many of how many failed, the most frequent kind first, and whether there was more to call.
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut kinds: Vec<_> = self.failed.iter().collect();
         kinds.sort_by_key(|(name, calls)| (Reverse(**calls), **name));
         let kinds: Vec<_> = kinds.iter().map(|(name, calls)| format!("{calls} {name}")).collect();
         let all = count(self.calls(), "call", "calls");
-        write!(f, "{} of {all} failed: {}", self.failed(), kinds.join(", "))
+        write!(f, "{} of {all} failed: {}", self.failed(), kinds.join(", "))?;
+        match self.has_unread {
+            true => f.write_str("; the input was not read to its end"),
+            false => Ok(()),
+        }
     }
 }
 
@@ -106,6 +117,8 @@ mod tests {
         summary.count_unmade(3, &failure(FailureKind::NoConsumer));
         let told = "7 of 9 calls failed: 3 no-consumer, 2 blocked, 2 timed-out";
         assert_eq!(summary.to_string(), told);
+        summary.note_unread();
+        assert_eq!(summary.to_string(), format!("{told}; the input was not read to its end"));
         assert_eq!(summary.first_failure(), Some(FailureKind::Blocked));
         assert_eq!((summary.calls(), summary.unmade(), summary.failed()), (9, 3, 7));
         summary.count_unmade(u64::MAX, &blocked);
