@@ -15,8 +15,9 @@ use clap::{
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
-use std::fmt;
+use std::fmt::{self, Display};
 use std::io::{self, IsTerminal};
+use std::str::FromStr;
 use std::time::Duration;
 
 /// Largest `--max-n`: the reply of a larger one would be over [`crate::amqp::MAX_BODY`].
@@ -145,13 +146,13 @@ pub struct Server {
 
     /// Unacknowledged requests that the broker pushes to each worker; 0: no limit
     #[arg(long, value_name = "N", default_value_t = 1)]
-    #[arg(value_hint = ValueHint::Other)]
+    #[arg(value_hint = ValueHint::Other, value_parser = number(0, u16::MAX))]
     pub prefetch: u16,
 
     /// Threads that answer, each with a channel of its own on the one connection
     #[arg(long, value_name = "N", default_value_t = 1)]
     #[arg(value_hint = ValueHint::Other)]
-    #[arg(value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(value_parser = number::<u16>(1, 256))]
     pub workers: u16,
 
     /// The procedures.
@@ -159,7 +160,7 @@ pub struct Server {
     pub offers: Offers,
 
     /// Replace a program that stays after N calls, should it leak
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = number(1, u64::MAX))]
     #[arg(value_hint = ValueHint::Other)]
     pub coprocess_calls: Option<u64>,
 
@@ -174,7 +175,7 @@ pub struct Server {
     pub kill_delay: Duration,
 
     /// End after N calls, of all workers together
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = number(1, u64::MAX))]
     #[arg(value_hint = ValueHint::Other)]
     pub max_calls: Option<u64>,
 
@@ -192,7 +193,7 @@ pub struct Server {
     pub algorithm: Algorithm,
 
     /// Largest n that fib accepts [default: 1000000; 45 when recursive]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=MAX_MAX_N))]
+    #[arg(long, value_name = "N", value_parser = number(0, MAX_MAX_N))]
     #[arg(value_hint = ValueHint::Other)]
     pub max_n: Option<u64>,
 
@@ -239,6 +240,11 @@ impl Server {
 pub struct Offers(pub Vec<Offer>);
 
 impl Offers {
+    /// Returns whether a program that stays is among them.
+    fn has_coprocess(&self) -> bool {
+        self.0.iter().any(|offer| matches!(offer.what, Offered::Coprocess(..)))
+    }
+
     /// The options that offer something.
     fn options() -> [Arg; 3] {
         let offer = |option: &'static str, value_name: &'static str| {
@@ -369,7 +375,7 @@ pub struct Client {
     /// Make a call that failed for the time being (75) again, up to N times, after a growing pause;
     /// --timeout is each attempt's
     #[arg(help_heading = CALLS, long, value_name = "N", default_value_t = 0)]
-    #[arg(value_hint = ValueHint::Other)]
+    #[arg(value_hint = ValueHint::Other, value_parser = number(0, u32::MAX))]
     pub retries: u32,
 
     /// End at the first failure, with its code: make no more calls, and give up those after it
@@ -380,7 +386,7 @@ pub struct Client {
     /// one, the others wait, unless --unordered
     #[arg(help_heading = BATCHES, long, value_name = "N", default_value_t = 64)]
     #[arg(value_hint = ValueHint::Other)]
-    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(value_parser = number(1, u16::MAX))]
     pub in_flight: u16,
 
     /// Write each result when it comes: no call waits for an earlier one
@@ -390,7 +396,7 @@ pub struct Client {
     /// Make each call N times
     #[arg(help_heading = BATCHES, long, value_name = "N", default_value_t = 1)]
     #[arg(value_hint = ValueHint::Other)]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(value_parser = number(1, u64::MAX))]
     pub repeat: u64,
 
     /// What ends an argument on standard input, where `-` is among the arguments [default: newline]
@@ -404,7 +410,7 @@ pub struct Client {
     /// Write each result to a file of its own: {} is the argument, {.} without extension, {/} without
     /// folders, {/.} without both, {//} its folder, {#} the call's number
     #[arg(help_heading = OUTPUT, long, value_name = "TEMPLATE", value_hint = ValueHint::FilePath)]
-    #[arg(value_parser = OsStringValueParser::new().map(|text| Template::new(&text)))]
+    #[arg(value_parser = OsStringValueParser::new().try_map(template))]
     pub output: Option<Template>,
 
     /// Make no call whose --output is there
@@ -452,6 +458,9 @@ impl Program for Server {
         }
         if self.at_most_once {
             self.check_at_most_once()?;
+        }
+        if self.coprocess_calls.is_some() && !self.offers.has_coprocess() {
+            return Err("--coprocess-calls is about programs that stay: give one by --coprocess or --json-coprocess".into());
         }
         match self.max_n {
             Some(n) if self.algorithm == Algorithm::Recursive && n > RECURSIVE_LIMIT => {
@@ -501,6 +510,25 @@ impl Program for Client {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// Returns a parser of whole numbers from `least` to `most`. Its error says what there can be.
+fn number<T>(least: T, most: T) -> impl Fn(&str) -> Result<T, String> + Clone
+where
+    T: FromStr + PartialOrd + Display + Copy,
+{
+    move |text| match text.parse() {
+        Ok(number) if (least..=most).contains(&number) => Ok(number),
+        _ => Err(format!("a whole number from {least} to {most} is wanted")),
+    }
+}
+
+/// Parses a template for the names of files.
+fn template(text: OsString) -> Result<Template, &'static str> {
+    match text.is_empty() {
+        true => Err("the template is empty; {}.out would be one"),
+        false => Ok(Template::new(&text)),
     }
 }
 
@@ -663,6 +691,19 @@ mod tests {
         assert!(call_timeout("50d").is_err());
         assert!(call_timeout("0.0001").is_err());
         assert_eq!(call_timeout("0"), Ok(ms(0)));
+    }
+
+    #[test]
+    fn numbers() {
+        assert_eq!(number(0, 3)("3"), Ok(3));
+        for text in ["", "x", "-1", "4", "1.5", "99999999999999999999"] {
+            let reason = number(0_u8, 3)(text).expect_err(text);
+            assert_eq!(reason, "a whole number from 0 to 3 is wanted", "{text}");
+        }
+        for option in ["--retries=x", "--in-flight=0", "--repeat=x"] {
+            let error = Client::try_parse_from(["rpc_client", option, "fib"]).unwrap_err();
+            assert!(error.to_string().contains(": a whole number from "), "{error}");
+        }
     }
 
     #[test]

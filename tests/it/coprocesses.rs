@@ -174,7 +174,11 @@ fn what_cannot_be_offered() {
         (&["--coprocess=fib"], "a program is offered by NAME=COMMAND\n"),
         (&["--coprocess=ping=cat"], "ping is always the built-in procedure: take another name\n"),
         (&["--json-coprocess=p=cat '"], "a quote is open\n"),
-        (&["--coprocess=p=cat", "--coprocess-calls=0"], "0 is not in 1.."),
+        (&["--coprocess=p=cat", "--coprocess-calls=0"], "a whole number from 1 to"),
+        (
+            &["--coprocess-calls=1", "--procedure=p=cat"],
+            "--coprocess-calls is about programs that stay",
+        ),
     ];
     for (args, reason) in usage {
         let ended = Process::spawn(&mut server_command(&broker(), args)).wait();

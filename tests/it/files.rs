@@ -219,6 +219,7 @@ fn options_about_files_that_do_not_go_together() {
     for (args, told) in [
         (&["--files", "p"][..], "--files is about arguments"),
         (&["--skip-existing", "p", "1"], "--output <TEMPLATE>"),
+        (&["--output", "", "p", "1"], "the template is empty"),
         (&["--output", "out", "p", "1", "2"], "--output has no placeholder"),
         (&["--output", "out", "p", "-"], "--output has no placeholder"),
         (&["--output", "{}", "--repeat", "2", "p", "1"], "put {#} into --output"),

@@ -465,7 +465,7 @@ fn wrong_usage() {
     for (args, first_line) in [
         (
             &["--prefetch", "65536"][..],
-            "rpc_server: invalid value '65536' for '--prefetch <N>': 65536 is not in 0..=65535",
+            "rpc_server: invalid value '65536' for '--prefetch <N>': a whole number from 0 to 65535 is wanted",
         ),
         (
             &["--algorithm", "recursive", "--max-n", "94"],
