@@ -372,8 +372,8 @@ pub struct Client {
     #[arg(help_heading = CALLS, long)]
     pub no_retry: bool,
 
-    /// Make a call that failed for the time being (75) again, up to N times, after a growing pause;
-    /// --timeout is each attempt's
+    /// Try a call again, up to N times, if it failed in a way that may pass (exit code 75: timed out,
+    /// unavailable, connection lost or blocked)
     #[arg(help_heading = CALLS, long, value_name = "N", default_value_t = 0)]
     #[arg(value_hint = ValueHint::Other, value_parser = number(0, u32::MAX))]
     pub retries: u32,
@@ -382,8 +382,8 @@ pub struct Client {
     #[arg(help_heading = BATCHES, long)]
     pub fail_fast: bool,
 
-    /// Calls under way at a time, counted from the oldest whose outcome is not written: behind a slow
-    /// one, the others wait, unless --unordered
+    /// Calls under way at a time. Results are written in order, so a slow call holds back those behind
+    /// it, and those count too; --unordered ends that
     #[arg(help_heading = BATCHES, long, value_name = "N", default_value_t = 64)]
     #[arg(value_hint = ValueHint::Other)]
     #[arg(value_parser = number(1, u16::MAX))]
@@ -413,7 +413,8 @@ pub struct Client {
     #[arg(value_parser = OsStringValueParser::new().try_map(template))]
     pub output: Option<Template>,
 
-    /// Make no call whose --output is there
+    /// Do not make calls whose output file exists: after Ctrl-C the same command goes on where it
+    /// stopped
     #[arg(help_heading = OUTPUT, long, requires = "output")]
     pub skip_existing: bool,
 

@@ -1,6 +1,6 @@
 complete -c rpc_client -l timeout -d 'Bound on each call from its publication; 0: none' -r -f
-complete -c rpc_client -l retries -d 'Make a call that failed for the time being (75) again, up to N times, after a growing pause; --timeout is each attempt\'s' -r -f
-complete -c rpc_client -l in-flight -d 'Calls under way at a time, counted from the oldest whose outcome is not written: behind a slow one, the others wait, unless --unordered' -r -f
+complete -c rpc_client -l retries -d 'Try a call again, up to N times, if it failed in a way that may pass (exit code 75: timed out, unavailable, connection lost or blocked)' -r -f
+complete -c rpc_client -l in-flight -d 'Calls under way at a time. Results are written in order, so a slow call holds back those behind it, and those count too; --unordered ends that' -r -f
 complete -c rpc_client -l repeat -d 'Make each call N times' -r -f
 complete -c rpc_client -l send-on -d 'What ends an argument on standard input, where `-` is among the arguments [default: newline]' -r -f -a "newline\t'A call for each line'
 nul\t'A call for each piece that a NUL ends, as find -print0 writes them'
@@ -20,7 +20,7 @@ complete -c rpc_client -l no-retry -d 'Do not send unanswered calls again after 
 complete -c rpc_client -l fail-fast -d 'End at the first failure, with its code: make no more calls, and give up those after it'
 complete -c rpc_client -l unordered -d 'Write each result when it comes: no call waits for an earlier one'
 complete -c rpc_client -l files -d 'Each argument names a file, and what is in it is sent'
-complete -c rpc_client -l skip-existing -d 'Make no call whose --output is there'
+complete -c rpc_client -l skip-existing -d 'Do not make calls whose output file exists: after Ctrl-C the same command goes on where it stopped'
 complete -c rpc_client -l stats -d 'Tell calls per second and latencies on stderr at the end'
 complete -c rpc_client -l confirm -d 'Have the broker confirm what is published; on without it if several brokers are given'
 complete -c rpc_client -s q -l quiet -d 'No transcript and no warnings; errors are told all the same'
