@@ -484,7 +484,8 @@ def json_for_a_program(case):
     queue = case.queue()
     case.our_server(queue)
     code, stdout, stderr = case.our_client(queue, "--format", "json", "fib", "30", "café", "-5")
-    expect("exit code and diagnostics", (65, ""), (code, stderr))
+    summary = "rpc_client: 2 of 3 calls failed: 1 invalid-argument, 1 out-of-range\n"
+    expect("exit code and diagnostics", (65, summary), (code, stderr))
     calls = [json.loads(line) for line in stdout.splitlines()]
     for call in calls:
         uuid.UUID(call.pop("correlation_id"))
