@@ -405,17 +405,8 @@ mod tests {
 
     fn call(offers: &[Offer], name: &str, argument: &[u8]) -> Outcome {
         let procedures = Procedures::new(offers, SETTINGS).unwrap();
-        let invocation = Invocation {
-            input: argument,
-            correlation_id: None,
-            content_type: None,
-            is_redelivered: false,
-            most: 1_000,
-            deadline: None,
-            kill_delay: Duration::ZERO,
-            handle: &CallHandle::default(),
-            at_stop: &|| {},
-        };
+        let handle = CallHandle::default();
+        let invocation = Invocation { most: 1_000, ..Invocation::new(argument, &handle) };
         procedures.call(name, &invocation).unwrap()
     }
 

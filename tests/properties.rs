@@ -24,17 +24,8 @@ const SETTINGS: Settings =
 
 /// What a built-in procedure answers. It looks at nothing but the input.
 fn call(name: &str, argument: &[u8]) -> Outcome {
-    let invocation = Invocation {
-        input: argument,
-        correlation_id: None,
-        content_type: None,
-        is_redelivered: false,
-        most: 0,
-        deadline: None,
-        kill_delay: Duration::ZERO,
-        handle: &CallHandle::default(),
-        at_stop: &|| {},
-    };
+    let handle = CallHandle::default();
+    let invocation = Invocation::new(argument, &handle);
     Procedures::new(&[], SETTINGS).unwrap().call(name, &invocation).unwrap()
 }
 

@@ -55,6 +55,23 @@ pub struct Invocation<'a> {
     pub at_stop: &'a dyn Fn(),
 }
 
+impl<'a> Invocation<'a> {
+    /// Makes one that gives this `input` and nothing else, has no time limit, and takes no output.
+    pub fn new(input: &'a [u8], handle: &'a CallHandle) -> Invocation<'a> {
+        Invocation {
+            input,
+            correlation_id: None,
+            content_type: None,
+            is_redelivered: false,
+            most: 0,
+            deadline: None,
+            kill_delay: Duration::ZERO,
+            handle,
+            at_stop: &|| {},
+        }
+    }
+}
+
 /// What became of a program, and what it wrote to standard error.
 #[derive(Debug)]
 pub struct Ended {
@@ -384,17 +401,8 @@ mod tests {
     #[test]
     fn a_call_is_told_of_a_stop_once() {
         let (handle, told) = (CallHandle::default(), Cell::new(0));
-        let invocation = Invocation {
-            input: b"",
-            correlation_id: None,
-            content_type: None,
-            is_redelivered: false,
-            most: 0,
-            deadline: None,
-            kill_delay: Duration::ZERO,
-            handle: &handle,
-            at_stop: &|| told.set(told.get() + 1),
-        };
+        let at_stop = || told.set(told.get() + 1);
+        let invocation = Invocation { at_stop: &at_stop, ..Invocation::new(b"", &handle) };
         let mut early = Listener::new(&invocation);
         early.arm().unwrap();
         early.listen(false).unwrap();

@@ -149,19 +149,14 @@ fn json_reply(line: &[u8], most: usize) -> Result<Outcome, String> {
 mod tests {
     use super::*;
     use crate::cancellation::CallHandle;
-    use std::time::Duration;
 
     fn request(protocol: Protocol, input: &[u8]) -> Result<String, Failure<ErrorKind>> {
+        let handle = CallHandle::default();
         let invocation = Invocation {
-            input,
             correlation_id: Some("7"),
-            content_type: None,
             is_redelivered: true,
             most: 1_000,
-            deadline: None,
-            kill_delay: Duration::ZERO,
-            handle: &CallHandle::default(),
-            at_stop: &|| {},
+            ..Invocation::new(input, &handle)
         };
         protocol.check("p", input)?;
         Ok(String::from_utf8(protocol.request("p", &invocation).into_owned()).unwrap())

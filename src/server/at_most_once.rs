@@ -10,8 +10,8 @@ use crate::error::{ErrorKind, Failure};
 use crate::procedure;
 use crate::protocol::{Reply, Request};
 use crate::server::isolated::Settled;
-use crate::server::worker::{LOOK, Worker, WorkerError, deadline};
-use crate::terminal::text::{short, short_queue};
+use crate::server::worker::{LOOK, Worker, WorkerError, deadline, log_publish};
+use crate::terminal::text::short;
 use amiquip::{Channel, Consumer, Delivery};
 use crossbeam_channel::RecvTimeoutError;
 use log::{info, warn};
@@ -92,12 +92,7 @@ impl Worker<'_> {
     /// Publishes the reply to a request that is acked, and waits until the broker has it. If this connection is lost, that
     /// goes by another one, to any of the brokers, until the caller's time is over.
     pub fn publish_confirmed(&mut self, request: &Request<'_>, reply_to: &str, reply: &Reply) {
-        info!(
-            "publish to {}: {}, correlation_id {}",
-            short_queue(reply_to),
-            reply.kind(),
-            short(reply.correlation_id.as_deref())
-        );
+        log_publish(reply_to, reply);
         let arrived = self.current(request).arrived;
         let callers = deadline(arrived, request.expiration);
         let is_over = || callers.is_some_and(|deadline| deadline <= Instant::now());

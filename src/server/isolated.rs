@@ -15,6 +15,7 @@ use crate::amqp::inspector::Answer;
 use crate::amqp::queue;
 use crate::amqp::uri::Endpoint;
 use crate::error::{Failure, FailureKind};
+use crate::mutex::lock;
 use crate::protocol::{Reply, Request};
 use crate::server::callers::{GoneCallers, is_direct_reply_to};
 use crate::terminal::text::short_queue;
@@ -23,7 +24,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use log::{debug, info, warn};
 use std::collections::HashMap;
 use std::slice;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -217,7 +218,7 @@ impl Isolated {
     }
 
     fn lock(&self) -> MutexGuard<'_, Looks> {
-        self.looks.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.looks)
     }
 }
 

@@ -533,12 +533,7 @@ impl<'a> Worker<'a> {
         if self.is_unawaited.get() {
             return Ok(());
         }
-        info!(
-            "publish to {}: {}, correlation_id {}",
-            short_queue(reply_to),
-            reply.kind(),
-            short(reply.correlation_id.as_deref())
-        );
+        log_publish(reply_to, reply);
 
         if request.is_redelivered && self.publish_apart(request, reply_to, reply)? {
             return Ok(());
@@ -689,6 +684,16 @@ impl<'a> Worker<'a> {
         consumer.cancel()?;
         Ok(consumer.remaining().collect())
     }
+}
+
+/// Logs that a reply is about to be published.
+pub(super) fn log_publish(reply_to: &str, reply: &Reply) {
+    info!(
+        "publish to {}: {}, correlation_id {}",
+        short_queue(reply_to),
+        reply.kind(),
+        short(reply.correlation_id.as_deref())
+    );
 }
 
 /// Returns when a time limit that began then is over. One of 0 is none: an expiration of 0 says that the request must
