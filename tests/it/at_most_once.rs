@@ -30,14 +30,6 @@ fn go(folder: &Folder) {
     fs::write(folder.path("go"), "").unwrap();
 }
 
-#[track_caller]
-fn stop(server: Process) -> Ended {
-    server.signal("TERM");
-    let ended = server.wait();
-    assert_eq!(ended.code(), 0, "{ended:?}");
-    ended
-}
-
 fn spawn_client(url: &str, queue: &Queue, args: &[&str]) -> Process {
     let args = [&["-q", "--queue", queue.name()], args].concat();
     Process::spawn(&mut client_command(url, &args))
@@ -71,7 +63,7 @@ fn the_same_crash_one_computed_twice_one_not_at_all() {
         let begun = folder.lines("runs").iter().filter(|run| *run == "long").count();
         assert_eq!(begun, runs, "{option}");
         // It was acked: it does not even come again.
-        assert!(!stop(second).stderr.contains("redelivered"), "{option}");
+        assert!(!second.stop().stderr.contains("redelivered"), "{option}");
     }
 }
 
@@ -89,7 +81,7 @@ fn a_request_that_comes_redelivered_is_not_called() {
         "p(short) came redelivered, and is not called: it may have been called before\n",
     );
     queue.client(&["-q", "p", "short"]).expect(0, "short done\n", "");
-    stop(server);
+    server.stop();
 }
 
 /// It would sit there for as long as the call takes, while others have nothing to do.
@@ -108,8 +100,8 @@ fn nothing_waits_in_a_server_that_computes() {
     go(&folder);
     long.wait().expect(0, "long done\n", "");
     queue.await_state((0, 2));
-    stop(busy);
-    stop(idle);
+    busy.stop();
+    idle.stop();
     queue.client(&["-q", "p", "short"]).expect(
         69,
         "",
@@ -124,10 +116,7 @@ fn nothing_waits_in_a_server_that_computes() {
 
 #[test]
 fn a_call_has_no_consumer_timeout() {
-    let node = Node::start();
-    for (name, value) in [("consumer_timeout", 2000), ("channel_tick_interval", 500)] {
-        node.ctl(&["eval", &format!("application:set_env(rabbit, {name}, {value}).")]);
-    }
+    let node = Node::with_consumer_timeout(2000);
     let (queue, folder) = (Queue::at(&node.url), Folder::new());
     // One whose program takes longer, and one without the option, as a clock: its channel is closed.
     let server = server_once(&node.url, &queue, &folder);
@@ -140,7 +129,7 @@ fn a_call_has_no_consumer_timeout() {
     go(&folder);
     long.wait().expect(0, "long done\n", "");
     assert_eq!(folder.lines("runs"), ["long"]);
-    assert_eq!(stop(server).stderr, "");
+    assert_eq!(server.stop().stderr, "");
 }
 
 #[test]
@@ -158,7 +147,7 @@ fn a_call_goes_on_when_its_connection_is_lost() {
     // Its worker is free again.
     queue.client(&["-q", "--wait", "p", "short"]).expect(0, "short done\n", "");
     assert_eq!(folder.lines("runs"), ["long", "short"]);
-    stop(server);
+    server.stop();
 }
 
 /// The reply finds a queue that outlives its broker.
@@ -189,7 +178,7 @@ fn a_call_goes_on_when_its_broker_dies() {
     // An error may come first, to the request that comes again.
     assert!(is_result() || is_result());
     assert_eq!(folder.lines("runs"), ["long"]);
-    stop(server);
+    server.stop();
 }
 
 #[test]
@@ -214,7 +203,7 @@ fn a_server_that_is_asked_to_stop_finishes_what_is_acked() {
         assert_eq!(folder.lines("runs"), ["long"]);
         let second = server_once(&broker(), &queue, &folder);
         waiting.wait().expect(0, "short done\n", "");
-        stop(second);
+        second.stop();
     }
 }
 
@@ -251,7 +240,7 @@ fn a_reply_that_the_broker_does_not_take_is_an_error_and_its_call_runs_once() {
         "rpc_client: p(1): the result has 3893 bytes; the broker takes 1000 (out-of-range)\n";
     ended.expect(65, "", stderr);
     assert_eq!(folder.lines("runs"), ["1"]);
-    stop(server);
+    server.stop();
 }
 
 #[test]
@@ -262,7 +251,7 @@ fn a_request_that_nobody_can_answer_is_dropped() {
     server.await_stderr("nobody to answer; dropped\n");
     queue.client(&["-q", "p", "short"]).expect(0, "short done\n", "");
     assert_eq!(folder.lines("runs"), ["short"]);
-    stop(server);
+    server.stop();
 }
 
 #[test]
@@ -303,7 +292,7 @@ fn the_permissions_by_which_clients_find_a_busy_server() {
     server.await_stdout(" [x] Awaiting RPC requests\n");
     server.await_stderr("while all workers compute, clients will find no server: ");
     client_at(&url("rpc_client"), &["-q", "p", "short"]).expect(0, "short done\n", "");
-    stop(server);
+    server.stop();
 
     permit("rpc_server", true);
     permit("rpc_client", true);
@@ -320,8 +309,8 @@ fn the_permissions_by_which_clients_find_a_busy_server() {
     waiting.wait().expect(0, "short done\n", "");
     go(&folder);
     long.wait().expect(0, "long done\n", "");
-    assert_eq!(stop(busy).stderr, "");
-    stop(idle);
+    assert_eq!(busy.stop().stderr, "");
+    idle.stop();
 }
 
 /// So many calls, and more until everything was done to the system. `scripts/chaos.sh` makes 10,000.

@@ -25,15 +25,6 @@ fn replying_to(reply_to: &str) -> AmqpProperties {
     AmqpProperties::default().with_reply_to(reply_to.into())
 }
 
-/// Ends, and has nothing but good to say.
-#[track_caller]
-fn end(server: Process) -> Ended {
-    server.signal("TERM");
-    let ended = server.wait();
-    assert_eq!(ended.code(), 0, "{ended:?}");
-    ended
-}
-
 /// In each way in which a client can be gone. With one worker, the next caller is served when the call has ended.
 #[test]
 fn a_program_ends_soon_after_its_client() {
@@ -60,7 +51,7 @@ fn a_program_ends_soon_after_its_client() {
 
         queue.client(&["p", "next"]).expect(0, "next\n", "");
         queue.await_state((0, 1));
-        let ended = end(server);
+        let ended = server.stop();
         assert_eq!(ended.stderr.lines().count(), 1, "{what}: {ended:?}");
     }
 }
@@ -87,7 +78,7 @@ fn what_waits_of_a_caller_that_is_gone_is_dropped() {
         queue.client(&["p", "next"]).expect(0, "next\n", "");
         assert_eq!(folder.lines("pids").len(), begun + 1, "{args:?}");
         queue.await_state((0, begun as u32));
-        let ended = end(server);
+        let ended = server.stop();
         let others = match begun {
             1 => String::new(),
             2 => "1 more call was ended, ".into(),
@@ -119,7 +110,7 @@ fn a_batch_of_short_calls_ends_too() {
     queue.client(&["-q", "ping"]).expect(0, "pong\n", "");
     let begun = folder.lines("pids").len();
     assert!(begun < 500, "{begun} were begun");
-    end(server);
+    server.stop();
 }
 
 /// And a short call costs none.
@@ -143,7 +134,7 @@ fn a_caller_is_looked_for_once_a_second_at_most() {
     let most = began.elapsed().as_secs() as usize;
     assert!((4..=most).contains(&looked), "{looked} looks in {most} s");
     assert_eq!(proxy.connections(), 1);
-    end(server);
+    server.stop();
 }
 
 /// A queue that is not its client's alone is there whether the client is or not, and gets its reply.
@@ -159,7 +150,7 @@ fn a_durable_reply_queue_outlives_its_client() {
     await_that("it is looked for it", || looks(&server, "There") >= 3);
     fs::write(folder.path("go"), "").unwrap();
     assert_eq!(Amqp::new().next(replies.name()).body, b"answered");
-    assert!(!end(server).stderr.contains(GONE));
+    assert!(!server.stop().stderr.contains(GONE));
 }
 
 /// Of a name that a client chose, nobody knows who comes back with it.
@@ -184,7 +175,7 @@ fn a_client_that_comes_back_with_the_same_reply_queue_is_served() {
         second.publish(queue.name(), b"served\n", replying_to(&replies));
         assert_eq!(second.next(&replies).body, b"served\n");
     }
-    assert!(!end(server).stderr.contains("dropped"));
+    assert!(!server.stop().stderr.contains("dropped"));
 }
 
 /// Its new connection has a new reply queue. One worker computes: the old call ends, and the new one is answered.
@@ -202,7 +193,7 @@ fn a_client_that_connects_again_has_its_old_call_ended() {
     assert_eq!((ended.code(), ended.stdout.as_str()), (0, "again\n"), "{ended:?}");
     assert_eq!(folder.lines("pids").len(), 2);
     server.await_stderr(&format!("p(again){GONE}"));
-    end(server);
+    server.stop();
 }
 
 /// The other way of receiving replies. These names are not looked at on the connection that everything depends on.
@@ -233,7 +224,7 @@ fn direct_reply_to_tells_of_callers_too() {
     server.await_stderr(GONE);
     assert!(has_ended(folder.await_pids(2)[1]));
     assert!(proxy.passed(QUEUE_DECLARE) - declared >= 5);
-    end(server);
+    server.stop();
 }
 
 /// Anybody can make a request with such a name. It costs no call, and another caller is looked for all the same.
@@ -286,7 +277,7 @@ fn looks_that_are_refused_cost_no_more_than_one() {
     fs::write(folder.path("go"), "").unwrap();
     assert_eq!(second.receive().unwrap(), b"second");
     assert_eq!(proxy.passed(QUEUE_DECLARE) - declared, 1);
-    let ended = end(server);
+    let ended = server.stop();
     assert_eq!(ended.stderr.matches(told).count(), 1, "{ended:?}");
     assert!(!ended.stderr.contains(GONE), "{ended:?}");
 }
@@ -309,7 +300,7 @@ fn a_connection_without_a_channel_for_looks() {
     fs::write(folder.path("go"), "").unwrap();
     caller.receive().unwrap();
     caller.receive().unwrap();
-    let ended = end(server);
+    let ended = server.stop();
     assert_eq!(ended.stderr.matches(told).count(), 1, "{ended:?}");
     assert!(ended.stderr.contains("gives no more channels: see channel_max"), "{ended:?}");
 }

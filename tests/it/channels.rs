@@ -53,15 +53,6 @@ impl Drop for Runs {
     }
 }
 
-/// A node that lets deliveries be unacknowledged for three seconds.
-fn impatient() -> Node {
-    let node = Node::start();
-    for (name, value) in [("consumer_timeout", 3000), ("channel_tick_interval", 500)] {
-        node.ctl(&["eval", &format!("application:set_env(rabbit, {name}, {value}).")]);
-    }
-    node
-}
-
 /// How many connections a node has.
 fn connections(node: &Node) -> usize {
     node.ctl(&["-q", "list_connections", "pid"]).lines().filter(|line| line.contains('<')).count()
@@ -76,19 +67,11 @@ fn threads(server: &Process) -> usize {
     fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap().count()
 }
 
-#[track_caller]
-fn stop(server: Process) -> Ended {
-    server.signal("TERM");
-    let ended = server.wait();
-    assert_eq!(ended.code(), 0, "{ended:?}");
-    ended
-}
-
 // Channels that the broker closes.
 
 #[test]
 fn a_call_that_outlasts_consumer_timeout_costs_nobody_else_anything() {
-    let (node, runs) = (impatient(), Runs::new());
+    let (node, runs) = (Node::with_consumer_timeout(3000), Runs::new());
     let queue = Queue::at(&node.url);
     let procedure = runs.procedure("[ $n = short ] || await never; echo done");
     let server = server_at(&node.url, &queue, &["--workers", "2", &procedure]);
@@ -108,7 +91,7 @@ fn a_call_that_outlasts_consumer_timeout_costs_nobody_else_anything() {
     assert_eq!((runs.begun("long"), runs.begun("short")), (1, 4));
     assert_eq!(server.stdout().matches("[.] p(long)").count(), 1);
     assert_eq!(connections(&node), 1);
-    let said = stop(server).stderr;
+    let said = server.stop().stderr;
     assert!(!said.contains("again\n") || said.contains("a worker starts again"), "{said}");
     assert!(!said.contains("connected to"), "{said}");
 }
@@ -116,7 +99,7 @@ fn a_call_that_outlasts_consumer_timeout_costs_nobody_else_anything() {
 /// It is answered when it comes again, not run by the same server.
 #[test]
 fn a_channel_that_is_closed_is_noticed_while_its_only_worker_computes() {
-    let (node, runs) = (impatient(), Runs::new());
+    let (node, runs) = (Node::with_consumer_timeout(3000), Runs::new());
     let queue = Queue::at(&node.url);
     let server = server_at(&node.url, &queue, &[&runs.procedure("await never")]);
     let long = spawn_client(&node.url, &queue, &["--timeout", "10m", "p", "long"]);
@@ -125,19 +108,19 @@ fn a_channel_that_is_closed_is_noticed_while_its_only_worker_computes() {
     assert_eq!(long.wait().code(), 75);
     queue.await_state((0, 1));
     assert_eq!(runs.begun("long"), 1);
-    stop(server);
+    server.stop();
 }
 
 #[test]
 fn a_call_that_waited_behind_others_is_not_condemned_for_their_time() {
-    let (node, runs) = (impatient(), Runs::new());
+    let (node, runs) = (Node::with_consumer_timeout(3000), Runs::new());
     let queue = Queue::at(&node.url);
     let procedure = runs.procedure("sleep $n; echo $n");
     let server = server_at(&node.url, &queue, &["--prefetch", "2", &procedure]);
     // Both are delivered at once. The second one's time is over soon after its turn has come.
     let ended = queue.client(&["-q", "--timeout", "10m", "p", "2.4", "1.9"]);
     ended.expect(0, "2.4\n1.9\n", "");
-    stop(server);
+    server.stop();
 }
 
 #[test]
@@ -157,7 +140,7 @@ fn a_reply_that_is_too_large_costs_nobody_else_anything() {
     assert_eq!(runs.begun("slow"), 1);
     queue.await_state((0, 2));
     assert_eq!(connections(&node), 1);
-    stop(server);
+    server.stop();
 }
 
 /// Another broker may take more.
@@ -176,7 +159,7 @@ fn the_largest_body_is_learned_for_a_connection() {
     server.await_stderr("again");
     let ended = queue.client(&["-q", "--wait", "p", "2"]);
     assert_eq!((ended.code(), ended.stdout.len()), (0, 3893), "{ended:?}");
-    stop(server);
+    server.stop();
 }
 
 #[test]
@@ -193,7 +176,7 @@ fn a_missing_permission_is_not_a_replys_fault() {
     server.await_stderr_times("a worker starts again", 3);
     grant(".*");
     client.wait().expect(0, "done\n", "");
-    assert!(!stop(server).stderr.contains("dropped"));
+    assert!(!server.stop().stderr.contains("dropped"));
 }
 
 // Connections that are lost while a reply goes out.
@@ -209,7 +192,7 @@ fn two_cuts_while_a_reply_goes_out_cost_no_call() {
         let queue = Queue::new();
         let server = server_at(&proxy.url, &queue, &[]);
         queue.client(&["-q", "--timeout", "10m", "fib", "30"]).expect(0, "832040\n", "");
-        assert!(!stop(server).stderr.contains("dropped"), "{cuts}");
+        assert!(!server.stop().stderr.contains("dropped"), "{cuts}");
     }
 }
 
@@ -227,7 +210,7 @@ fn a_deadly_reply_costs_each_server_no_more_than_one_connection() {
     });
     queue.client(&["-q", "--wait", "fib", "30"]).expect(0, "832040\n", "");
     for server in servers {
-        let said = stop(server).stderr;
+        let said = server.stop().stderr;
         assert!(said.matches("trying again").count() <= 1, "{said}");
     }
 }
@@ -258,7 +241,7 @@ fn a_lost_connection_leaves_no_more_threads_and_descriptors_than_before() {
     await_that("it has no more threads and descriptors than before", || {
         threads(&server) <= before.0 && descriptors() <= before.1
     });
-    stop(server);
+    server.stop();
 }
 
 #[test]
@@ -280,7 +263,7 @@ fn descriptors_suffice_for_programs_after_a_lost_connection() {
     // Each of these takes six.
     let args = ["-q", "--timeout", "10m", "--in-flight", "16", "--repeat", "32", "p", "1"];
     queue.client(&args).expect(0, &"1\n".repeat(32), "");
-    stop(server);
+    server.stop();
 }
 
 // What a server has prefetched.
@@ -295,7 +278,7 @@ fn a_request_whose_time_passed_in_the_servers_own_queue_is_not_computed() {
     queue.client(&["-q", "ping"]).expect(0, "pong\n", "");
     assert_eq!(["1", "2", "3", "4"].map(|n| runs.begun(n)), [1, 0, 0, 0]);
     queue.await_state((0, 1));
-    stop(server);
+    server.stop();
 }
 
 #[test]
@@ -315,7 +298,7 @@ fn what_was_prefetched_goes_back_when_the_server_is_asked_to_stop() {
     let ended = stopping.wait();
     assert_eq!(ended.code(), 0, "{ended:?}");
     assert_eq!((runs.begun("long"), runs.begun("short")), (1, 1));
-    stop(other);
+    other.stop();
 }
 
 /// What was published is at the server: nothing is ready, although nobody else consumes.
@@ -356,7 +339,7 @@ fn a_stop_waits_for_a_large_reply_that_flows() {
         spawn_client(&broker(), &queue, &["--timeout", "10m", "--format", "raw", "p", "1"]);
     server.await_stdout("[.] p(1)");
     await_that("the reply goes out", || runs.begun("1") == 1 && has_no_child(server.pid()));
-    let ended = stop(server);
+    let ended = server.stop();
     assert_eq!(ended.stderr, "");
     let ended = client.wait();
     assert_eq!((ended.code(), ended.bytes.0.len()), (0, 12_000_000), "{ended:?}");
@@ -371,7 +354,7 @@ fn a_stop_does_not_wait_for_a_reply_that_trickles() {
         spawn_client(&broker(), &queue, &["--timeout", "10m", "--format", "raw", "p", "1"]);
     server.await_stdout("[.] p(1)");
     await_that("the reply goes out", || runs.begun("1") == 1 && has_no_child(server.pid()));
-    let ended = stop(server);
+    let ended = server.stop();
     assert!(ended.stderr.contains("no longer answers"), "{ended:?}");
     drop(client);
 }

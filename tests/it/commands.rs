@@ -83,7 +83,7 @@ pub fn children(parent: u32) -> usize {
     names.filter(|pid| stat(pid).is_some_and(|(_, of, _)| of == parent)).count()
 }
 
-fn descriptors(pid: u32) -> usize {
+pub fn descriptors(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
 }
 
@@ -641,16 +641,24 @@ fn drills_with_programs() {
 /// One program after another leaves nothing in the server.
 #[test]
 fn thousands_of_programs() {
+    leave_nothing("--procedure=t=true", &["t"], ["200", "3000"], 0);
+}
+
+/// Makes `few` calls and then `many`: the server has no more descriptors and memory after these than after those, and so
+/// many `programs`.
+#[track_caller]
+pub fn leave_nothing(offer: &str, call: &[&str], [few, many]: [&str; 2], programs: usize) {
     let queue = Queue::new();
-    let server = server(&queue, &["--workers", "2", "--procedure=t=true"]);
-    let calls = |number: &str| {
-        let ended = queue.client(&["--format", "json", "--repeat", number, "--timeout", "0", "t"]);
+    let server = server(&queue, &["--workers", "2", offer]);
+    let calls = |number| {
+        let options = ["--format", "json", "--repeat", number, "--timeout", "0"];
+        let ended = queue.client(&[&options, call].concat());
         assert_eq!(ended.code(), 0, "{ended:?}");
         (descriptors(server.pid()), children(server.pid()), server.peak_memory())
     };
-    let (open, left, peak) = calls("200");
-    let after = calls("3000");
-    assert_eq!((after.0, after.1, left), (open, 0, 0));
+    let (open, left, peak) = calls(few);
+    let after = calls(many);
+    assert_eq!((after.0, after.1, left), (open, programs, programs));
     assert!(after.2 <= peak + 1, "{peak} MB, then {} MB", after.2);
 }
 

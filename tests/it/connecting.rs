@@ -595,9 +595,7 @@ fn a_server_outlives_its_broker() {
     }
     node.ctl(&["close_all_connections", "maintenance"]);
     client_at(&node.url, &args).expect(0, "832040\n", "");
-    server.signal("TERM");
-    let ended = server.wait();
-    assert_eq!(ended.code(), 0, "{ended:?}");
+    let ended = server.stop();
     let again = format!("rpc_server: connected to {shown} again\n");
     assert_eq!(ended.stderr.matches(&again).count(), 3, "{ended:?}");
     assert_eq!(ended.stdout.matches(" [x] Awaiting RPC requests\n").count(), 4, "{ended:?}");

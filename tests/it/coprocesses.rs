@@ -3,7 +3,9 @@
 //!
 //! jq, sqlite3 and perl are needed, and coreutils' tools.
 
-use crate::commands::{Caller, Folder, children, failed, has_ended, stat, text};
+use crate::commands::{
+    Caller, Folder, children, descriptors, failed, has_ended, leave_nothing, stat, text,
+};
 use crate::harness::*;
 use crate::proxy::{Action, Proxy};
 use amiquip::AmqpProperties;
@@ -47,18 +49,6 @@ fn pids(server: &Process) -> BTreeSet<u32> {
 fn only_pid(server: &Process) -> u32 {
     await_that("it is started", || pids(server).len() == 1);
     pids(server).into_iter().next().unwrap()
-}
-
-fn descriptors(pid: u32) -> usize {
-    fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
-}
-
-#[track_caller]
-fn stop(server: Process) -> Ended {
-    server.signal("TERM");
-    let ended = server.wait();
-    assert_eq!(ended.code(), 0, "{ended:?}");
-    ended
 }
 
 // What it is asked, and what it answers.
@@ -108,7 +98,7 @@ fn a_line_for_a_line() {
         let message = "p takes one line, and the argument has a newline in it";
         assert_eq!(found, error(InvalidArgument, message), "{command}");
         assert_eq!(only_pid(&server), pid, "{command}");
-        stop(server).expect_no_warnings();
+        server.stop().expect_no_warnings();
     }
 }
 
@@ -231,7 +221,7 @@ fn as_many_as_workers() {
         assert_eq!(text(caller.call("p", n.as_bytes())), n);
     }
     assert_eq!(pids(&server), before);
-    stop(server).expect_no_warnings();
+    server.stop().expect_no_warnings();
 }
 
 // What is no answer.
@@ -281,7 +271,7 @@ fn one_that_writes_without_end() {
     );
     assert_eq!(text(Caller::new(&queue).call("ping", b"")), "pong");
     let least = server.pid();
-    stop(server);
+    server.stop();
     await_that("nothing is left", || children(least) == 0);
 }
 
@@ -299,7 +289,7 @@ fn one_that_answers_without_end() {
     // As much as is read at a time.
     let told = server.stderr().matches(", 16384 bytes of standard output").count();
     assert!(told <= 8, "{told} warnings");
-    stop(server);
+    server.stop();
 }
 
 #[test]
@@ -355,7 +345,7 @@ fn every_way_to_end_in_a_call() {
             assert_eq!(found, expected, "{what}");
         }
         assert_eq!(text(caller.call("p", b"ok")), "fine", "{what}");
-        stop(server);
+        server.stop();
     }
 }
 
@@ -372,7 +362,7 @@ fn one_that_closes_its_standard_input() {
     assert_eq!(caller.call("p", &large("silent")), closed);
     assert_eq!(text(caller.call("p", &large("answers"))), "answer");
     assert_eq!(caller.call("p", &large("silent")), closed);
-    stop(server);
+    server.stop();
 }
 
 /// The second one is started without a call.
@@ -416,7 +406,7 @@ fn one_that_always_ends() {
         "p is not there: p exited with 3 (cannot load), and was not started again in time";
     assert_eq!(Caller::new(&queue).call("p", b""), error(Unavailable, message));
     // Nobody waits for the rest of a pause.
-    stop(server);
+    server.stop();
 }
 
 /// The file is gone, and comes back.
@@ -447,7 +437,7 @@ fn output_that_is_kept_in_a_buffer() {
     let caller = Caller::new(&queue);
     assert_eq!(caller.call("p", b"one"), error(TimedOut, message));
     assert_ne!(only_pid(&server), first);
-    stop(server);
+    server.stop();
 }
 
 #[test]
@@ -457,7 +447,7 @@ fn a_reason_on_standard_error_instead_of_an_answer() {
     let server = server(&queue, &["--time-limit", "1s", program]);
     let message = "p did not answer in time; its standard error says: no answer to one";
     assert_eq!(Caller::new(&queue).call("p", b"one"), error(TimedOut, message));
-    stop(server);
+    server.stop();
 }
 
 /// What it would have answered answers nothing else. It is ended with all that it has started.
@@ -482,7 +472,7 @@ fn a_late_line_answers_no_other_call() {
         for pid in folder.await_pids(2) {
             await_that("it has ended", || has_ended(pid));
         }
-        stop(server);
+        server.stop();
     }
 }
 
@@ -498,7 +488,7 @@ fn one_that_stops_itself() {
         let message = "p did not answer in time";
         assert!(caller.call("p", b"stop").unwrap_err().message.starts_with(message));
     }
-    stop(server);
+    server.stop();
 }
 
 #[test]
@@ -511,7 +501,7 @@ fn the_callers_time() {
     server.await_stderr("rpc_server: p(slow): timed-out, ");
     assert!(has_ended(folder.await_pids(1)[0]));
     queue.client(&["p", "fast"]).expect(0, "fast\n", "");
-    stop(server);
+    server.stop();
 }
 
 /// The next caller gets another one.
@@ -529,7 +519,7 @@ fn a_caller_that_is_gone() {
     server.await_stderr("rpc_server: p(slow): nobody waits for it any more: ended after ");
     await_that("it has ended", || has_ended(pid));
     assert_eq!(text(Caller::new(&queue).call("p", b"next")), "next");
-    stop(server);
+    server.stop();
 }
 
 // JSON.
@@ -562,7 +552,7 @@ fn what_an_object_has() {
         "redelivered": false, "time_limit": null,
     });
     assert_eq!(found, expected);
-    stop(server).expect_no_warnings();
+    server.stop().expect_no_warnings();
 }
 
 #[test]
@@ -592,7 +582,7 @@ fn what_an_object_may_answer() {
         assert!(found == expected, "{answer:.100?}: {found:.100?}");
     }
     assert_eq!(only_pid(&server), pid);
-    stop(server);
+    server.stop();
 }
 
 #[test]
@@ -659,7 +649,7 @@ fn standard_error_of_a_call() {
     };
     assert_eq!(stderr("bad").as_deref(), Some("\"bad\""));
     assert_eq!(stderr("other"), None);
-    stop(server);
+    server.stop();
 }
 
 /// Not even if there is more of it than is logged at once, and than is read at once, or if its last line has no end.
@@ -678,7 +668,7 @@ fn standard_error_of_one_call_is_not_told_to_another() {
             assert_eq!(&caller.call("p", argument.as_bytes()), expected, "{secret}");
         }
     }
-    stop(server);
+    server.stop();
 }
 
 // Its server.
@@ -704,7 +694,7 @@ fn a_lost_connection() {
     assert_eq!(text(caller.call("p", b"more")), "more");
     let after = pids(&server);
     assert_eq!(before.intersection(&after).count(), 1, "{before:?}, {after:?}");
-    stop(server);
+    server.stop();
 }
 
 /// Its standard input is closed, so that it can do what is to be done at the end.
@@ -715,7 +705,7 @@ fn a_server_that_stops() {
     let server = server(&queue, &["--workers=2", &coprocess(&folder, script)]);
     assert_eq!(text(Caller::new(&queue).call("p", b"x")), "x");
     let pids = folder.await_pids(2);
-    stop(server).expect_no_warnings();
+    server.stop().expect_no_warnings();
     assert_eq!(folder.lines("done"), ["done", "done"]);
     assert!(pids.iter().all(|pid| has_ended(*pid)));
 }
@@ -806,22 +796,12 @@ fn one_that_leaks_is_replaced() {
     queue.client(&[&["p"], &given[..]].concat()).expect(0, &(numbers.join("\n") + "\n"), "");
     await_that("three have ended, a fourth runs", || folder.lines("ends").len() == 3);
     assert_eq!(folder.await_pids(4).len(), 4);
-    stop(server).expect_no_warnings();
+    server.stop().expect_no_warnings();
 }
 
 #[test]
 fn thousands_of_calls_leave_nothing() {
-    let queue = Queue::new();
-    let server = server(&queue, &["--workers=2", "--coprocess=p=cat"]);
-    let calls = |number: &str| {
-        let ended = queue.client(&["--format=json", "--timeout=0", "--repeat", number, "p", "x"]);
-        assert_eq!(ended.code(), 0, "{ended:?}");
-        (descriptors(server.pid()), children(server.pid()), server.peak_memory())
-    };
-    let (open, programs, peak) = calls("500");
-    let after = calls("5000");
-    assert_eq!((after.0, after.1, programs), (open, 2, 2));
-    assert!(after.2 <= peak + 1, "{peak} MB, then {} MB", after.2);
+    leave_nothing("--coprocess=p=cat", &["p", "x"], ["500", "5000"], 2);
 }
 
 /// Slow ones, some of which are late, and those that die before an answer, in it, after it, and with one line too many.
@@ -860,5 +840,5 @@ fn no_answer_is_another_calls() {
     assert!(failures.len() >= 3, "{failures:?}");
     await_that("nothing else runs", || children(server.pid()) <= 8);
     assert!(descriptors(server.pid()) < 100, "{}", descriptors(server.pid()));
-    stop(server);
+    server.stop();
 }

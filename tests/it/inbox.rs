@@ -8,10 +8,7 @@ const PREFETCH: &str = "40";
 
 #[test]
 fn what_a_closed_channel_had_prefetched_waits_no_longer() {
-    let node = Node::start();
-    for (name, value) in [("consumer_timeout", 3000), ("channel_tick_interval", 500)] {
-        node.ctl(&["eval", &format!("application:set_env(rabbit, {name}, {value}).")]);
-    }
+    let node = Node::with_consumer_timeout(3000);
     let queue = Queue::at(&node.url);
     let options = ["--workers", "1", "--prefetch", PREFETCH, "--procedure", "p=sleep 600"];
     let server = server_at(&node.url, &queue, &options);

@@ -245,6 +245,15 @@ impl Process {
         kill(self.child.id(), signal);
     }
 
+    /// Asks a server to stop, which it has to do in good order.
+    #[track_caller]
+    pub fn stop(self) -> Ended {
+        self.signal("TERM");
+        let ended = self.wait();
+        assert_eq!(ended.code(), 0, "{ended:?}");
+        ended
+    }
+
     /// Sends a signal to all of its process group, as a terminal does: to be used if it leads one.
     pub fn signal_group(&self, signal: &str) {
         let group = format!("-{}", self.child.id());

@@ -38,6 +38,16 @@ impl Node {
         Node { broker, url, is_set_up: AtomicBool::new(false) }
     }
 
+    /// Lends one that lets a delivery be unacknowledged for so many milliseconds.
+    #[allow(dead_code, reason = "for the tests of the programs")]
+    pub fn with_consumer_timeout(milliseconds: u32) -> Node {
+        let node = Node::start();
+        for (name, value) in [("consumer_timeout", milliseconds), ("channel_tick_interval", 500)] {
+            node.ctl(&["eval", &format!("application:set_env(rabbit, {name}, {value}).")]);
+        }
+        node
+    }
+
     /// Returns its folder: `BROKER_DIR` for the scripts.
     #[allow(dead_code, reason = "for the documents' terminals")]
     pub fn folder(&self) -> &Path {
