@@ -18,7 +18,7 @@ help() {
     cat <<'END'
 usage: broker.sh run [--management] [--tls] -- COMMAND [ARGUMENT...]
        broker.sh guard -- COMMAND [ARGUMENT...]
-       broker.sh start [--management] [--tls] | stop | kill | restart | reset | url | tls-url | tls-dir | pid | ctl ARGUMENT... | install
+       broker.sh start [--management] [--tls] | stop | kill | restart | reset | url | tls-url | tls-dir | pid | ctl ARGUMENT... | eval EXPRESSIONS | install
 
 run      gives COMMAND a broker in AMQP_URL and exits with its exit code. The broker is, in this order:
          that of AMQP_URL if it is set; a private node if RabbitMQ is installed; what answers on
@@ -35,6 +35,7 @@ tls-url  prints its AMQP URL for TLS, if it was started with --tls
 tls-dir  prints the folder with its certificates
 pid      prints the process id of its Erlang VM
 ctl      rabbitmqctl on that node
+eval     evaluates Erlang expressions on it, as `ctl eval` does, but in no time
 install  installs RabbitMQ if it is missing, without starting the system's own broker
 
 --management turns on the management page of a private node and prints its address on stderr.
@@ -50,7 +51,7 @@ END
 }
 
 wrong_usage() {
-    fail 64 "$1; usage: broker.sh run [--management] [--tls] -- COMMAND..., or guard -- COMMAND..., start, stop, kill, restart, reset, url, tls-url, tls-dir, pid, ctl, install, --help"
+    fail 64 "$1; usage: broker.sh run [--management] [--tls] -- COMMAND..., or guard -- COMMAND..., start, stop, kill, restart, reset, url, tls-url, tls-dir, pid, ctl, eval, install, --help"
 }
 
 # answers_amqp HOST PORT: sends the protocol header; a broker replies with the method frame
@@ -177,16 +178,28 @@ spawn() {
     disown
 }
 
+# has_started LINES: whether the log says so after that many lines. No process is started for this: the node needs the processors.
+has_started() {
+    local line number=0
+    while IFS= read -r line; do
+        number=$((number + 1))
+        case $line in
+            ' completed with '* | *'Server startup complete'*) if [ $number -gt "$1" ]; then return 0; fi ;;
+        esac
+    done <"$node/log"
+    return 1
+}
+
 # Starts the node of the settings and waits until it answers, and has said that it is complete: it listens before that, and
 # rabbitmqctl would find the application not running. On failure, why tells why.
 launch_node() {
     local deadline=$((SECONDS + 300)) logged
     touch "$node/log"
-    logged=$(wc -c <"$node/log")
+    logged=$(wc -l <"$node/log")
     if [ -z "$epmd_pid" ]; then spawn epmd epmd -port "$epmd_port"; fi
     # The last flag means nothing to Erlang; load_node recognizes the process by it.
     spawn beam rabbitmq-server -noinput -fib_rpc "$name"
-    until grep -q -e '^ completed with ' -e 'Server startup complete' < <(tail -c +$((logged + 1)) "$node/log") && answers_amqp 127.0.0.1 "$port" &&
+    until has_started "$logged" && answers_amqp 127.0.0.1 "$port" &&
         { [ -z "$management_port" ] || listens "$management_port"; } && { [ -z "$tls_port" ] || listens "$tls_port"; }; do
         if ! alive "$epmd_pid"; then
             why="epmd stopped; is port $epmd_port taken?"
@@ -195,7 +208,6 @@ launch_node() {
         elif [ $SECONDS -gt $deadline ]; then
             why='it did not accept connections within 300 seconds'
         else
-            # A look costs ten processes, and the node needs the processors.
             sleep 0.2
             continue
         fi
@@ -499,20 +511,28 @@ rabbit_auth_backend_internal:set_permissions(<<"guest">>, <<"/">>, <<".*">>, <<"
 vm_memory_monitor:set_vm_memory_high_watermark(0.4),
 [] = rabbit_alarm:get_alarms().'
 
-# evaluate EXPRESSION: on the node, by erl_call, which takes a hundredth of the time that rabbitmqctl takes, and comes with
-# most packages of Erlang. Fails if the node does not answer, or answers an error: its version may have other functions.
+# evaluate EXPRESSIONS: on the node, and prints the value of the last. By erl_call, which takes a hundredth of the time that
+# rabbitmqctl takes, and comes with most packages of Erlang. Fails if the node does not answer, or answers an error: its
+# version may have other functions.
 evaluate() (
     enter_node
-    if have erl_call; then
-        case $(erl_call -r -sname "$name" -timeout 60 -e <<<"$1" 2>/dev/null) in '{ok, '*) ;; *) exit 1 ;; esac
-    else
-        rabbitmqctl --timeout 60 eval "$1" >/dev/null 2>&1
-    fi
+    if ! have erl_call; then exec rabbitmqctl --timeout 60 eval "$1"; fi
+    reply=$(erl_call -r -sname "$name" -timeout 60 -e <<<"$1" 2>&1)
+    case $reply in
+        '{ok, '*'}') reply=${reply#'{ok, '} && printf '%s\n' "${reply%\}}" ;;
+        *) printf '%s\n' "$reply" >&2 && exit 1 ;;
+    esac
 )
+
+evaluate_expressions() {
+    need_node
+    [ $# = 1 ] || wrong_usage 'eval: which expressions?'
+    evaluate "$1" || fail 69 "the node in $dir could not evaluate that: $1"
+}
 
 reset() {
     need_node
-    if [ -n "$beam_pid" ] && evaluate "$empty"; then
+    if [ -n "$beam_pid" ] && evaluate "$empty" >/dev/null 2>&1; then
         node_ready
         return
     fi
@@ -579,11 +599,12 @@ if [ $# != 0 ]; then shift; fi
 case $word in
     -h | --help) help && exit ;;
     run | guard | start | stop | restart | reset | url | pid | install | ctl) ;;
+    eval) word=evaluate_expressions ;;
     kill) word=kill_node ;;
     tls-url | tls-dir) word=${word/-/_} ;;
     *) wrong_usage "unknown word: '$word'" ;;
 esac
-if [ "$word" != ctl ]; then
+if [ "$word" != ctl ] && [ "$word" != evaluate_expressions ]; then
     case ${1-} in -h | --help) help && exit ;; esac
     while :; do
         case $word:${1-} in

@@ -188,12 +188,25 @@ install_pika() {
 alive() {
     local pid
     for pid; do
-        case $(ps -o stat= -p "$pid" 2>/dev/null) in
+        process_state "$pid"
+        case $state in
             '' | Z*) ;;
             *) return 0 ;;
         esac
     done
     return 1
+}
+
+# process_state PID: sets state, as ps has it, empty if there is no such process. Linux tells it without a process started;
+# waiting asks often.
+process_state() {
+    if [ -r /proc/self/stat ]; then
+        { IFS= read -r state <"/proc/$1/stat"; } 2>/dev/null || state=''
+        # The name before it may have spaces and brackets.
+        state=${state##*) }
+    else
+        state=$(ps -o stat= -p "$1" 2>/dev/null) || state=''
+    fi
 }
 
 # gone SECONDS PID…: waits until they are.

@@ -143,7 +143,7 @@ fn main() -> ExitCode {
     println!("chaos for {seconds} s, seed {seed}: {SERVERS} servers, {CLIENTS} clients");
 
     let node = Node::start();
-    node.ctl(&["eval", CONSUMER_TIMEOUT]);
+    node.eval(CONSUMER_TIMEOUT);
     let link = slow_link(&node.url, SLOW);
     let queue = Queue::at(&node.url);
     let runs = Runs::new();
@@ -322,14 +322,14 @@ fn disturb(
                 "unreadable messages"
             }
             15..=17 => {
-                node.ctl(&["close_all_connections", "chaos"]);
+                node.close_connections("chaos");
                 "times all connections closed"
             }
             _ => {
                 kill(node.pid(), "KILL");
                 thread::sleep(Duration::from_millis(random.u64(0..2_000)));
                 node.restart();
-                node.ctl(&["eval", CONSUMER_TIMEOUT]);
+                node.eval(CONSUMER_TIMEOUT);
                 "brokers killed and restarted"
             }
         };

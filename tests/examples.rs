@@ -543,7 +543,7 @@ fn brokers_that_refuse() {
     }
     // A publication that is refused is told by the end of the channel alone.
     let user = vhost.name.as_str();
-    vhost.node.ctl(&["add_user", user, "s3cret"]);
+    vhost.node.add_user(user);
     vhost.node.ctl(&["set_permissions", "-p", &vhost.name, user, ".*", "^$", ".*"]);
     let mute = vhost.url.replace("amqp://", &format!("amqp://{user}:s3cret@"));
     let ended = run_at(&mute, "emit_log", &[]);
@@ -602,13 +602,13 @@ fn a_deleted_queue_ends_a_receiver() {
 #[test]
 fn a_blocked_broker_takes_the_message_later() {
     let node = Node::start();
-    node.ctl(&["set_vm_memory_high_watermark", "0.0000001"]);
+    node.set_memory_watermark(0.0000001);
     let send = Process::spawn(&mut command(&node.url, "send", &[]));
     let shown = shown(&node.url);
     let blocks = format!("send: {shown} blocks publishing (low on memory); waiting\n");
     send.await_stderr(&blocks);
     assert_eq!(send.stdout(), "");
-    node.ctl(&["set_vm_memory_high_watermark", "0.4"]);
+    node.set_memory_watermark(0.4);
     let told = format!("{blocks}send: {shown} no longer blocks publishing\n");
     send.wait().expect(0, " [x] Sent 'Hello World!'\n", &told);
 }

@@ -161,7 +161,7 @@ fn a_call_goes_on_when_its_broker_dies() {
     let options = QueueDeclareOptions { durable: true, ..Default::default() };
     amqp.channel.queue_declare(replies.as_str(), options).unwrap();
     // What queues there are, Erlang's database writes down when it has time.
-    node.ctl(&["eval", "catch mnesia:sync_log()."]);
+    node.eval("catch mnesia:sync_log().");
     // A broker may have its ack in memory alone when it dies: then the request comes again, redelivered.
     let properties = AmqpProperties::default().with_app_id("p".into()).with_delivery_mode(2);
     amqp.publish(queue.name(), b"long", properties.with_reply_to(replies.clone()));
@@ -231,7 +231,7 @@ fn a_server_that_is_asked_twice_waits_for_nobody() {
 
 #[test]
 fn a_reply_that_the_broker_does_not_take_is_an_error_and_its_call_runs_once() {
-    let node = Node::configured("max_message_size = 1000\n", &[]);
+    let node = Node::with_max_message_size(1000);
     let (queue, folder) = (Queue::at(&node.url), Folder::new());
     let script = "read n; echo $n >>$0/runs; seq 1000";
     let server = server_at(&node.url, &queue, &["--at-most-once", &folder.procedure(script)]);
@@ -278,10 +278,10 @@ fn the_permissions_by_which_clients_find_a_busy_server() {
         let mut lines = security.lines().filter_map(|line| line.strip_prefix(&start));
         let line = if is_last { lines.next_back() } else { lines.next() };
         let patterns = line.unwrap().split_whitespace().map(|pattern| pattern.trim_matches('\''));
-        node.ctl(&[&["set_permissions", user], &patterns.collect::<Vec<&str>>()[..]].concat());
+        node.set_permissions(user, patterns.collect::<Vec<&str>>().try_into().unwrap());
     };
     for user in ["rpc_server", "rpc_client"] {
-        node.ctl(&["add_user", user, "s3cret"]);
+        node.add_user(user);
         permit(user, false);
     }
 

@@ -227,7 +227,7 @@ fn a_closed_standard_input_is_an_error() {
 /// A broker's limit is its own: another one may take more.
 #[test]
 fn the_limit_of_one_broker_does_not_bind_another() {
-    let small = Node::configured("max_message_size = 1000", &[]);
+    let small = Node::with_max_message_size(1000);
     let queue = Queue::new();
     let name = queue.name();
     let args = ["--queue", name, "--procedure", "length=wc -c"];

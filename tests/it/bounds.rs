@@ -368,15 +368,15 @@ fn a_blocked_connection_that_is_closed_by_the_operator() {
     server.signal("STOP");
     let args = ["--no-retry", "--queue", queue.name(), "fib", "30"];
     let _first = Process::spawn(&mut client_command(&node.url, &args));
-    node.await_ctl(&["list_queues", "messages_unacknowledged"], "1");
-    node.ctl(&["set_vm_memory_high_watermark", "0.0000001"]);
+    node.await_queue("/", "messages_unacknowledged", 1);
+    node.set_memory_watermark(0.0000001);
     server.signal("CONT");
     server.await_stderr("blocks publishing");
     let client = Process::spawn(&mut client_command(&node.url, &args));
     client.await_stderr("blocks publishing");
     let closed =
         format!("{} closed the connection: CONNECTION_FORCED - maintenance", shown(&node.url));
-    node.ctl(&["close_all_connections", "maintenance"]);
+    node.close_connections("maintenance");
     server.await_stderr(&format!("rpc_server: {closed}; trying again\n"));
     let ended = client.wait();
     assert_eq!((ended.code(), ended.stdout.as_str()), (75, ""), "{ended:?}");
@@ -462,7 +462,7 @@ fn a_server_with_closed_stdout_and_a_frozen_broker_stops() {
     let amqp = Amqp::at(&node.url);
     let properties = AmqpProperties::default().with_reply_to(amqp.exclusive());
     amqp.publish(queue.name(), b"30", properties);
-    node.await_ctl(&["list_queues", "messages_unacknowledged"], "1");
+    node.await_queue("/", "messages_unacknowledged", 1);
     let pid = node.pid();
     kill(pid, "STOP");
     server.signal("CONT");

@@ -55,7 +55,7 @@ impl Drop for Runs {
 
 /// How many connections a node has.
 fn connections(node: &Node) -> usize {
-    node.ctl(&["-q", "list_connections", "pid"]).lines().filter(|line| line.contains('<')).count()
+    node.eval("length(rabbit_networking:connections()).").parse().unwrap()
 }
 
 fn spawn_client(url: &str, queue: &Queue, args: &[&str]) -> Process {
@@ -125,7 +125,7 @@ fn a_call_that_waited_behind_others_is_not_condemned_for_their_time() {
 
 #[test]
 fn a_reply_that_is_too_large_costs_nobody_else_anything() {
-    let node = Node::configured("max_message_size = 1000\n", &[]);
+    let node = Node::with_max_message_size(1000);
     let (queue, runs) = (Queue::at(&node.url), Runs::new());
     let procedure = runs.procedure("[ $n = slow ] && await end; [ $n = large ] && seq 1000; echo");
     let server = server_at(&node.url, &queue, &["--workers", "2", &procedure]);
@@ -148,14 +148,11 @@ fn a_reply_that_is_too_large_costs_nobody_else_anything() {
 fn the_largest_body_is_learned_for_a_connection() {
     let node = Node::start();
     let (queue, runs) = (Queue::at(&node.url), Runs::new());
-    let limit = |bytes: &str| {
-        node.ctl(&["eval", &format!("application:set_env(rabbit, max_message_size, {bytes}).")])
-    };
-    limit("1000");
+    node.set_max_message_size(1000);
     let server = server_at(&node.url, &queue, &[&runs.procedure("seq 1000")]);
     assert_eq!(queue.client(&["-q", "p", "1"]).code(), 65);
-    limit("16777216");
-    node.ctl(&["close_all_connections", "maintenance"]);
+    node.set_max_message_size(16_777_216);
+    node.close_connections("maintenance");
     server.await_stderr("again");
     let ended = queue.client(&["-q", "--wait", "p", "2"]);
     assert_eq!((ended.code(), ended.stdout.len()), (0, 3893), "{ended:?}");
@@ -165,8 +162,8 @@ fn the_largest_body_is_learned_for_a_connection() {
 #[test]
 fn a_missing_permission_is_not_a_replys_fault() {
     let (node, runs) = (Node::start(), Runs::new());
-    node.ctl(&["add_user", "server", "s3cret"]);
-    let grant = |write| node.ctl(&["set_permissions", "server", ".*", write, ".*"]);
+    node.add_user("server");
+    let grant = |write| node.set_permissions("server", [".*", write, ".*"]);
     grant(".*");
     let queue = Queue::at(&node.url);
     let url = node.url.replace("amqp://", "amqp://server:s3cret@");

@@ -483,7 +483,7 @@ fn the_connection_is_lost() {
     let node = Node::start();
     type Event = fn(&Node);
     let events: [(&str, Event); 2] = [
-        ("closed the connection", |node| drop(node.ctl(&["close_all_connections", "maintenance"]))),
+        ("closed the connection", |node| node.close_connections("maintenance")),
         ("lost", |node| {
             kill(node.pid(), "KILL");
             node.restart();

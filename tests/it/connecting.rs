@@ -324,7 +324,7 @@ fn the_connection_has_heartbeats_and_the_programs_name() {
 #[test]
 fn a_user_without_permissions() {
     let node = Node::start();
-    node.ctl(&["add_user", "nobody", "s3cret"]);
+    node.add_user("nobody");
     let url = node.url.replace("amqp://", "amqp://nobody:s3cret@");
     // No access to the vhost at all.
     let ended = client_at(&url, &["fib", "30"]);
@@ -333,9 +333,9 @@ fn a_user_without_permissions() {
     assert!(ended.stderr.contains("rabbitmqctl set_permissions"), "{ended:?}");
     // Access, and not the right to create queues.
     let queue = Queue::at(&node.url);
-    node.ctl(&["set_permissions", "nobody", "^test-", ".*", ".*"]);
+    node.set_permissions("nobody", ["^test-", ".*", ".*"]);
     let _server = server_at(&url, &queue, &[]);
-    node.ctl(&["set_permissions", "nobody", "^$", ".*", ".*"]);
+    node.set_permissions("nobody", ["^$", ".*", ".*"]);
     let args = ["--queue", queue.name()];
     let client = client_at(&url, &[&args[..], &["fib", "30"]].concat());
     let args = ["--queue", "another"];
@@ -375,7 +375,7 @@ fn a_reply_queue_that_is_deleted_during_the_call() {
     server.signal("STOP");
     let args = ["--queue", queue.name(), "--timeout", "10m", "fib", "30"];
     let waiting = Process::spawn(&mut client_command(&node.url, &args));
-    node.await_ctl(&["list_queues", "messages_unacknowledged"], "1");
+    node.await_queue("/", "messages_unacknowledged", 1);
     let queues = node.ctl(&["list_queues", "name"]);
     let reply_queue = queues.lines().find(|name| name.starts_with("amq.gen-")).unwrap();
     node.ctl(&["delete_queue", reply_queue]);
@@ -410,7 +410,7 @@ fn a_broker_that_blocks_publishing() {
     let node = Node::start();
     let queue = Queue::at(&node.url);
     let _server = server_at(&node.url, &queue, &[]);
-    node.ctl(&["set_vm_memory_high_watermark", "0.0000001"]);
+    node.set_memory_watermark(0.0000001);
     let args = ["--queue", queue.name(), "--timeout", "3s", "fib", "30"];
     let ended = client_at(&node.url, &args);
     let shown = shown(&node.url);
@@ -424,7 +424,7 @@ fn a_broker_that_blocks_publishing() {
     let args = ["--queue", queue.name(), "--timeout", "10m", "fib", "30"];
     let waiting = Process::spawn(&mut client_command(&node.url, &args));
     waiting.await_stderr("blocks publishing");
-    node.ctl(&["set_vm_memory_high_watermark", "0.4"]);
+    node.set_memory_watermark(0.4);
     let ended = waiting.wait();
     assert_eq!((ended.code(), ended.stdout.as_str()), (0, "832040\n"), "{ended:?}");
 }
@@ -435,7 +435,7 @@ fn a_broker_that_blocks_publishing_ends_a_batch() {
     let node = Node::start();
     let queue = Queue::at(&node.url);
     let _server = server_at(&node.url, &queue, &[]);
-    node.ctl(&["set_vm_memory_high_watermark", "0.0000001"]);
+    node.set_memory_watermark(0.0000001);
     let args = ["-q", "--queue", queue.name(), "--timeout", "3s", "fib", "-"];
     let mut command = client_command(&node.url, &args);
     let (client, mut stdin) = Process::spawn_with_stdin(&mut command);
@@ -472,7 +472,7 @@ fn calls_outlive_their_connection() {
     let hasty = Process::spawn(&mut client_command(&node.url, &args));
     queue.await_state((1, 1));
 
-    node.ctl(&["close_all_connections", "maintenance"]);
+    node.close_connections("maintenance");
     let shown = shown(&node.url);
     let closed = format!("{shown} closed the connection: CONNECTION_FORCED - maintenance");
     hasty.wait().expect(75, "", &format!("rpc_client: fib(92): {closed}\n"));
@@ -496,7 +496,7 @@ fn an_idle_client_outlives_its_connections() {
     let (client, mut stdin) = Process::spawn_with_stdin(&mut client_command(&node.url, &args));
     thread::sleep(Duration::from_secs(16));
     for answers in 1..=2 {
-        node.ctl(&["close_all_connections", "maintenance"]);
+        node.close_connections("maintenance");
         stdin.write_all(b"30\n").unwrap();
         client.await_stdout(&"832040\n".repeat(answers));
     }
@@ -540,7 +540,7 @@ fn not_all_calls_outlive_their_connection() {
     drop(stdin);
     client.await_stderr(": fib(30), reply_to ");
     busy.signal("KILL");
-    node.ctl(&["close_all_connections", "maintenance"]);
+    node.close_connections("maintenance");
     client.await_stderr("rpc_client: waiting: ");
     // In time, and not when the others' time is up.
     client.await_stderr("rpc_client: line 1: fib(93): no answer within 20s: nobody consumes ");
@@ -566,7 +566,7 @@ fn a_vhost_that_is_deleted_and_made_again() {
     server.signal("STOP");
     let args = ["--queue", queue.name(), "--timeout", "10m", "fib", "30"];
     let waiting = Process::spawn(&mut client_command(&url, &args));
-    node.await_ctl(&["-p", "v", "list_queues", "messages_unacknowledged"], "1");
+    node.await_queue("v", "messages_unacknowledged", 1);
     // While RabbitMQ deletes it, there is a moment when it has no permissions, which is refused too.
     waiting.signal("STOP");
     node.ctl(&["delete_vhost", "v"]);
@@ -593,7 +593,7 @@ fn a_server_outlives_its_broker() {
         node.restart();
         client_at(&node.url, &args).expect(0, "832040\n", "");
     }
-    node.ctl(&["close_all_connections", "maintenance"]);
+    node.close_connections("maintenance");
     client_at(&node.url, &args).expect(0, "832040\n", "");
     let ended = server.stop();
     let again = format!("rpc_server: connected to {shown} again\n");
@@ -640,7 +640,7 @@ fn a_signal_cuts_an_attempt_to_connect_again_short() {
     let limits = ["--connect-timeout", "10m", "--timeout", "10m"];
     let args = [&["--queue", queue.name()], &limits[..], &["fib", "30"]].concat();
     let waiting = Process::spawn(&mut client_command(&url, &args));
-    node.await_ctl(&["list_queues", "messages_unacknowledged"], "1");
+    node.await_queue("/", "messages_unacknowledged", 1);
     // Its system still takes connections.
     let pid = node.pid();
     kill(pid, "STOP");

@@ -17,13 +17,13 @@ fn a_server_waits_while_the_broker_blocks_its_reply() {
     server.signal("STOP");
     let args = ["-q", "--queue", queue.name(), "--timeout", "10m", "fib", "30"];
     let waiting = Process::spawn(&mut client_command(&node.url, &args));
-    node.await_ctl(&["list_queues", "messages_unacknowledged"], "1");
-    node.ctl(&["set_vm_memory_high_watermark", "0.0000001"]);
+    node.await_queue("/", "messages_unacknowledged", 1);
+    node.set_memory_watermark(0.0000001);
     server.signal("CONT");
     let shown = shown(&node.url);
     let blocks = format!("rpc_server: {shown} blocks publishing (low on memory); waiting\n");
     server.await_stderr(&blocks);
-    node.ctl(&["set_vm_memory_high_watermark", "0.4"]);
+    node.set_memory_watermark(0.4);
     waiting.wait().expect(0, "832040\n", "");
     server.signal("TERM");
     let stderr = format!("{blocks}rpc_server: {shown} no longer blocks publishing\n");
@@ -39,8 +39,8 @@ fn a_blocked_server_stops_when_asked() {
     server.signal("STOP");
     let args = ["-q", "--queue", queue.name(), "--timeout", "10m", "fib", "30"];
     let _waiting = Process::spawn(&mut client_command(&node.url, &args));
-    node.await_ctl(&["list_queues", "messages_unacknowledged"], "1");
-    node.ctl(&["set_vm_memory_high_watermark", "0.0000001"]);
+    node.await_queue("/", "messages_unacknowledged", 1);
+    node.set_memory_watermark(0.0000001);
     server.signal("CONT");
     server.await_stderr("blocks publishing");
     server.signal("TERM");
@@ -65,9 +65,8 @@ fn a_server_stops_though_a_reply_is_stuck() {
     let many = ["--timeout", "10m", "--in-flight", "800", "--repeat", "800"];
     let args = [&["-q", "--queue", queue.name()], &many[..], &["fun", &argument]].concat();
     let _waiting = Process::spawn(&mut client_command(&node.url, &args));
-    let sum = ["list_queues", "messages"];
-    node.await_ctl(&sum, "800");
-    node.ctl(&["set_vm_memory_high_watermark", "0.0000001"]);
+    node.await_queue("/", "messages", 800);
+    node.set_memory_watermark(0.0000001);
     server.signal("CONT");
     server.await_stderr("blocks publishing");
     await_stuck(&server, 800);
@@ -178,9 +177,9 @@ fn a_client_that_may_not_publish() {
     let node = Node::start();
     let queue = Queue::at(&node.url);
     let _server = server_at(&node.url, &queue, &[]);
-    node.ctl(&["add_user", "mute", "s3cret"]);
+    node.add_user("mute");
     // Newer RabbitMQs let only those look at a queue who have some permission for it.
-    node.ctl(&["set_permissions", "mute", "^(amq.gen|test-)", "^$", "^amq.gen"]);
+    node.set_permissions("mute", ["^(amq.gen|test-)", "^$", "^amq.gen"]);
     let url = node.url.replace("amqp://", "amqp://mute:s3cret@");
     let args = ["--queue", queue.name(), "--in-flight", "1", "fun", "1", "2", "3"];
     let ended = client_at(&url, &args);
@@ -338,10 +337,10 @@ fn the_least_permissions_that_are_enough() {
         let start = format!("$ rabbitmqctl set_permissions {user} ");
         let line = security.lines().filter_map(|line| line.strip_prefix(&start)).nth(nth).unwrap();
         let patterns: Vec<&str> = line.split_whitespace().map(|p| p.trim_matches('\'')).collect();
-        node.ctl(&[&["set_permissions", user], &patterns[..]].concat());
+        node.set_permissions(user, patterns.try_into().unwrap());
     };
     for user in ["rpc_server", "rpc_client"] {
-        node.ctl(&["add_user", user, "s3cret"]);
+        node.add_user(user);
     }
     grant("rpc_client", 0);
     let url = |user| node.url.replace("amqp://", &format!("amqp://{user}:s3cret@"));

@@ -199,7 +199,7 @@ fn a_body_as_large_as_a_broker_takes() {
 /// comes again, and again.
 #[test]
 fn a_reply_larger_than_the_broker_takes() {
-    let node = Node::configured("max_message_size = 50\n", &[]);
+    let node = Node::with_max_message_size(50);
     let queue = Queue::at(&node.url);
     let _server = server_at(&node.url, &queue, &[]);
     let args = ["--queue", queue.name(), "--wait", "fib", "10000", "30"];

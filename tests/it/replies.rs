@@ -203,8 +203,8 @@ fn direct_reply_to_works() {
 #[test]
 fn a_reply_that_is_refused_with_the_channel() {
     let node = Node::start();
-    node.ctl(&["add_user", "server", "s3cret"]);
-    let grant = |write| node.ctl(&["set_permissions", "server", ".*", write, ".*"]);
+    node.add_user("server");
+    let grant = |write| node.set_permissions("server", [".*", write, ".*"]);
     grant(".*");
     let url = node.url.replace("amqp://", "amqp://server:s3cret@");
     let queue = Queue::at(&node.url);

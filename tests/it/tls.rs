@@ -60,7 +60,7 @@ impl Tls {
         };
         copy(certificate, "server.pem");
         copy(key, "server.key");
-        self.node.ctl(&["eval", "ssl:clear_pem_cache()."]);
+        self.node.eval("ssl:clear_pem_cache().");
     }
 
     #[track_caller]

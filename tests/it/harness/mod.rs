@@ -316,6 +316,25 @@ pub fn await_that(what: &str, wanted: impl Fn() -> bool) {
 pub fn kill(pid: u32, signal: &str) {
     let status = Command::new("kill").arg(format!("-{signal}")).arg(pid.to_string()).status();
     assert!(status.unwrap().success(), "kill -{signal} {pid}");
+    if signal == "STOP" {
+        await_that("all its threads have stopped", || is_stopped(pid));
+    }
+}
+
+/// Tells whether a process is stopped, with all its threads: on a busy machine some go on for a while (proc(5), ps(1)).
+fn is_stopped(pid: u32) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+        let ps = Command::new("ps").args(["-o", "stat=", "-p", &pid.to_string()]).output().unwrap();
+        return ps.stdout.starts_with(b"T");
+    };
+    let mut stats =
+        threads.flatten().map(|thread| std::fs::read_to_string(thread.path().join("stat")));
+    stats.all(|stat| match stat {
+        // The state comes after the name, which is in brackets.
+        Ok(stat) => stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('T')),
+        // It ended meanwhile.
+        Err(_) => true,
+    })
 }
 
 /// One of the two programs, with nothing of the test's environment that could change its output.

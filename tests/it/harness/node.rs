@@ -4,7 +4,7 @@
 //!
 //! No node outlives the tests' process, however that ends: see `KEEPER`.
 
-use super::PATIENCE;
+use super::await_that;
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,6 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Instant;
 use uuid::Uuid;
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/broker.sh");
@@ -22,6 +21,8 @@ pub struct Node {
     broker: Broker,
     pub url: String,
     is_set_up: AtomicBool,
+    /// Expressions that undo what was set in it.
+    undo: Mutex<Vec<String>>,
 }
 
 impl Node {
@@ -35,17 +36,99 @@ impl Node {
         let options = options.iter().map(|option| (*option).to_owned()).collect();
         let broker = lend(Setup { configuration: configuration.into(), options });
         let url = broker.url.clone();
-        Node { broker, url, is_set_up: AtomicBool::new(false) }
+        Node { broker, url, is_set_up: AtomicBool::new(false), undo: Mutex::default() }
     }
 
     /// Lends one that lets a delivery be unacknowledged for so many milliseconds.
     #[allow(dead_code, reason = "for the tests of the programs")]
     pub fn with_consumer_timeout(milliseconds: u32) -> Node {
         let node = Node::start();
-        for (name, value) in [("consumer_timeout", milliseconds), ("channel_tick_interval", 500)] {
-            node.ctl(&["eval", &format!("application:set_env(rabbit, {name}, {value}).")]);
-        }
+        node.set("consumer_timeout", milliseconds);
+        node.set("channel_tick_interval", 500);
         node
+    }
+
+    /// Gives one of RabbitMQ's settings a value, until the test is over.
+    pub fn set(&self, name: &str, value: u32) {
+        let before = self.eval(&format!("application:get_env(rabbit, {name})."));
+        let undo = match before.strip_prefix("{ok, ").and_then(|before| before.strip_suffix('}')) {
+            Some(before) => format!("application:set_env(rabbit, {name}, {before})."),
+            None => format!("application:unset_env(rabbit, {name})."),
+        };
+        lock(&self.undo).push(undo);
+        self.eval(&format!("application:set_env(rabbit, {name}, {value})."));
+    }
+
+    /// Sets the size of the largest message that it takes, in bytes, for channels that are opened after this.
+    #[allow(dead_code, reason = "for the tests of the programs")]
+    pub fn set_max_message_size(&self, bytes: u32) {
+        self.set("max_message_size", bytes);
+        // Newer versions keep it here, too.
+        let keep = |bytes: &str| {
+            format!(
+                "case persistent_term:get(max_message_size, none) of none -> ok; \
+                 _ -> persistent_term:put(max_message_size, {bytes}) end."
+            )
+        };
+        let before = self.eval("persistent_term:get(max_message_size, none).");
+        lock(&self.undo).push(keep(&before));
+        self.eval(&keep(&bytes.to_string()));
+    }
+
+    /// Lends one that takes no message of more bytes.
+    #[allow(dead_code, reason = "for the tests of the programs")]
+    pub fn with_max_message_size(bytes: u32) -> Node {
+        let node = Node::start();
+        node.set_max_message_size(bytes);
+        node
+    }
+
+    /// Evaluates Erlang expressions on this node, and returns the value of the last one. This takes no time beside
+    /// `rabbitmqctl`.
+    #[track_caller]
+    pub fn eval(&self, expressions: &str) -> String {
+        self.broker.script(&["eval", expressions])
+    }
+
+    /// Closes all connections as an operator does, who gives a reason.
+    #[track_caller]
+    pub fn close_connections(&self, reason: &str) {
+        self.eval(&format!(
+            r#"[rabbit_networking:close_connection(Pid, "{reason}") || Pid <- rabbit_networking:connections()]."#
+        ));
+    }
+
+    /// Sets how much of the memory may be taken before publishers are blocked: next to nothing blocks them at once.
+    #[track_caller]
+    pub fn set_memory_watermark(&self, fraction: f64) {
+        self.eval(&format!("vm_memory_monitor:set_vm_memory_high_watermark({fraction:.7})."));
+    }
+
+    /// Adds a user, whose password is `s3cret`.
+    #[track_caller]
+    pub fn add_user(&self, name: &str) {
+        self.eval(&format!(
+            r#"rabbit_auth_backend_internal:add_user(<<"{name}">>, <<"s3cret">>, <<"test">>)."#
+        ));
+    }
+
+    /// Lets a user of the vhost `/` configure, write and read what has such names.
+    #[track_caller]
+    pub fn set_permissions(&self, user: &str, patterns: [&str; 3]) {
+        let patterns = patterns.map(|pattern| format!(r#"<<"{}">>"#, pattern.replace('\\', r"\\")));
+        self.eval(&format!(
+            r#"rabbit_auth_backend_internal:set_permissions(<<"{user}">>, <<"/">>, {}, <<"test">>)."#,
+            patterns.join(", ")
+        ));
+    }
+
+    /// Waits until a queue of the vhost has so much of that: `messages`, `messages_unacknowledged` (rabbitmqctl(8)).
+    #[track_caller]
+    pub fn await_queue(&self, vhost: &str, what: &str, count: usize) {
+        let queues = format!(r#"rabbit_amqqueue:list(<<"{vhost}">>)"#);
+        let found = format!("[rabbit_amqqueue:info(Queue, [{what}]) || Queue <- {queues}].");
+        let wanted = format!("[{{{what}, {count}}}]");
+        await_that(&wanted, || self.eval(&found).contains(&wanted));
     }
 
     /// Returns its folder: `BROKER_DIR` for the scripts.
@@ -58,19 +141,6 @@ impl Node {
     #[track_caller]
     pub fn ctl(&self, args: &[&str]) -> String {
         self.script(&[&["ctl"], args].concat())
-    }
-
-    /// Waits until `rabbitmqctl` has a line that is `wanted`.
-    #[track_caller]
-    pub fn await_ctl(&self, args: &[&str], wanted: &str) {
-        let started = Instant::now();
-        loop {
-            let output = self.ctl(args);
-            if output.lines().any(|line| line == wanted) {
-                return;
-            }
-            assert!(started.elapsed() < PATIENCE, "{wanted:?} is not in {output:?}");
-        }
     }
 
     /// Starts it again after its process was killed.
@@ -96,7 +166,14 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        if thread::panicking() || self.is_set_up.load(Ordering::Relaxed) {
+        let is_over = thread::panicking() || self.is_set_up.load(Ordering::Relaxed);
+        let is_undone = || {
+            lock(&self.undo)
+                .iter()
+                .rev()
+                .all(|undo| self.broker.run(&["eval", undo]).status.success())
+        };
+        if is_over || !is_undone() {
             self.broker.kill();
         } else {
             give_back(self.broker.clone());
