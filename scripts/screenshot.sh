@@ -58,7 +58,7 @@ photograph() {
 
     "$target/release/rpc_server" --quiet --prefetch 10 --algorithm recursive &
     server=$!
-    "$target/release/rpc_client" --quiet --wait --timeout 1h --repeat 100000 fib 41 >"$folder/results" &
+    "$target/release/rpc_client" --quiet --wait --timeout 1h --in-flight 64 --repeat 100000 fib 41 >"$folder/results" &
     client=$!
 
     mkfifo "$folder/commands" "$folder/answers"

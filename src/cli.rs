@@ -344,6 +344,28 @@ pub enum SendOn {
     Eof,
 }
 
+/// How many calls are under way at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InFlight {
+    /// As many as the servers answer in time, up to [`InFlight::most`].
+    Auto,
+    /// So many.
+    Number(u16),
+}
+
+impl InFlight {
+    /// How [`InFlight::Auto`] is written.
+    const AUTO: &str = "auto";
+
+    /// Returns how many calls there can be under way.
+    pub fn most(self) -> usize {
+        match self {
+            InFlight::Auto => 64,
+            InFlight::Number(number) => number.into(),
+        }
+    }
+}
+
 /// Calls a remote procedure through a RabbitMQ queue and writes its result to standard output.
 #[derive(Debug, Parser)]
 #[command(name = "rpc_client", version, max_term_width = 100)]
@@ -382,12 +404,12 @@ pub struct Client {
     #[arg(help_heading = BATCHES, long)]
     pub fail_fast: bool,
 
-    /// Calls under way at a time. Results are written in order, so a slow call holds back those behind
+    /// Calls under way at a time; auto: up to 64, one for each consumer, and behind them as many as are
+    /// answered in a quarter of --timeout. Results are written in order, so a slow call holds back those behind
     /// it, and those count too; --unordered ends that
-    #[arg(help_heading = BATCHES, long, value_name = "N", default_value_t = 64)]
-    #[arg(value_hint = ValueHint::Other)]
-    #[arg(value_parser = number(1, u16::MAX))]
-    pub in_flight: u16,
+    #[arg(help_heading = BATCHES, long, value_name = "N", default_value = InFlight::AUTO)]
+    #[arg(value_parser = Suggest(in_flight, || vec![InFlight::AUTO]), hide_possible_values = true)]
+    pub in_flight: InFlight,
 
     /// Write each result when it comes: no call waits for an earlier one
     #[arg(help_heading = BATCHES, long)]
@@ -522,6 +544,16 @@ where
     move |text| match text.parse() {
         Ok(number) if (least..=most).contains(&number) => Ok(number),
         _ => Err(format!("a whole number from {least} to {most} is wanted")),
+    }
+}
+
+/// Parses how many calls are under way at a time.
+fn in_flight(text: &str) -> Result<InFlight, String> {
+    match text {
+        InFlight::AUTO => Ok(InFlight::Auto),
+        _ => number(1, u16::MAX)(text)
+            .map(InFlight::Number)
+            .map_err(|error| format!("{error}, or auto")),
     }
 }
 
@@ -705,6 +737,18 @@ mod tests {
             let error = Client::try_parse_from(["rpc_client", option, "fib"]).unwrap_err();
             assert!(error.to_string().contains(": a whole number from "), "{error}");
         }
+    }
+
+    #[test]
+    fn calls_under_way() {
+        let client = |options: &[&str]| {
+            Client::parse_from([&["rpc_client"], options, &["fib"]].concat()).in_flight
+        };
+        assert_eq!((client(&[]), client(&[]).most()), (InFlight::Auto, 64));
+        assert_eq!(client(&["--in-flight=9", "--in-flight=auto"]), InFlight::Auto);
+        assert_eq!(client(&["--in-flight=65535"]).most(), 65535);
+        let reason = in_flight("automatic").unwrap_err();
+        assert_eq!(reason, "a whole number from 1 to 65535 is wanted, or auto");
     }
 
     #[test]

@@ -225,7 +225,8 @@ fn leave_calls_behind(
 ) {
     let prefix = format!("{}-", Uuid::new_v4());
     let arguments: Vec<String> = (0..LEFT_BEHIND).map(|n| format!("{prefix}{n}")).collect();
-    let args = ["-q", "--wait", "--timeout", "60s", "--queue", queue.name(), "left"];
+    let args =
+        ["-q", "--wait", "--timeout", "60s", "--in-flight", "64", "--queue", queue.name(), "left"];
     let given: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let client = Process::spawn(&mut client_command(&node.url, &[&args, &given[..]].concat()));
     thread::sleep(Duration::from_millis(random.u64(1_000..3_000)));

@@ -76,7 +76,8 @@ impl InspectorState {
         let answer = match declared {
             Ok(declared) => match QueueState::of(&declared) {
                 state @ QueueState { consumers: 0, .. } => {
-                    Ok(QueueState { consumers: self.count_servers(queue), ..state })
+                    let consumers = self.count_servers(queue);
+                    Ok(QueueState { consumers, hides: consumers > 0, ..state })
                 }
                 state => Ok(state),
             },

@@ -32,6 +32,9 @@ pub struct QueueState {
     pub messages: u32,
     /// Consumers.
     pub consumers: u32,
+    /// Whether those are servers that do not consume at the moment, and show beside the queue that they are there
+    /// ([`super::presence`]).
+    pub hides: bool,
 }
 
 impl QueueState {
@@ -40,6 +43,7 @@ impl QueueState {
         QueueState {
             messages: declared.declared_message_count().unwrap_or_default(),
             consumers: declared.declared_consumer_count().unwrap_or_default(),
+            hides: false,
         }
     }
 }

@@ -51,7 +51,7 @@ fn exchange(
                     rpc.resend_later();
                 }
             }
-            Event::Served => calls.resume(),
+            Event::Served(servers) => calls.resume(servers),
             Event::Resend => {
                 for call in calls.to_resend() {
                     rpc.publish(call)?;

@@ -4,12 +4,13 @@ use crate::cli;
 use crate::client::attempts::Attempts;
 use crate::client::deadline::Deadline;
 use crate::client::input::Argument;
+use crate::client::pace::{Pace, Servers};
 use crate::error::Failure;
 use crate::protocol::Reply;
 use crate::terminal::text::short;
 use humantime::format_duration;
 use log::info;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -46,9 +47,11 @@ pub struct Call {
     share: Share,
 }
 
-/// What the finished calls of a client come to, which each of them keeps up to date.
-#[derive(Debug, Default)]
+/// What the calls of a client come to, which each of them keeps up to date.
+#[derive(Debug)]
 pub struct Tally {
+    /// How many calls await a reply.
+    pub awaiting: Cell<usize>,
     /// How many calls have an outcome that was not taken.
     pub finished: Cell<usize>,
     /// How many calls rest until their next attempt.
@@ -57,11 +60,58 @@ pub struct Tally {
     pub retried: Cell<u64>,
     /// How many bytes the results have of calls that were not dropped.
     pub result_bytes: Cell<usize>,
+    /// How many calls may await a reply, if nobody has said a number.
+    pace: Option<RefCell<Pace>>,
+}
+
+impl Tally {
+    /// Makes the tally before the first of the calls that `args` ask for.
+    pub fn new(args: &cli::Client) -> Tally {
+        Tally {
+            awaiting: Cell::default(),
+            finished: Cell::default(),
+            resting: Cell::default(),
+            retried: Cell::default(),
+            result_bytes: Cell::default(),
+            pace: Pace::new(args, Instant::now()).map(RefCell::new),
+        }
+    }
+
+    /// Returns whether another call may await a reply.
+    pub fn has_turn(&self) -> bool {
+        let awaiting = self.awaiting.get();
+        self.pace.as_ref().is_none_or(|pace| pace.borrow().has_room(awaiting, Instant::now()))
+    }
+
+    /// Takes how many servers there are; `again`, if there were none for a while.
+    pub fn served_by(&self, servers: Servers, again: bool) {
+        let Some(pace) = &self.pace else { return };
+        match again {
+            true => pace.borrow_mut().begin(servers, Instant::now()),
+            false => pace.borrow_mut().count(servers, self.awaiting.get()),
+        }
+    }
+
+    fn replied(&self) {
+        if let Some(pace) = &self.pace {
+            pace.borrow_mut().reply(Instant::now());
+        }
+    }
+
+    fn await_reply(&self) {
+        let others = self.awaiting.replace(self.awaiting.get() + 1);
+        if others == 0
+            && let Some(pace) = &self.pace
+        {
+            pace.borrow_mut().begins_to_wait(Instant::now());
+        }
+    }
 }
 
 /// What one call adds to the tally, until the call is dropped.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Share {
+    is_awaiting: bool,
     has_outcome: bool,
     is_resting: bool,
     result_bytes: usize,
@@ -69,7 +119,21 @@ struct Share {
 }
 
 impl Share {
+    /// Makes the share of a call that awaits a reply.
+    fn new(tally: &Rc<Tally>) -> Share {
+        tally.await_reply();
+        let tally = Rc::clone(tally);
+        Share { is_awaiting: true, has_outcome: false, is_resting: false, result_bytes: 0, tally }
+    }
+
+    fn awaits_no_more(&mut self) {
+        if std::mem::take(&mut self.is_awaiting) {
+            self.tally.awaiting.update(|awaiting| awaiting - 1);
+        }
+    }
+
     fn rests(&mut self) {
+        self.awaits_no_more();
         if !std::mem::replace(&mut self.is_resting, true) {
             self.tally.resting.update(|resting| resting + 1);
             self.tally.retried.update(|retried| retried + 1);
@@ -79,10 +143,13 @@ impl Share {
     fn wakes(&mut self) {
         if std::mem::take(&mut self.is_resting) {
             self.tally.resting.update(|resting| resting - 1);
+            self.tally.await_reply();
+            self.is_awaiting = true;
         }
     }
 
     fn set(&mut self, outcome: &Outcome) {
+        self.awaits_no_more();
         if !std::mem::replace(&mut self.has_outcome, true) {
             self.tally.finished.update(|finished| finished + 1);
         }
@@ -101,6 +168,7 @@ impl Share {
 impl Drop for Share {
     fn drop(&mut self) {
         self.wakes();
+        self.awaits_no_more();
         self.taken();
         self.tally.result_bytes.update(|total| total - self.result_bytes);
     }
@@ -128,7 +196,7 @@ impl Call {
             retries: Attempts::new(args.retries),
             due: None,
             outcome: None,
-            share: Share { tally: Rc::clone(tally), ..Share::default() },
+            share: Share::new(tally),
         }
     }
 
@@ -211,6 +279,7 @@ impl Call {
 
     /// Finishes the call with what its reply says, if it is one.
     pub fn finish_with(&mut self, reply: Result<Reply, Failure>) {
+        self.share.tally.replied();
         match reply {
             Ok(reply) => {
                 let id = short(Some(&self.correlation_id));

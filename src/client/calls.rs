@@ -9,6 +9,7 @@ use crate::client::call::{Call, Outcome};
 use crate::client::deadline::Deadline;
 use crate::client::diagnosis::Diagnosis;
 use crate::client::input::Argument;
+use crate::client::pace::Servers;
 use crate::client::window::Window;
 use crate::error::{Failure, FailureKind};
 use crate::terminal::text::{count, short};
@@ -146,7 +147,7 @@ impl Calls<'_> {
 
     /// Returns the calls that are to be published again by now, oldest first.
     pub fn to_resend(&mut self) -> impl Iterator<Item = &mut Call> {
-        self.window.wake(Instant::now());
+        self.window.wake_in_turn(Instant::now());
         self.unanswered().filter(|call| call.is_unsent)
     }
 
@@ -231,8 +232,15 @@ impl Calls<'_> {
         }
     }
 
-    /// Makes calls again, since somebody serves the queue.
-    pub fn resume(&mut self) {
+    /// Returns whether another call would be made if there were more servers.
+    pub fn want_servers(&self) -> bool {
+        matches!(self.input, InputState::Open { .. }) && self.window.lacks_servers()
+    }
+
+    /// Makes calls again, since so many serve the queue.
+    pub fn resume(&mut self, servers: Servers) {
+        let is_held = matches!(self.input, InputState::Held { .. });
+        self.window.served_by(servers, is_held);
         if let InputState::Held { left, wait } = self.input {
             self.input = InputState::Open { left, waited: Some(wait) };
         }
@@ -406,7 +414,7 @@ mod tests {
         let args =
             [&["rpc_client", "--in-flight=2", "--timeout=30s"], options, &["fib", "-"]].concat();
         let mut calls = Calls::new(Box::leak(Box::new(cli::Client::parse_from(args))));
-        calls.resume();
+        calls.resume(Servers::UNKNOWN);
         calls
     }
 
@@ -495,10 +503,10 @@ mod tests {
 
     #[test]
     fn the_last_of_a_known_number_of_calls_ends_the_input() {
-        let args = cli::Client::parse_from(["rpc_client", "fib", "1", "2"]);
+        let args = cli::Client::parse_from(["rpc_client", "--in-flight=2", "fib", "1", "2"]);
         let mut calls = Calls::new(&args);
         assert!(!calls.want_input(false), "there is no connection yet");
-        calls.resume();
+        calls.resume(Servers::UNKNOWN);
         calls.start(argument("1"));
         assert!(calls.want_input(false));
         calls.start(argument("2"));
@@ -596,7 +604,7 @@ mod tests {
         assert_ne!(calls.deadline(), Deadline::NEVER, "the next call waits as long as another");
         calls.time_out(after(TIMEOUT / 2), diagnosis(FailureKind::TimedOut, true));
         assert!(is_held(&calls), "its time is not over");
-        calls.resume();
+        calls.resume(Servers::UNKNOWN);
         assert!(!is_held(&calls) && calls.want_input(false));
         calls.hold();
         calls.time_out(after(TIMEOUT), diagnosis(FailureKind::TimedOut, true));
@@ -646,7 +654,7 @@ mod tests {
         calls.end_input(None);
         calls.return_request(&returned("a"), failure(FailureKind::QueueMissing));
         assert!(!calls.are_over());
-        calls.resume();
+        calls.resume(Servers::UNKNOWN);
         assert_eq!(to_resend(&mut calls).len(), 1);
         finish(&mut calls, "a", Ok("1".into()));
         assert_eq!(finished(&mut calls).len(), 1);
@@ -718,11 +726,11 @@ mod tests {
         calls.lose_connection(false);
         let first = calls.last_deadline();
         std::thread::sleep(Duration::from_millis(2));
-        calls.resume();
+        calls.resume(Servers::UNKNOWN);
         calls.lose_connection(false);
         assert_eq!(calls.last_deadline(), first, "no other deadline for another attempt");
         // A call that is made has its own time, and so has the next one.
-        calls.resume();
+        calls.resume(Servers::UNKNOWN);
         calls.start(argument("b")).finish(Ok(Vec::new()));
         calls.lose_connection(false);
         assert_ne!(calls.last_deadline(), first);

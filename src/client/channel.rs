@@ -12,6 +12,7 @@ use crate::client::calls::Calls;
 use crate::client::deadline::Deadline;
 use crate::client::diagnosis::{self, Diagnosis};
 use crate::client::input::{Argument, Input};
+use crate::client::pace::Servers;
 use crate::client::retry::INTERVAL;
 use crate::error::{Failure, FailureKind, ProgramError};
 use crate::protocol::Request;
@@ -23,6 +24,9 @@ use log::info;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
+
+/// How often it is looked how many servers there are, while that keeps calls from being made.
+const COUNT_EVERY: Duration = Duration::from_secs(1);
 
 /// Why there is an end before the calls are over.
 #[derive(Debug)]
@@ -63,8 +67,8 @@ pub enum Event {
     Returned(Return),
     /// The broker says of requests whether it took them (publisher confirms).
     Confirmed(Confirmed),
-    /// Somebody serves the queue again, for which calls were held.
-    Served,
+    /// So many serve the queue, perhaps again, so that calls which were held can be made.
+    Served(Servers),
     /// What the broker did not take may be taken now, or it is time for another attempt.
     Resend,
     /// There are no more arguments, or standard input cannot be read any more.
@@ -95,13 +99,15 @@ pub struct RpcChannel<'a> {
     /// Whether nobody served the queue when it was last known, and calls wait for it: it is looked at until somebody
     /// does.
     awaits_server: bool,
+    /// When it was last looked how many servers there are.
+    counted: Instant,
 }
 
 /// A question about the request queue that the broker has not answered yet.
 struct Look {
     answer: Receiver<Answer>,
     /// Which calls the question is for, if calls are late: why there was no reply to them. Otherwise it is only whether
-    /// somebody serves the queue again.
+    /// somebody serves the queue again, or how many do.
     late: Option<Late>,
 }
 
@@ -124,7 +130,7 @@ impl<'a> RpcChannel<'a> {
     ) -> Result<RpcChannel<'a>, Failure> {
         // Of each call a reply, and its request's return and confirm.
         let inbox = Arc::clone(connection.inbox());
-        inbox.expect_at_most(3 * u64::from(args.in_flight));
+        inbox.expect_at_most(3 * args.in_flight.most() as u64);
         let returns = connection.call(|| channel.listen_for_returns())?;
         let confirms = connection.call(|| Confirms::new(channel, &inbox, has_confirms))?;
         let exclusive = QueueDeclareOptions { exclusive: true, ..Default::default() };
@@ -155,6 +161,7 @@ impl<'a> RpcChannel<'a> {
             resend: never(),
             look: None,
             awaits_server: false,
+            counted: Instant::now(),
         })
     }
 
@@ -217,6 +224,7 @@ impl<'a> RpcChannel<'a> {
             };
             let next_look = match self.look {
                 None if self.awaits_server => after(INTERVAL),
+                None if calls.want_servers() => at(self.counted + COUNT_EVERY),
                 _ => never(),
             };
             let due = calls.next_due().map_or_else(never, at);
@@ -251,7 +259,10 @@ impl<'a> RpcChannel<'a> {
                 recv(alarm.receiver()) -> _ => if let Some(event) = self.is_late(calls)? {
                     return Ok(event);
                 },
-                recv(next_look) -> _ => self.look = self.ask(None),
+                recv(next_look) -> _ => {
+                    self.counted = Instant::now();
+                    self.look = self.ask(None);
+                }
                 recv(input) -> argument => return Ok(match argument {
                     Ok(Ok(argument)) => Event::Argument(argument),
                     Ok(Err(failure)) => Event::InputEnded(Some(failure)),
@@ -311,24 +322,23 @@ impl<'a> RpcChannel<'a> {
         if let Some(Look { late: Some(Late { by, .. }), .. }) = self.look.take() {
             return Ok(Some(self.timed_out(by, answer, calls)));
         }
-        let is_served = match answer {
-            Some(Ok(state)) => state.consumers > 0,
-            Some(Err(failure)) => match failure.kind {
+        let servers = match answer {
+            Some(Ok(state)) if state.consumers > 0 => state.into(),
+            Some(Err(failure)) if self.awaits_server => match failure.kind {
                 // channel_max allows one channel only. A request will show it.
-                FailureKind::Configuration => true,
+                FailureKind::Configuration => Servers::UNKNOWN,
                 // Of a lost connection, whoever waits for replies is told.
-                FailureKind::QueueMissing | FailureKind::ConnectionLost => false,
+                FailureKind::QueueMissing | FailureKind::ConnectionLost => return Ok(None),
                 _ => return Err(failure),
             },
-            None => false,
+            // It is not worth more than the calls that are under way.
+            _ => return Ok(None),
         };
 
-        if !is_served {
-            return Ok(None);
+        if std::mem::take(&mut self.awaits_server) {
+            self.resend = after(Duration::ZERO);
         }
-        self.awaits_server = false;
-        self.resend = after(Duration::ZERO);
-        Ok(Some(Event::Served))
+        Ok(Some(Event::Served(servers)))
     }
 
     fn timed_out(

@@ -6,6 +6,7 @@ use crate::amqp::errors::AmqpErrorKind;
 use crate::amqp::presence;
 use crate::amqp::queue::{self, QueueState};
 use crate::cli;
+use crate::client::pace::Servers;
 use crate::error::{Failure, FailureKind};
 use crate::terminal::text::count;
 use amiquip::Channel;
@@ -27,14 +28,14 @@ pub struct Diagnosis {
     pub is_unserved: bool,
 }
 
-/// Opens a channel on which to make calls, if there is the queue and somebody consumes from it; else the
-/// failures of [`queue::inspect`], or [`FailureKind::NoConsumer`]. `waits` says whether the client waits
+/// Opens a channel on which to make calls, if there is the queue and somebody consumes from it, and tells how many do; else
+/// the failures of [`queue::inspect`], or [`FailureKind::NoConsumer`]. `waits` says whether the client waits
 /// for it already.
 pub fn served(
     connection: &mut OpenConnection,
     queue: &str,
     waits: bool,
-) -> Result<Channel, Failure> {
+) -> Result<(Channel, Servers), Failure> {
     let channel = connection.channel()?;
     let state = queue::inspect(connection, &channel, queue).map_err(|error| match error.kind {
         AmqpErrorKind::QueueMissing => no_queue(connection, queue, waits),
@@ -42,12 +43,13 @@ pub fn served(
     })?;
     info!("queue {queue} is there: {state}");
     if state.consumers > 0 {
-        return Ok(channel);
+        return Ok((channel, state.into()));
     }
     let apart = connection.channel()?;
-    if connection.call(|| Ok(presence::count(&apart, queue)))? > 0 {
+    let consumers = connection.call(|| Ok(presence::count(&apart, queue)))?;
+    if consumers > 0 {
         info!("its servers compute");
-        return Ok(channel);
+        return Ok((channel, Servers { consumers, hide: true }));
     }
 
     connection.call(|| channel.close())?;
@@ -132,7 +134,8 @@ fn busy(queue: &str, state: QueueState, has_confirms: bool, others: usize) -> St
     if others > 0 {
         let others = count(others as u64, "other call", "other calls");
         reason += &format!(
-            "; {others} of this batch awaited replies too: a smaller --in-flight sends each later, when its turn is near"
+            "; {others} of this batch awaited replies too, and this one may have waited behind them: a smaller --in-flight \
+             sends each later, when its turn is near, and more rpc_server --workers answer more at a time"
         );
     }
 

@@ -9,6 +9,7 @@ pub mod deadline;
 pub mod diagnosis;
 pub mod input;
 pub mod outputs;
+pub mod pace;
 pub mod progress;
 pub mod report;
 pub mod retry;
@@ -125,7 +126,8 @@ impl Client<'_> {
         // The declares to come are part of the attempt.
         connection.set_call_timeout(limit);
         match diagnosis::served(&mut connection, &common.queue, self.retry.waits()) {
-            Ok(channel) => {
+            Ok((channel, servers)) => {
+                self.calls.resume(servers);
                 // Until calls are made there is nothing to bring to an end, and a signal ends the process.
                 if self.stop.is_none() {
                     self.stop = Some(signals::stop_requests(Some(STOP_LIMIT), || {})?);
@@ -149,7 +151,6 @@ impl Client<'_> {
     ) -> ConnectionEnd {
         let opened = Instant::now();
         let mut was_used = false;
-        self.calls.resume();
         self.calls.set_broker(connection.name());
 
         // With several brokers: the node that took a request can die before it has passed it on.

@@ -63,7 +63,7 @@ impl<'a> Report<'a> {
             is_terminal,
             args,
             format,
-            names_calls: args.in_flight > 1 && args.calls() != Some(1),
+            names_calls: args.in_flight.most() > 1 && args.calls() != Some(1),
             started: None,
             summary: Summary::default(),
             told_unmade: 0,

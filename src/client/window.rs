@@ -5,6 +5,7 @@ use crate::cli;
 use crate::client::call::{Call, Outcome, Tally};
 use crate::client::deadline::Deadline;
 use crate::client::input::MAX_BYTES;
+use crate::client::pace::Servers;
 use crate::error::Failure;
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -15,12 +16,13 @@ const MOST_RESTING: usize = 1_024;
 
 /// Calls, oldest first. In input order the oldest is the next to leave, and whatever is finished earlier waits behind
 /// it; so there are never more than `--in-flight`, whatever the length of the input, and no more are made while those
-/// results have [`MAX_BYTES`]. Without an order, none waits for another. A call that rests takes no other's place.
+/// results have [`MAX_BYTES`]. Without an order, none waits for another. A call that rests takes no other's place. Without
+/// a number, how many await a reply is bounded by a [`super::pace::Pace`] too.
 #[derive(Debug)]
 pub struct Window {
     calls: VecDeque<Call>,
     is_ordered: bool,
-    in_flight: usize,
+    most: usize,
     tally: Rc<Tally>,
 }
 
@@ -30,8 +32,8 @@ impl Window {
         Window {
             calls: VecDeque::new(),
             is_ordered: !args.unordered,
-            in_flight: args.in_flight.into(),
-            tally: Rc::default(),
+            most: args.in_flight.most(),
+            tally: Rc::new(Tally::new(args)),
         }
     }
 
@@ -64,6 +66,14 @@ impl Window {
         }
     }
 
+    /// Does the same, the oldest first, for as many as have a turn: the others rest on.
+    pub fn wake_in_turn(&mut self, by: Instant) {
+        if self.has_resting() {
+            let tally = &self.tally;
+            self.calls.iter_mut().take_while(|_| tally.has_turn()).for_each(|call| call.wake(by));
+        }
+    }
+
     /// Finishes every call that has no outcome, with `failure`.
     pub fn give_up(&mut self, failure: &Failure) {
         self.calls.iter_mut().for_each(|call| call.give_up(failure.clone()));
@@ -74,9 +84,9 @@ impl Window {
         self.tally.resting.get() > 0
     }
 
-    /// Returns when the next attempt is due of the calls that rest.
+    /// Returns when the next attempt is due of the calls that rest, if one has a turn now.
     pub fn next_due(&self) -> Option<Instant> {
-        match self.has_resting() {
+        match self.has_resting() && self.tally.has_turn() {
             true => self.calls.iter().filter_map(Call::due).min(),
             false => None,
         }
@@ -110,9 +120,20 @@ impl Window {
     /// Returns whether another call may be made.
     pub fn has_room(&self) -> bool {
         let resting = self.tally.resting.get();
-        self.calls.len() - resting < self.in_flight
+        self.calls.len() - resting < self.most
             && resting < MOST_RESTING
             && self.tally.result_bytes.get() < MAX_BYTES
+            && self.tally.has_turn()
+    }
+
+    /// Returns whether another call would have its turn if there were more servers.
+    pub fn lacks_servers(&self) -> bool {
+        self.tally.awaiting.get() < self.most && !self.tally.has_turn()
+    }
+
+    /// Takes how many servers there are; `again`, if there were none for a while.
+    pub fn served_by(&mut self, servers: Servers, again: bool) {
+        self.tally.served_by(servers, again);
     }
 
     /// Takes out the next finished call: the oldest of all, or without an order the oldest of those that are

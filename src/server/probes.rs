@@ -189,7 +189,7 @@ mod tests {
     #[test]
     fn what_an_answer_says_of_a_caller() {
         let failed = |kind, message: &str| told(&Err(AmqpError::new(kind, message)));
-        let own = QueueState { messages: 0, consumers: 1 };
+        let own = QueueState { messages: 0, consumers: 1, hides: false };
         assert_eq!(told(&Ok(own)), Look::There);
         assert_eq!(failed(AmqpErrorKind::QueueUnusable, "RESOURCE_LOCKED"), Look::There);
         assert_eq!(failed(AmqpErrorKind::QueueMissing, "NOT_FOUND - no queue 'q'"), Look::Gone);

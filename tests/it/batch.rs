@@ -186,7 +186,8 @@ fn a_signal_prints_what_waited_for_the_first_call() {
                 let _ = tell.send(());
             }
         });
-        let args = ["-v", "--format", format, "--queue", queue.name(), "fun", "1", "2", "3", "4"];
+        let args = ["-v", "--in-flight", "4", "--format", format, "--queue", queue.name(), "fun"];
+        let args = [&args[..], &["1", "2", "3", "4"]].concat();
         let client = Process::spawn(&mut client_command(&broker(), &args));
         for _ in 0..3 {
             answered.recv_timeout(PATIENCE).unwrap();

@@ -115,7 +115,7 @@ fn a_reply_that_comes_during_the_diagnosis_of_another_call() {
             let _ = over.recv_timeout(PATIENCE);
         }
     });
-    let args = ["-v", "--timeout", "3s", "--queue", queue.name(), "fib", "-"];
+    let args = ["-v", "--in-flight", "2", "--timeout", "3s", "--queue", queue.name(), "fib", "-"];
     let (client, mut stdin) = Process::spawn_with_stdin(&mut client_command(&proxy.url, &args));
     stdin.write_all(b"1\n").unwrap();
     client.await_stderr(": fib(1), reply_to ");
@@ -137,7 +137,7 @@ fn a_reply_that_comes_during_the_diagnosis_of_another_call() {
 fn orphaned(queue: &Queue, calls: u32, args: &[&str]) -> (Process, Proxy) {
     let proxy = Proxy::start(&broker(), |_| Action::Pass);
     let server = server(queue, &["--drill", "slow=60s"]);
-    let args = [&["--queue", queue.name()], args, &["fun", "-"]].concat();
+    let args = [&["--queue", queue.name(), "--in-flight", "64"], args, &["fun", "-"]].concat();
     let client = feed(&mut client_command(&proxy.url, &args), seq(calls));
     server.await_stdout(" [.] fun(1)\n");
     await_that("64 calls are in flight", || proxy.passed(BASIC_PUBLISH) == 64);

@@ -67,7 +67,8 @@ fn what_waits_of_a_caller_that_is_gone_is_dropped() {
     for (args, begun) in cases {
         let (queue, folder) = (Queue::new(), Folder::new());
         let server = server(&queue, &[args, &[&folder.procedure(LONG)]].concat());
-        let args = ["--queue", queue.name(), "--timeout", "1h", "--repeat", "20", "p", "long"];
+        let args = ["--queue", queue.name(), "--timeout", "1h", "--in-flight", "20"];
+        let args = [&args[..], &["--repeat", "20", "p", "long"]].concat();
         let client = Process::spawn(&mut client_command(&broker(), &args));
         folder.await_pids(begun);
         client.signal("KILL");

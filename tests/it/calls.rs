@@ -261,7 +261,8 @@ fn results_come_in_input_order_whatever_order_the_replies_come_in() {
             reply(channel, request, b"second", AmqpProperties::default());
         }
     });
-    queue.client(&["fib", "1", "2", "3"]).expect(0, "first\nsecond\nthird\n", "");
+    let ended = queue.client(&["--in-flight", "3", "fib", "1", "2", "3"]);
+    ended.expect(0, "first\nsecond\nthird\n", "");
     server.join();
 }
 

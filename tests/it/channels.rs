@@ -118,7 +118,7 @@ fn a_call_that_waited_behind_others_is_not_condemned_for_their_time() {
     let procedure = runs.procedure("sleep $n; echo $n");
     let server = server_at(&node.url, &queue, &["--prefetch", "2", &procedure]);
     // Both are delivered at once. The second one's time is over soon after its turn has come.
-    let ended = queue.client(&["-q", "--timeout", "10m", "p", "2.4", "1.9"]);
+    let ended = queue.client(&["-q", "--timeout", "10m", "--in-flight", "2", "p", "2.4", "1.9"]);
     ended.expect(0, "2.4\n1.9\n", "");
     server.stop();
 }
@@ -269,7 +269,8 @@ fn descriptors_suffice_for_programs_after_a_lost_connection() {
 fn a_request_whose_time_passed_in_the_servers_own_queue_is_not_computed() {
     let (queue, runs) = (Queue::new(), Runs::new());
     let server = server(&queue, &["--prefetch", "10", &runs.procedure("await never")]);
-    let ended = queue.client(&["-q", "--timeout", "1s", "p", "1", "2", "3", "4"]);
+    let args = ["-q", "--timeout", "1s", "--in-flight", "4", "p", "1", "2", "3", "4"];
+    let ended = queue.client(&args);
     assert_eq!(ended.code(), 75, "{ended:?}");
     // Its turn comes after theirs.
     queue.client(&["-q", "ping"]).expect(0, "pong\n", "");

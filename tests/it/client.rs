@@ -395,7 +395,8 @@ fn a_timeout_on_the_only_channel() {
         }
     });
     let url = format!("{}?channel_max=1", broker());
-    let args = ["-v", "--queue", queue.name(), "--no-retry", "--timeout", "6s", "fib", "-"];
+    let args = ["-v", "--queue", queue.name(), "--no-retry", "--timeout", "6s"];
+    let args = [&args[..], &["--in-flight", "2", "fib", "-"]].concat();
     let (client, mut stdin) = Process::spawn_with_stdin(&mut client_command(&url, &args));
     stdin.write_all(b"29\n").unwrap();
     client.await_stderr(": fib(29), reply_to ");

@@ -529,7 +529,7 @@ fn not_all_calls_outlive_their_connection() {
     let node = Node::start();
     let queue = Queue::at(&node.url);
     let busy = server_at(&node.url, &queue, &["--drill", "slow=1h"]);
-    let args = ["-v", "--queue", queue.name(), "--timeout", "20s", "fib", "-"];
+    let args = ["-v", "--queue", queue.name(), "--timeout", "20s", "--in-flight", "2", "fib", "-"];
     let (client, mut stdin) = Process::spawn_with_stdin(&mut client_command(&node.url, &args));
     stdin.write_all(b"93\n").unwrap();
     busy.await_stdout(" [.] fib(93)\n");

@@ -115,7 +115,7 @@ fn a_slow_server_meets_the_time_limit() {
     let queue = Queue::new();
     let server = server(&queue, &["--drill", "slow=3s"]);
     // The second request is still in the queue when its time is up: it is not computed.
-    let ended = queue.client(&["--timeout", "1s", "fib", "10", "20"]);
+    let ended = queue.client(&["--timeout", "1s", "--in-flight", "2", "fib", "10", "20"]);
     assert_eq!((ended.code(), ended.stdout.as_str()), (75, ""), "{ended:?}");
     for call in ["fib(10)", "fib(20)"] {
         let said = format!("rpc_client: {call}: no answer within 1s: 1 consumer serves ");

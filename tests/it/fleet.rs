@@ -49,7 +49,8 @@ fn unordered_the_first_failure_that_comes_counts() {
     };
     let failed = "rpc_client: fun(2): the reply is empty";
     let server = StubServer::start(&queue, 2, answer);
-    let ended = queue.client(&["--unordered", "--timeout", "2s", "fun", "1", "2"]);
+    let args = ["--unordered", "--in-flight", "2", "--timeout", "2s", "fun", "1", "2"];
+    let ended = queue.client(&args);
     server.join();
     assert_eq!((ended.code(), ended.stdout.as_str()), (76, ""), "{ended:?}");
     assert!(ended.stderr.starts_with(failed), "{ended:?}");
@@ -60,6 +61,33 @@ fn unordered_the_first_failure_that_comes_counts() {
     server.join();
     assert_eq!((ended.code(), ended.stdout.as_str()), (76, ""), "{ended:?}");
     assert!(ended.stderr.starts_with(failed) && !ended.stderr.contains("fun(1)"), "{ended:?}");
+}
+
+// How many calls are under way.
+
+/// With 64 in flight, each of the last ten would wait for longer than its time.
+#[test]
+fn a_batch_does_not_time_out_of_its_own_queueing() {
+    let queue = Queue::new();
+    let _server = server(&queue, &["--drill", "slow=300ms"]);
+    let ended = queue.client(&["--timeout", "6s", "--repeat", "30", "ping"]);
+    ended.expect(0, &"pong\n".repeat(30), "");
+}
+
+/// The first call is never answered, so that no reply makes room for another.
+#[test]
+fn a_server_that_comes_gets_a_call() {
+    let queue = Queue::new();
+    let slow = server(&queue, &["--drill", "slow=1h"]);
+    let proxy = Proxy::start(&broker(), |_| Action::Pass);
+    let args = ["--unordered", "--timeout", "10m", "--queue", queue.name(), "fun", "1", "2"];
+    let client = Process::spawn(&mut client_command(&proxy.url, &args));
+    slow.await_stdout(" [.] fun(1)\n");
+    assert_eq!(proxy.passed(BASIC_PUBLISH), 1);
+    let _other = server(&queue, &[]);
+    client.await_stdout("200\n");
+    client.signal("KILL");
+    client.wait();
 }
 
 // Calls that are made again.

@@ -146,7 +146,7 @@ fn a_connection_for_replies_that_is_closed_between_two_of_them() {
     let queue = Queue::at(&node.url);
     let args = ["--prefetch", "10", "--drill", "crash-before-reply"];
     let doomed = server_at(&node.url, &queue, &args);
-    let args = ["--queue", queue.name(), "--timeout", "10m", "fib", "20", "21"];
+    let args = ["--queue", queue.name(), "--timeout", "10m", "--in-flight", "2", "fib", "20", "21"];
     let client = Process::spawn(&mut client_command(&node.url, &args));
     doomed.wait();
     queue.await_state((2, 0));

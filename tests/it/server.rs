@@ -368,7 +368,8 @@ fn more_workers_than_channels() {
 fn workers_stop_in_good_order() {
     let queue = Queue::new();
     let server = server(&queue, &["--workers", "2", "--drill", "slow=5s"]);
-    let args = ["--queue", queue.name(), "--timeout", "10m", "fib", "40", "41", "1"];
+    let args = ["--queue", queue.name(), "--timeout", "10m", "--in-flight", "3", "fib"];
+    let args = [&args[..], &["40", "41", "1"]].concat();
     let waiting = Process::spawn(&mut client_command(&broker(), &args));
     server.await_stdout(" [.] fib(40)\n");
     server.await_stdout(" [.] fib(41)\n");

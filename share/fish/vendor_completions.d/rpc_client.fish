@@ -1,6 +1,6 @@
 complete -c rpc_client -l timeout -d 'Bound on each call from its publication; 0: none' -r -f
 complete -c rpc_client -l retries -d 'Try a call again, up to N times, if it failed in a way that may pass (exit code 75: timed out, unavailable, connection lost or blocked)' -r -f
-complete -c rpc_client -l in-flight -d 'Calls under way at a time. Results are written in order, so a slow call holds back those behind it, and those count too; --unordered ends that' -r -f
+complete -c rpc_client -l in-flight -d 'Calls under way at a time; auto: up to 64, one for each consumer, and behind them as many as are answered in a quarter of --timeout. Results are written in order, so a slow call holds back those behind it, and those count too; --unordered ends that' -r -f -a "auto\t''"
 complete -c rpc_client -l repeat -d 'Make each call N times' -r -f
 complete -c rpc_client -l send-on -d 'What ends an argument on standard input, where `-` is among the arguments [default: newline]' -r -f -a "newline\t'A call for each line'
 nul\t'A call for each piece that a NUL ends, as find -print0 writes them'
