@@ -6,7 +6,7 @@ use crate::client::outputs::{Outputs, Target};
 use crate::error::{Failure, FailureKind};
 use crate::mutex::lock;
 use crate::terminal::output;
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Select, Sender, bounded};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
@@ -120,6 +120,24 @@ impl Budget {
     }
 }
 
+/// The calls that are not made, since their outputs are there: counted by who reads the input.
+#[derive(Debug, Default)]
+pub struct Skipped {
+    /// How many there are.
+    pub calls: AtomicU64,
+    /// How many bytes of standard input they have, with those that end a line.
+    pub bytes: AtomicU64,
+}
+
+impl Skipped {
+    fn count(&self, argument: &Argument) {
+        self.calls.fetch_add(1, SeqCst);
+        if argument.line.is_some() {
+            self.bytes.fetch_add(argument.bytes.len() as u64 + 1, SeqCst);
+        }
+    }
+}
+
 /// Where arguments come from.
 pub struct Input {
     arguments: Receiver<Result<Argument, Failure>>,
@@ -135,7 +153,7 @@ impl Input {
     ///
     /// Standard input is read on a thread of its own, so that an input which pauses keeps no reply waiting.
     /// Fails if the system has no thread to give.
-    pub fn open(args: &cli::Client, skipped: Arc<AtomicU64>) -> io::Result<Input> {
+    pub fn open(args: &cli::Client, skipped: Arc<Skipped>) -> io::Result<Input> {
         let arguments = match &args.arguments[..] {
             [] => vec![OsString::new()],
             some => some.to_vec(),
@@ -172,6 +190,13 @@ impl Input {
         &self.arguments
     }
 
+    /// Waits until an argument is there, or nothing more will come.
+    pub fn await_first(&self) {
+        let mut first = Select::new();
+        first.recv(&self.arguments);
+        first.ready();
+    }
+
     /// Returns whether nothing has been read that was not taken.
     pub fn is_empty(&self) -> bool {
         self.arguments.is_empty()
@@ -199,7 +224,7 @@ struct Reader {
     outputs: Option<Outputs>,
     /// The number of the last call.
     number: u64,
-    skipped: Arc<AtomicU64>,
+    skipped: Arc<Skipped>,
     has_ended: Arc<AtomicBool>,
 }
 
@@ -244,7 +269,7 @@ impl Reader {
             self.number += 1;
             match self.complete(argument.clone()) {
                 Some(argument) => self.sender.send(Ok(argument)).map_err(|_| ReadingEnded)?,
-                None => drop(self.skipped.fetch_add(1, SeqCst)),
+                None => self.skipped.count(&argument),
             }
         }
         Ok(())

@@ -63,6 +63,9 @@ pub fn run(args: &cli::Client, exchange: Exchange) -> Result<ExitCode, ProgramEr
         report,
     };
 
+    if args.skip_existing {
+        client.await_work();
+    }
     while !client.calls.are_over() {
         let ended = client.attempt(exchange);
         client.recover(ended)?;
@@ -99,6 +102,14 @@ enum ConnectionEnd {
 }
 
 impl Client<'_> {
+    /// Waits until there is a call to make. If all outputs are there, no broker is needed.
+    fn await_work(&mut self) {
+        self.input.await_first();
+        if self.input.is_over() {
+            self.calls.input_is_over();
+        }
+    }
+
     /// Opens a connection, and makes calls on it until it ends.
     fn attempt(&mut self, exchange: Exchange) -> ConnectionEnd {
         match self.connect() {

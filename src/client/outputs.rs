@@ -28,6 +28,9 @@ const SAME_OUTPUT: &str = "an earlier call has the same output; put {#} or {.} i
 /// What tells a file from all others: its device and its number there. No two names of one folder can hide it.
 type FileId = (u64, u64);
 
+/// How many folders are remembered. The others are looked through once more when their turn comes.
+const MOST_FOLDERS: usize = 1_024;
+
 /// The files of a batch.
 pub struct Outputs {
     template: Template,
@@ -35,7 +38,7 @@ pub struct Outputs {
     /// Whether arguments are names of files, which no result may replace.
     names_files: bool,
     given: Given,
-    /// The folders that are there, and have no temporary files that nobody writes.
+    /// Folders that are there, and have no temporary files that nobody writes.
     prepared: HashMap<PathBuf, FileId>,
 }
 
@@ -117,6 +120,9 @@ impl Outputs {
         let id = file_id(&fs::metadata(folder)?);
         if let Ok(entries) = fs::read_dir(folder) {
             entries.flatten().for_each(|entry| remove_if_left(&entry));
+        }
+        if self.prepared.len() == MOST_FOLDERS {
+            self.prepared.clear();
         }
         self.prepared.insert(folder.into(), id);
         Ok(id)

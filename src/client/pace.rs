@@ -1,13 +1,16 @@
 //! How many calls may await a reply at a time if nobody says a number: enough to keep the servers busy, and so few that
 //! none times out behind the others. This decides; nothing here waits, or asks anybody.
 //!
-//! A call waits in the queue while the calls before it are answered: so many of them at the rate of the replies. As TCP
-//! does it, there is no more under way than was seen to arrive: one call for each consumer to begin with, and one more
-//! for each reply.
+//! A call waits in the queue while the calls before it are answered: so many of them at the rate of the replies. As in TCP's
+//! slow start, it begins with few, one call for each consumer, and with each reply there are more.
 
 use crate::amqp::queue::QueueState;
 use crate::cli::{self, InFlight};
 use std::time::{Duration, Instant};
+
+/// How many more calls may be under way after a reply. With one, as TCP has it, a batch of 256 fast calls would be slower by
+/// the six times that it takes from a request to its reply until there are 64; here it is two.
+const GROWTH: usize = 7;
 
 /// Of how many replies the mean time between two is taken. The last few tell soon that servers slow down or are gone;
 /// many of them remember calls that take long, should they be rare.
@@ -102,7 +105,7 @@ impl Pace {
         self.few.add(gap);
         self.many.add(gap);
         self.since = now;
-        self.size = (self.size + 1).min(self.limit(now)).min(self.most);
+        self.size = (self.size + GROWTH).min(self.limit(now)).min(self.most);
     }
 
     /// Returns whether another call may be begun, while so many are `awaiting` their replies.

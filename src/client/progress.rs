@@ -2,12 +2,14 @@
 
 use crate::cli::{self, Format};
 use crate::client::call::Call;
+use crate::client::input::Skipped;
 use crate::terminal::output;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use std::fmt::{self, Write};
 use std::fs::File;
 use std::io::{self, IsTerminal, Seek};
 use std::os::fd::AsFd;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 /// A batch that is over sooner shows no progress.
@@ -56,9 +58,7 @@ impl Progress {
             return None;
         }
         let calls = args.calls();
-        // Of calls that are skipped the bytes are not known.
-        let is_estimated = calls.is_none() && !args.skip_existing;
-        let bytes = if is_estimated { bytes_on_stdin() } else { None };
+        let bytes = if calls.is_none() { bytes_on_stdin() } else { None };
         let (total, left) = match (calls, bytes) {
             (Some(_), _) => (" of {len}", ", {eta} left"),
             (None, Some(_)) => (" of about {len}", ", {eta} left"),
@@ -75,9 +75,16 @@ impl Progress {
         Some(Progress { bar, calls, bytes, counts: Counts::default() })
     }
 
-    /// Counts another finished call, which has failed or not. The first one of all `began` then, and so many were
-    /// `skipped` by now.
-    pub fn advance(&mut self, call: &Call, has_failed: bool, began: Option<Instant>, skipped: u64) {
+    /// Counts another finished call, which has failed or not. The first one of all `began` then, and those were `skipped`
+    /// by now.
+    pub fn advance(
+        &mut self,
+        call: &Call,
+        has_failed: bool,
+        began: Option<Instant>,
+        skipped: &Skipped,
+    ) {
+        let (skipped, skipped_bytes) = (skipped.calls.load(Relaxed), skipped.bytes.load(Relaxed));
         self.bar.inc(1);
         self.counts.failed += u64::from(has_failed);
         self.counts.retried += u64::from(call.attempts.saturating_sub(1));
@@ -88,7 +95,9 @@ impl Progress {
         }
         if let (Some((all, done)), Some(_)) = (&mut self.bytes, call.argument.line) {
             *done += call.argument.bytes.len() as u64 + 1;
-            self.bar.set_length(estimate(self.bar.position(), *all, *done));
+            // As if those that are skipped were not there.
+            let all = all.saturating_sub(skipped_bytes);
+            self.bar.set_length(estimate(self.bar.position(), all, *done));
         }
         if self.bar.is_hidden() && began.is_some_and(|began| began.elapsed() > SHOWN_AFTER) {
             self.bar.set_draw_target(ProgressDrawTarget::stderr());

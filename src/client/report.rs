@@ -3,6 +3,7 @@
 
 use crate::cli::{self, Format};
 use crate::client::call::{Call, Outcome};
+use crate::client::input::Skipped;
 use crate::client::progress::Progress;
 use crate::client::summary::Summary;
 use crate::error::{Failure, FailureKind, ProgramError};
@@ -18,7 +19,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 /// The program's name, before its lines on standard error.
@@ -42,8 +43,8 @@ pub struct Report<'a> {
     /// does not grow with the number of calls.
     latencies: Option<Histogram<u64>>,
     progress: Option<Progress>,
-    /// How many calls were not made, since their outputs are there: counted by who reads the input.
-    skipped: Arc<AtomicU64>,
+    /// The calls that were not made, since their outputs are there.
+    skipped: Arc<Skipped>,
 }
 
 impl<'a> Report<'a> {
@@ -99,8 +100,7 @@ impl<'a> Report<'a> {
         for (call, outcome) in finished {
             self.add_up(&call, outcome.as_ref().err());
             if let Some(progress) = &mut self.progress {
-                let skipped = self.skipped.load(Relaxed);
-                progress.advance(&call, outcome.is_err(), self.started, skipped);
+                progress.advance(&call, outcome.is_err(), self.started, &self.skipped);
             }
             match (self.format, &outcome) {
                 (Format::Json, _) => output::written(self.write_json(&call, outcome.as_deref()))?,
@@ -112,7 +112,7 @@ impl<'a> Report<'a> {
     }
 
     /// Returns where it is counted how many calls are skipped.
-    pub fn skipped(&self) -> Arc<AtomicU64> {
+    pub fn skipped(&self) -> Arc<Skipped> {
         Arc::clone(&self.skipped)
     }
 
@@ -196,7 +196,7 @@ impl<'a> Report<'a> {
         let made = latencies.len();
         let rate = if made > 0 { made as f64 / self.elapsed().as_secs_f64() } else { 0.0 };
         let skipped = match self.args.skip_existing {
-            true => format!(", {} skipped", self.skipped.load(Relaxed)),
+            true => format!(", {} skipped", self.skipped.calls.load(Relaxed)),
             false => String::new(),
         };
         let ms = |microseconds: u64| microseconds as f64 / 1e3;
@@ -229,7 +229,11 @@ impl<'a> Report<'a> {
             _ => String::new(),
         };
         let name = self.name(call);
-        output::error_line(PROGRAM, format_args!("{line}{name}: {failure}{kind}"));
+        let attempts = match call.attempts {
+            attempts @ 2.. if self.args.retries > 0 => format!(", after {attempts} attempts"),
+            _ => String::new(),
+        };
+        output::error_line(PROGRAM, format_args!("{line}{name}: {failure}{kind}{attempts}"));
         for line in failure.stderr.iter().flat_map(|stderr| stderr.lines()) {
             info!("{name}, standard error: {}", line.trim_end());
         }

@@ -118,6 +118,9 @@ fn a_program_that_fails_for_the_time_being_is_called_again() {
     }
     // One time too few.
     arguments.iter().for_each(|n| std::fs::remove_file(folder.path(n)).unwrap());
+    let ended = calls(&["--retries", "1"]);
+    assert_eq!(ended.stderr.matches(" (unavailable), after 2 attempts\n").count(), 20, "{ended:?}");
+    arguments.iter().for_each(|n| std::fs::remove_file(folder.path(n)).unwrap());
     let ended = calls(&["--retries", "1", "--format", "json"]);
     assert_eq!(ended.code(), 75, "{ended:?}");
     assert_eq!(ended.stdout.matches("\"kind\":\"unavailable\"").count(), 20, "{ended:?}");

@@ -241,6 +241,16 @@ fn the_progress_tells_what_was_made_again_or_skipped() {
     let told = r"\S \d+ of 25 calls, \d+ made again, 1 skipped, \d+/(?:s|min), ";
     assert!(regex::Regex::new(told).unwrap().is_match(&screen), "{screen:?}");
     assert!(!screen.contains("failed"), "{screen:?}");
+    // Names in a file: by their bytes, less those that are skipped. Half of them are.
+    (14..=26).for_each(|n| std::fs::remove_file(folder.path(&format!("out-{n}"))).unwrap());
+    (14..=26).for_each(|n| std::fs::remove_dir(folder.path(&format!("tried-{n}"))).unwrap());
+    let names = folder.path("names");
+    std::fs::write(&names, arguments.join("\n") + "\n").unwrap();
+    let args = [&options[..], &["p", "-"]].concat();
+    let stdin = Some(File::open(names).unwrap().into());
+    let screen = progress(&queue, &args, stdin, None, "xterm");
+    let told = r"\S \d+ of about 13 calls, \d+ made again, 13 skipped, \d+/(?:s|min), ";
+    assert!(regex::Regex::new(told).unwrap().is_match(&screen), "{screen:?}");
 }
 
 /// The progress line makes room for others.
