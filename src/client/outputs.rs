@@ -101,7 +101,10 @@ impl Outputs {
                 return Err(cannot_write(&path, "it is the call's own input"));
             }
             Ok(_) if self.skip_existing => return Ok(None),
-            _ => {}
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            // No file can have that name, or it is not to be seen what has it.
+            Err(error) => return Err(cannot_write(&path, error)),
         }
 
         // Before there is anything to write.

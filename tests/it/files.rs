@@ -4,14 +4,19 @@ use crate::commands::Folder;
 use crate::harness::*;
 use amiquip::AmqpProperties;
 use rustix::fs::{FlockOperation, flock};
+use rustix::process::geteuid;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, Permissions};
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, mpsc};
+use std::thread;
 
 /// The client in a folder, with names of files on its standard input.
 fn client_in(folder: &Folder, queue: &Queue, args: &[&str], names: &[&[u8]]) -> Ended {
@@ -150,6 +155,12 @@ fn what_has_no_place_for_its_result_is_not_called() {
     refused(&[b"nowhere"], &format!("cannot write to \"out/nowhere\": {nowhere}"));
     refused(&[b"file/3"], "cannot write to \"out/file/3\": \"out/file\" is not a folder");
     refused(&[b"file/3/4"], "cannot write to \"out/file/3/4\": \"out/file\" is not a folder");
+    let long = "x".repeat(256);
+    let too_long = "File name too long (os error 36)";
+    refused(&[long.as_bytes()], &format!("cannot write to \"out/{long}\": {too_long}"));
+    symlink("itself", folder.path("out/itself")).unwrap();
+    let itself = "it is a link that leads nowhere: Too many levels of symbolic links";
+    refused(&[b"itself"], &format!("cannot write to \"out/itself\": {itself} (os error 40)"));
     refused(&[b"nowhere/3"], "cannot write to \"out/nowhere/3\": \"out/nowhere\" is not a folder");
     assert_eq!(server.stdout(), " [x] Awaiting RPC requests\n", "no call was made");
 }
@@ -230,21 +241,129 @@ fn options_about_files_that_do_not_go_together() {
     }
 }
 
-/// As on a full disk: 4 KiB fit.
+/// A command that may do what root may in namespaces of its own. None where the system does not let anybody.
+fn as_root_of_its_own() -> Option<[&'static str; 2]> {
+    let unshare = ["unshare", "-rm"];
+    let tried = Command::new(unshare[0]).args([unshare[1], "true"]).output();
+    tried.is_ok_and(|tried| tried.status.success()).then_some(unshare)
+}
+
+/// At the limit of a file, where 8 KiB fit; and, if one can be mounted here, on a disk of two pages that is full.
 #[test]
 fn a_result_that_cannot_be_written_leaves_nothing() {
     let (queue, folder) = (Queue::new(), Folder::new());
     let _server = server(&queue, &[]);
-    let script = "ulimit -f 8 && exec \"$0\" \"$@\"";
-    let client = env!("CARGO_BIN_EXE_rpc_client");
-    let args = ["-c", script, client, "--queue", queue.name(), "--output", "{}", "fib"];
-    let mut command = program("sh", &broker(), &args);
-    let ended = Process::spawn(command.current_dir(&folder.0).args(["10", "50000", "20"])).wait();
-    let told = "rpc_client: fib(50000): cannot write to \"50000\": File too large (os error 27)\n\
-                rpc_client: 1 of 3 calls failed: 1 cannot-create\n";
-    ended.expect(73, "", told);
-    let written = contents(&folder.0);
-    assert_eq!(written.keys().collect::<Vec<_>>(), [&b"10"[..], b"20"]);
+    let run = |wrapper: &[&str], script: &str, why: &str| {
+        let client = env!("CARGO_BIN_EXE_rpc_client");
+        let script = format!("{script} && \"$0\" \"$@\"; code=$?; ls -A; exit $code");
+        let args = ["sh", "-c", &script, client, "--queue", queue.name(), "--output", "{}", "fib"];
+        let args = [wrapper, &args, &["10", "50000", "20"]].concat();
+        let mut command = program(args[0], &broker(), &args[1..]);
+        let ended = Process::spawn(command.current_dir(&folder.0)).wait();
+        let told = format!(
+            "rpc_client: fib(50000): cannot write to \"50000\": {why}\n\
+             rpc_client: 1 of 3 calls failed: 1 cannot-create\n"
+        );
+        ended.expect(73, "10\n20\n", &told);
+    };
+    run(&[], "ulimit -f 16", "File too large (os error 27)");
+    let full = "No space left on device (os error 28)";
+    if let Some(wrapper) = as_root_of_its_own() {
+        run(&wrapper, "mount -t tmpfs -o size=8k none \"$PWD\" && cd \"$PWD\"", full);
+    }
+}
+
+/// Modes do not bind root, and so it is another user who is denied something.
+#[test]
+fn what_may_not_be_read_or_written_is_told_before_the_call() {
+    const NOBODY: u32 = 65_534;
+    let (queue, folder) = (Queue::new(), Folder::new());
+    let server = server(&queue, &["--procedure", "p=cat"]);
+    // Where another user finds it.
+    let client = folder.path("rpc_client");
+    fs::copy(env!("CARGO_BIN_EXE_rpc_client"), &client).unwrap();
+    folder.write("secret", "of its owner", 0o000);
+    folder.write("public", "of all", 0o644);
+    fs::create_dir(folder.path("locked")).unwrap();
+    fs::set_permissions(folder.path("locked"), Permissions::from_mode(0o555)).unwrap();
+    let run = |args: &[&str]| {
+        let args = [&["-q", "--queue", queue.name(), "--files"], args].concat();
+        let mut command = program(client.to_str().unwrap(), &broker(), &args);
+        if geteuid().is_root() {
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        Process::spawn(command.current_dir(&folder.0)).wait()
+    };
+    let denied = "Permission denied (os error 13)\n";
+    let unread = format!("rpc_client: p(secret): cannot read the file: {denied}");
+    run(&["p", "secret"]).expect(66, "", &unread);
+    for (output, told) in [("locked/{}", "locked/public"), ("locked/new/{}", "locked/new/public")] {
+        let unwritten = format!("rpc_client: p(public): cannot write to \"{told}\": {denied}");
+        run(&["--output", output, "p", "public"]).expect(73, "", &unwritten);
+    }
+    assert_eq!(server.stdout(), " [x] Awaiting RPC requests\n", "no call was made");
+    run(&["p", "public"]).expect(0, "of all\n", "");
+}
+
+/// The first call has no answer until that is done, and only so many files are read ahead.
+#[test]
+fn files_that_grow_and_vanish_meanwhile() {
+    const FILES: usize = 200;
+    let (queue, folder) = (Queue::new(), Folder::new());
+    let (finish, is_time) = mpsc::channel::<()>();
+    let (tell, begun) = mpsc::channel();
+    let mut is_first = true;
+    let _server = StubServer::start(&queue, usize::MAX, move |channel, request| {
+        if std::mem::take(&mut is_first) {
+            tell.send(()).unwrap();
+            is_time.recv_timeout(PATIENCE).unwrap();
+        }
+        reply(channel, request, &request.body, AmqpProperties::default());
+    });
+    let names: Vec<String> = (0..FILES).map(|number| number.to_string()).collect();
+    names.iter().for_each(|name| fs::write(folder.path(name), "short").unwrap());
+    let args = ["--queue", queue.name(), "--files", "--in-flight", "1", "--output", "{}.out"];
+    let mut command = client_command(&broker(), &[&args[..], &["p"]].concat());
+    let client = Process::spawn(command.args(&names).current_dir(&folder.0));
+    begun.recv_timeout(PATIENCE).unwrap();
+    fs::remove_file(folder.path("190")).unwrap();
+    fs::write(folder.path("191"), "grown").unwrap();
+    let long = vec![b'x'; 3_000_000];
+    fs::write(folder.path("192"), &long).unwrap();
+    // One that grows while it is read, and faster than anybody could read it.
+    let (grower, is_over) = (folder.path("193"), Arc::new(AtomicBool::new(false)));
+    let over = Arc::clone(&is_over);
+    let growing = thread::spawn(move || {
+        let mut file = fs::File::create(grower).unwrap();
+        let mut length = 0;
+        while !over.load(SeqCst) && length < 100_000_000 {
+            length += file.write(&[b'y'; 65_536]).unwrap();
+        }
+    });
+    finish.send(()).unwrap();
+    let ended = client.wait();
+    is_over.store(true, SeqCst);
+    growing.join().unwrap();
+
+    let gone = "rpc_client: p(190): cannot read the file: No such file or directory (os error 2)\n";
+    assert!(ended.stderr.starts_with(gone), "{ended:?}");
+    let written = |name: &str| fs::read(folder.path(&format!("{name}.out")));
+    assert_eq!(written("189").unwrap(), b"short");
+    assert_eq!(written("191").unwrap(), b"grown");
+    assert!(written("192").unwrap() == long);
+    assert_eq!(written("194").unwrap(), b"short");
+    // What was there at that moment, or too much by then; never something else.
+    match written("193") {
+        Ok(seen) => {
+            assert!(seen.iter().all(|byte| *byte == b'y'));
+            assert_eq!(
+                (ended.code(), ended.stderr.matches(" calls failed: 1 no-input").count()),
+                (66, 1)
+            );
+        }
+        Err(_) => assert!(ended.stderr.contains("rpc_client: p(193): "), "{ended:?}"),
+    }
+    assert!(contents(&folder.0).keys().all(|name| !name.ends_with(b".part")));
 }
 
 /// A temporary file is removed unless somebody writes it, and so has a lock on it; also if there is nothing to do.

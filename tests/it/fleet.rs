@@ -1,6 +1,7 @@
 //! Long batches for many servers: results as they come, calls that are made again, files in and out.
 
 use crate::commands::Folder;
+use crate::folder;
 use crate::harness::*;
 use crate::proxy::*;
 use amiquip::{AmqpProperties, AmqpValue, Channel, Delivery, FieldTable};
@@ -215,6 +216,20 @@ fn calls_outlive_a_broker_that_is_away_for_longer_than_their_time() {
     proxy.set(|_| Action::Pass);
     let ended = client.wait();
     assert_eq!((ended.code(), ended.stdout.as_str()), (0, "100\n200\n300\n"), "{ended:?}");
+}
+
+// A folder.
+
+/// Servers are killed, connections cut, the client is stopped and killed. `scripts/chaos.sh` has 10,000 files.
+#[test]
+fn a_folder_is_whole_whatever_is_killed_meanwhile() {
+    let number = |name, default| {
+        let given = std::env::var(name).ok().filter(|value| !value.is_empty());
+        given.map_or(default, |value| value.parse().unwrap())
+    };
+    let outcome = folder::drill(number("FOLDER_FILES", 240) as usize, number("FOLDER_SEED", 1));
+    println!("{outcome}");
+    assert!(outcome.is_good(), "{outcome}");
 }
 
 // What is told at the end.

@@ -20,6 +20,7 @@ mod fake_broker;
 mod faults;
 mod files;
 mod fleet;
+mod folder;
 mod harness;
 mod hostile;
 mod inbox;

@@ -268,6 +268,11 @@ impl Process {
         assert!(Command::new("sh").args(both).status().unwrap().success());
     }
 
+    /// Whether it has ended by now.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     #[track_caller]
     pub fn wait(self) -> Ended {
         self.wait_for(PATIENCE)
