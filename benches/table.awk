@@ -91,6 +91,16 @@ function print_table(    i, j, text) {
     forget()
 }
 
+# This pair, xargs and GNU parallel with the same program.
+function beside_parallel(row, said) {
+    if (!((row, "parallel", "per_s") in count)) return
+    printf "%s, two at a time: %s calls/s; xargs -P2 -n1: %s a second (this pair: %s of that); GNU parallel -j2: %s (%s).\n\n", said, number(typical(row, "ours", "per_s")), number(typical(row, "xargs", "per_s")), number(ratio(row, "ours", "xargs", "per_s")), number(typical(row, "parallel", "per_s")), number(ratio(row, "ours", "parallel", "per_s"))
+}
+
+function tail_of(peer, said) {
+    printf "%s: %s s (%s)", said, number(typical("tail", peer, "wall_s")), number(typical("tail", peer, "wall_s") / bound)
+}
+
 function forget() {
     lines = columns = 0
     split("", table)
@@ -139,6 +149,20 @@ END {
             printf ". Processor time a call: the server %s µs, its program %s µs; of xargs and a program, together %s µs", number(typical("commands", "ours", "server_cpu_us")), number(typical("commands", "ours", "child_cpu_us")), number(typical("commands", "xargs", "cpu_us"))
         print ".\n"
     }
+    beside_parallel("commands", "A program (true) for each call")
+    beside_parallel("files", "sha256sum of a file of 100 kB for each call")
+    if (("tail", "unordered", "wall_s") in count) {
+        bound = typical("tail", "bound", "wall_s")
+        printf "1 %% of 1,000 calls take a hundred times as long, 8 at a time: %s s would do", number(bound)
+        tail_of("unordered", "; --unordered")
+        tail_of("ours", "; in order")
+        tail_of("xargs", "; xargs -P8 -n1")
+        tail_of("parallel", "; GNU parallel -j8")
+        tail_of("parallel-k", "; with -k")
+        print ".\n"
+    }
+    if (("names", "ours", "client_kib") in count)
+        printf "A million names of files, with an output each: the client has %s MB at the most.\n\n", number(typical("names", "ours", "client_kib") * 1024 / 1e6)
 
     if (("coprocess", "echo", "per_s") in count) {
         printf "Programs that stay: one in C that echoes answers %s calls/s with 256 in flight, %s of the built-in fun (%s); one after another, p50 is %s µs, of fun %s µs. One in Python answers %s calls/s", number(typical("coprocess", "echo", "per_s")), number(ratio("coprocess", "echo", "fun", "per_s")), number(typical("coprocess", "fun", "per_s")), number(typical("coprocess", "echo", "p50_us")), number(typical("coprocess", "fun", "p50_us")), number(typical("coprocess", "python", "per_s"))

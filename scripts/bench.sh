@@ -9,7 +9,10 @@
 #   sequential   calls one after another
 #   pipelined    256 calls in flight, prefetch 64; also the memory and the processor time of each side
 #   large        a request and a reply of 1 MB; also the memory of each side
-#   commands     a program for each call, two at a time, against xargs -P2 without any calls, and against pika
+#   commands     a program for each call, two at a time, against xargs -P2 and GNU parallel -j2 without any calls, and against pika
+#   files        sha256sum of a file of 100 kB for each call, against the same two
+#   tail         1 % of 1,000 calls take a hundred times as long, 8 workers: in order and --unordered, against the same two
+#   names        the client's memory for a million names of files, ours only
 #   coprocess    programs that stay: one in C that echoes, against the built-in fun; one in Python, against pika and against
 #                the same for each call, ours with all of them as the client
 #   cpu          recursive fib with 1 and 2 workers, ours only
@@ -25,7 +28,7 @@ here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 # shellcheck source=scripts/common.sh
 . "$here/common.sh"
 
-all_rows='process sequential pipelined large commands coprocess cpu fib settings'
+all_rows='process sequential pipelined large commands files tail names coprocess cpu fib settings'
 all_peers='ours c lapin go pika'
 
 # ---- the programs ----
@@ -79,13 +82,21 @@ build_pika() {
     (install_pika "$built/pika")
 }
 
+# The others that the rows are measured against.
+needed_peers() {
+    case " ${rows:-$all_rows} " in
+        *' process '* | *' sequential '* | *' pipelined '* | *' large '*) echo "${all_peers#ours}" ;;
+        *' commands '* | *' coprocess '*) echo pika ;;
+    esac
+}
+
 # Sets peers, those which can be measured.
 build() {
     local peer
     say "[${SECONDS}s] building the programs"
     build_ours
     peers=ours
-    for peer in ${all_peers#ours}; do
+    for peer in $(needed_peers); do
         if "build_$peer" >&2; then peers="$peers $peer"; else say "skipping the peer $peer, see above"; fi
     done
 }
@@ -269,9 +280,23 @@ against_peers() {
     stop_servers
 }
 
+# alone ROW PEER CALLS COMMAND...: measures a whole command that has so many lines on its standard input. Sets wall_s.
+alone() {
+    local row=$1 peer=$2 calls=$3 cpu_s
+    shift 3
+    : >"$folder/measured"
+    if ! "$built/measure" "$folder/measured" "$@" >"$folder/out" 2>"$folder/err"; then
+        tail -n 5 "$folder/err" >&2
+        fail 70 "the command of $peer failed in $row: $*"
+    fi
+    read -r wall_s cpu_s memory <"$folder/measured"
+    note "$row" "$peer" per_s "$(calculate "$calls / $wall_s")"
+    note "$row" "$peer" cpu_us "$(calculate "$cpu_s / $calls * 1e6")"
+}
+
 # The last server that was started has pid; one of pika has one worker, so that there are two of them.
 with_commands() {
-    local rounds=$1 calls=$2 peer round before children_before wall_s cpu_s _
+    local rounds=$1 calls=$2 peer round before children_before
     say "[${SECONDS}s] commands: $rounds rounds of $calls calls"
     for peer in $peers; do
         server_command "$peer" "$prefix-commands-$peer" 1
@@ -297,12 +322,74 @@ with_commands() {
                 note commands ours child_cpu_us "$(calculate "($(children_cpu_ms "$pid") - $children_before) * 1e3 / $calls")"
             fi
         done
-        : >"$folder/measured"
-        seq "$calls" | "$built/measure" "$folder/measured" xargs -P2 -n1 true
-        read -r wall_s cpu_s _ <"$folder/measured"
-        note commands xargs per_s "$(calculate "$calls / $wall_s")"
-        note commands xargs cpu_us "$(calculate "$cpu_s / $calls * 1e6")"
+        seq "$calls" >"$folder/lines"
+        alone commands xargs "$calls" xargs -P2 -n1 true <"$folder/lines"
+        alone commands parallel "$calls" parallel -j2 true <"$folder/lines"
     done
+    stop_servers
+}
+
+# our_batch QUEUE ARGUMENT...: sets command, that of a client with so many lines on its standard input.
+our_batch() {
+    command=("$built/ours/rpc_client" -q --queue "$prefix-$1-ours" "${@:2}" -)
+}
+
+with_files() {
+    local rounds=$1 calls=$2 round
+    say "[${SECONDS}s] files: $rounds rounds of $calls calls"
+    head -c 100000 "$folder/number" >"$folder/block"
+    awk -v name="$folder/block" -v calls="$calls" 'BEGIN { while (calls--) print name }' >"$folder/lines"
+    server_command ours "$prefix-files-ours" 1
+    start_server ours "$prefix-files-ours" --workers 2 --procedure sum=sha256sum --procedure fun
+    our_batch files --in-flight 8 --files sum
+    for ((round = 1; round <= rounds; round++)); do
+        alone files ours "$calls" "${command[@]}" <"$folder/lines"
+        alone files xargs "$calls" xargs -P2 -n1 sha256sum <"$folder/lines"
+        alone files parallel "$calls" parallel -j2 sha256sum <"$folder/lines"
+    done
+    stop_servers
+}
+
+# The bound is what 8 workers need that never wait and cost nothing: each takes the next call when it has done one.
+with_heavy_tail() {
+    local rounds=$1 short=$2 calls=1000 round name
+    say "[${SECONDS}s] tail: $rounds rounds of $calls calls of $short s, 10 of them a hundred times as long"
+    # In the first half, so that it is all the work that takes the time, and not a last long call.
+    awk -v calls="$calls" -v short="$short" \
+        'BEGIN { for (i = 1; i <= calls; i++) print i <= calls / 2 && i % 50 == 7 ? short * 100 : short }' >"$folder/lines"
+    note tail bound wall_s "$(awk '{ first = 1; for (i = 2; i <= 8; i++) if (free[i] + 0 < free[first] + 0) first = i
+        free[first] += $1; if (free[first] > last) last = free[first] } END { print last }' "$folder/lines")"
+    server_command ours "$prefix-tail-ours" 1
+    # shellcheck disable=SC2016  # for the shell that is the procedure
+    start_server ours "$prefix-tail-ours" --workers 8 --procedure pause='sh -c "read s; exec sleep $s"' --procedure fun
+    for ((round = 1; round <= rounds; round++)); do
+        for name in unordered ours xargs parallel parallel-k; do
+            case $name in
+                unordered) our_batch tail --in-flight 64 --timeout 10m --unordered pause ;;
+                ours) our_batch tail --in-flight 64 --timeout 10m pause ;;
+                xargs) command=(xargs -P8 -n1 sleep) ;;
+                parallel) command=(parallel -j8 sleep) ;;
+                parallel-k) command=(parallel -j8 -k sleep) ;;
+            esac
+            alone tail "$name" "$calls" "${command[@]}" <"$folder/lines"
+            note tail "$name" wall_s "$wall_s"
+        done
+    done
+    stop_servers
+}
+
+# None of the files is there, so that no time goes into calls; each name has an output all the same.
+with_names() {
+    local names=$1 wall_s cpu_s
+    say "[${SECONDS}s] names: $names"
+    seq -f 'none/%.0f' "$names" >"$folder/lines"
+    server_command ours "$prefix-names-ours" 1
+    start_server ours "$prefix-names-ours"
+    our_batch names --files --output "$folder/none-of/{/}" fun
+    : >"$folder/measured"
+    "$built/measure" "$folder/measured" "${command[@]}" <"$folder/lines" >/dev/null 2>&1 || true
+    read -r wall_s cpu_s memory <"$folder/measured"
+    note names ours client_kib "$memory"
     stop_servers
 }
 
@@ -461,6 +548,9 @@ bench() {
             :pipelined) against_peers pipelined 15 64 ping '' 10000 256 ;;
             :large) against_peers large 21 1 fun - 10 1 ;;
             :commands) with_commands 15 2000 ;;
+            :files) with_files 9 1000 ;;
+            :tail) with_heavy_tail 3 0.03 ;;
+            *:names) with_names 1000000 ;;
             :coprocess) with_coprocesses 15 10000 ;;
             :cpu) with_workers 9 34 200 ;;
             :fib) by_algorithm 3 10000000 ;;
@@ -470,6 +560,8 @@ bench() {
             yes:pipelined) against_peers pipelined 3 64 ping '' 5000 256 ;;
             yes:large) against_peers large 3 1 fun - 5 1 ;;
             yes:commands) with_commands 3 1000 ;;
+            yes:files) with_files 3 500 ;;
+            yes:tail) with_heavy_tail 1 0.03 ;;
             yes:coprocess) with_coprocesses 3 5000 ;;
             yes:cpu) with_workers 3 32 80 ;;
             yes:fib) by_algorithm 1 1000000 ;;
@@ -510,6 +602,7 @@ if [ -n "$peers" ]; then
     exit
 fi
 need_build
+case " ${rows:-$all_rows} " in *' commands '* | *' files '* | *' tail '*) need_command parallel ;; esac
 build
 unset BROKER_DIR
 # RabbitMQ's own default, which a private node for tests does not have.

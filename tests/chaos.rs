@@ -6,13 +6,15 @@
 //! for clients that are gone.
 //!
 //! After that, calls to a program with an effect: with `--at-most-once` and `--no-retry` no effect may come twice, without
-//! them none may be missing (`it/effects.rs`).
+//! them none may be missing (`it/effects.rs`). Last, a folder of files, while the client is killed, too (`it/folder.rs`).
 //!
 //! `scripts/chaos.sh [SECONDS [SEED]]` runs it; the seed fixes what happens in which order.
 
 #[path = "it/effects.rs"]
 #[allow(dead_code, reason = "shared with the other tests")]
 mod effects;
+#[path = "it/folder.rs"]
+mod folder;
 #[path = "it/harness/mod.rs"]
 #[allow(dead_code, reason = "shared with the other tests")]
 mod harness;
@@ -185,7 +187,9 @@ fn main() -> ExitCode {
         print!("{effects}");
         effects.are_as_promised()
     });
-    conclude(is_good && are_kept == [true; 2])
+    let outcome = folder::drill(number("CHAOS_FILES", 10_000) as usize, seed);
+    print!("{outcome}");
+    conclude(is_good && are_kept == [true; 2] && outcome.is_good())
 }
 
 /// Where a program of two seconds writes each of its runs.

@@ -199,6 +199,8 @@ impl Drill {
         let mut events = Vec::new();
         let mut client = self.start_client();
         loop {
+            // Where each client begins anew, none comes to an end.
+            assert!(self.place.runs() < 5 * self.outcome.files, "files are made again and again");
             if self.has_ended(&mut client) {
                 if self.end(client) == 0 {
                     return;
