@@ -17,6 +17,7 @@ use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
 use std::fmt::{self, Display};
 use std::io::{self, IsTerminal};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -187,6 +188,12 @@ pub struct Server {
     /// Ack each request before it is called, and call none that comes redelivered: no call runs twice
     #[arg(long)]
     pub at_most_once: bool,
+
+    /// Tell numbers by HTTP, for Prometheus, at /metrics, and at /healthz whether all workers consume; without ADDRESS, on
+    /// loopback
+    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = metrics_address)]
+    #[arg(value_hint = ValueHint::Other)]
+    pub metrics: Option<SocketAddr>,
 
     /// How fib is computed
     #[arg(long, value_name = "NAME", value_enum, default_value_t = Algorithm::FastDoubling)]
@@ -557,6 +564,18 @@ fn in_flight(text: &str) -> Result<InFlight, String> {
     }
 }
 
+/// Parses where to listen: `9100` and `:9100` are loopback, and else there is an address in front.
+fn metrics_address(text: &str) -> Result<SocketAddr, String> {
+    let loopback = ["", "localhost"];
+    let (address, port) = text.rsplit_once(':').unwrap_or(("", text));
+    let parsed = match port.parse() {
+        Ok(port) if loopback.contains(&address) => Some((Ipv4Addr::LOCALHOST, port).into()),
+        _ => text.parse().ok(),
+    };
+    parsed
+        .ok_or("9100, 127.0.0.1:9100, [::1]:9100 and 0.0.0.0:9100 (all addresses) would do".into())
+}
+
 /// Parses a template for the names of files.
 fn template(text: OsString) -> Result<Template, &'static str> {
     match text.is_empty() {
@@ -749,6 +768,24 @@ mod tests {
         assert_eq!(client(&["--in-flight=65535"]).most(), 65535);
         let reason = in_flight("automatic").unwrap_err();
         assert_eq!(reason, "a whole number from 1 to 65535 is wanted, or auto");
+    }
+
+    #[test]
+    fn addresses() {
+        for (text, address) in [
+            ("9100", "127.0.0.1:9100"),
+            (":9100", "127.0.0.1:9100"),
+            ("localhost:9100", "127.0.0.1:9100"),
+            ("10.0.0.1:9100", "10.0.0.1:9100"),
+            ("[::1]:0", "[::1]:0"),
+        ] {
+            assert_eq!(metrics_address(text), Ok(address.parse().unwrap()), "{text}");
+        }
+        for text in
+            ["", ":", "x", "::1:9100", "[::1]", "10.0.0.1", "host:9100", "65536", "-1", " 1"]
+        {
+            assert!(metrics_address(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -23,9 +23,7 @@ pub fn serve(worker: &mut Worker, drill: Drill) -> Result<(), WorkerError> {
     while let Some(delivery) = worker.next_delivery()? {
         let request = Request::from_delivery(&delivery);
         let Some(reply_to) = request.reply_to else {
-            warn!(
-                "{request} came without a readable reply_to or correlation_id: nobody to answer; dropped"
-            );
+            worker.drop_unanswerable(&request);
             worker.ack(delivery)?;
             continue;
         };

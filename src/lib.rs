@@ -7,6 +7,7 @@
 //! | [`drill`] | the server's loop, with what it does wrong on purpose |
 //! | [`client`] | what the client has around its loop: calls, input, output, diagnosis, retries |
 //! | [`server`] | what the server has around its loop: workers, and who watches over them |
+//! | [`metrics`] | a server's numbers and health, and who is told them over HTTP |
 //! | [`program`] | the start and the end of a program |
 //! | [`cli`] | both programs' arguments |
 //! | [`template`] | the names of the files that results go to |
@@ -36,6 +37,7 @@ pub mod coprocess;
 pub mod drill;
 pub mod error;
 pub mod fib;
+pub mod metrics;
 mod mutex;
 pub mod procedure;
 pub mod program;

@@ -210,6 +210,17 @@ impl Procedure {
     }
 }
 
+/// How many programs of a procedure were started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Started<'a> {
+    /// The procedure's name.
+    pub procedure: &'a str,
+    /// Whether they stay.
+    pub is_coprocess: bool,
+    /// How many there were.
+    pub programs: u64,
+}
+
 /// The procedures of a server.
 pub struct Procedures {
     /// Each by its name.
@@ -274,8 +285,25 @@ impl Procedures {
         }
     }
 
+    /// Returns the names of all procedures that are offered.
+    pub fn each_name(&self) -> impl Iterator<Item = &str> {
+        self.offered.keys().map(String::as_str)
+    }
+
     fn names(&self, separator: &str) -> String {
-        self.offered.keys().map(String::as_str).collect::<Vec<&str>>().join(separator)
+        self.each_name().collect::<Vec<&str>>().join(separator)
+    }
+
+    /// Returns how many programs were started until now, for each procedure that is one.
+    pub fn started(&self) -> impl Iterator<Item = Started<'_>> {
+        self.offered.iter().filter_map(|(procedure, what)| {
+            let (is_coprocess, programs) = match what {
+                Procedure::BuiltIn(_) => return None,
+                Procedure::Program(command) => (false, command.started()),
+                Procedure::Coprocess(coprocess) => (true, coprocess.pool.started()),
+            };
+            Some(Started { procedure, is_coprocess, programs })
+        })
     }
 }
 

@@ -120,16 +120,21 @@ impl Reply {
     /// Returns the reply to `request` with the procedure's `outcome`; an error instead if the result has
     /// more than `most` bytes. Of an error's sentence, no more than that is told.
     pub fn for_request(request: &Request<'_>, outcome: Outcome, most: usize) -> Reply {
-        let mut outcome = match outcome {
-            Ok(result) if result.len() > most => Err(Reply::too_large(result.len(), most)),
-            outcome => outcome,
-        };
+        let mut outcome = Reply::bounded(outcome, most);
         if let Err(error) = &mut outcome {
             while error.message.len() > most {
                 error.message.pop();
             }
         }
         Reply { correlation_id: request.correlation_id.map(str::to_owned), outcome }
+    }
+
+    /// Returns the `outcome`, or an error instead if that is a result of more than `most` bytes.
+    pub fn bounded(outcome: Outcome, most: usize) -> Outcome {
+        match outcome {
+            Ok(result) if result.len() > most => Err(Reply::too_large(result.len(), most)),
+            outcome => outcome,
+        }
     }
 
     /// Returns the error instead of a result of `length` bytes where the broker takes no more than `most`.

@@ -10,7 +10,6 @@ use fib_rpc::program;
 use fib_rpc::protocol::{Reply, Request};
 use fib_rpc::server;
 use fib_rpc::server::worker::{Worker, WorkerError};
-use log::warn;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -28,9 +27,7 @@ fn serve(worker: &mut Worker) -> Result<(), WorkerError> {
     while let Some(delivery) = worker.next_delivery()? {
         let request = Request::from_delivery(&delivery);
         let Some(reply_to) = request.reply_to else {
-            warn!(
-                "{request} came without a readable reply_to or correlation_id: nobody to answer; dropped"
-            );
+            worker.drop_unanswerable(&request);
             worker.ack(delivery)?;
             continue;
         };
@@ -56,9 +53,7 @@ fn serve_at_most_once(worker: &mut Worker) -> Result<(), WorkerError> {
 
         let request = Request::from_delivery(&delivery);
         match request.reply_to {
-            None => warn!(
-                "{request} came without a readable reply_to or correlation_id: nobody to answer; dropped"
-            ),
+            None => worker.drop_unanswerable(&request),
             Some(reply_to) => {
                 // What was delivered before may have been called before.
                 let outcome = match request.is_redelivered {

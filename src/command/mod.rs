@@ -25,6 +25,7 @@ use std::mem;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::ExitStatus;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// How long a program that has ended is waited for if what it started still has its output open.
@@ -127,6 +128,8 @@ pub struct Command {
     name: String,
     path: PathBuf,
     words: Vec<CString>,
+    /// How often it was started.
+    started: AtomicU64,
 }
 
 impl Command {
@@ -150,7 +153,7 @@ impl Command {
         executable::check(&path).map_err(failure)?;
         let words: Result<_, _> = words.iter().map(|word| CString::new(word.as_str())).collect();
         let words = words.map_err(|_| failure("has an argument with a NUL in it".into()))?;
-        Ok(Command { name: name.into(), path, words })
+        Ok(Command { name: name.into(), path, words, started: AtomicU64::new(0) })
     }
 
     /// Runs the program to its end, and logs each line that it writes to standard error. The error says why it
@@ -197,7 +200,13 @@ impl Command {
             let added = added.filter_map(|(name, value)| Some(format!("{name}={}", value?)));
             spawn::spawn(&self.path, &self.words, &spawn::environment(&names, added))
         })?;
+        self.started.fetch_add(1, Relaxed);
         Ok(Running::new(&self.name, child, programs))
+    }
+
+    /// Returns how often the program was started.
+    pub fn started(&self) -> u64 {
+        self.started.load(Relaxed)
     }
 }
 

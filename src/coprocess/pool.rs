@@ -135,6 +135,11 @@ impl Pool {
         spawned.map(drop).map_err(Failure::internal("cannot start a thread for a coprocess"))
     }
 
+    /// Returns how many programs were started.
+    pub fn started(&self) -> u64 {
+        self.command.started()
+    }
+
     fn start_instance(&self) -> io::Result<Instance> {
         Instance::start(&self.name, &self.command, &self.programs)
     }

@@ -81,6 +81,7 @@ impl Worker<'_> {
     /// Returns the answer to a request that was delivered before.
     pub fn refuse_redelivered(&self, request: &Request<'_>) -> procedure::Error {
         warn!("{request} came redelivered, and is not called: it may have been called before");
+        self.service.observer.refused(request, ErrorKind::Redelivered);
         let message = format!(
             "{} may have run already: its request was delivered before, to a server that was lost; this one has \
              --at-most-once and does not run it again, so that only the caller can decide to",

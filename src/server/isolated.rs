@@ -15,13 +15,15 @@ use crate::amqp::inspector::Answer;
 use crate::amqp::queue;
 use crate::amqp::uri::Endpoint;
 use crate::error::{Failure, FailureKind};
+use crate::metrics::DropReason;
 use crate::mutex::lock;
 use crate::protocol::{Reply, Request};
 use crate::server::callers::{GoneCallers, is_direct_reply_to};
+use crate::server::observer::Observer;
 use crate::terminal::text::short_queue;
 use amiquip::{Channel, Error, Publish};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use log::{debug, info, warn};
+use log::{Level, debug, info, warn};
 use std::collections::HashMap;
 use std::slice;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -85,6 +87,7 @@ const QUEUES_MAX: usize = 1024;
 #[derive(Debug)]
 pub struct Isolated {
     properties: ClientProperties,
+    observer: Observer,
     looks: Mutex<Looks>,
 }
 
@@ -109,8 +112,8 @@ impl Looks {
 
 impl Isolated {
     /// Makes none yet. When there is one, the broker is told these properties.
-    pub fn new(properties: ClientProperties) -> Isolated {
-        Isolated { properties, looks: Mutex::default() }
+    pub fn new(properties: ClientProperties, observer: Observer) -> Isolated {
+        Isolated { properties, observer, looks: Mutex::default() }
     }
 
     /// Publishes the reply to `request` on connections of its own, to the first of `endpoints` that accepts one, as often
@@ -132,9 +135,10 @@ impl Isolated {
                     ended += 1;
                     if ended == DEADLY {
                         let queue = short_queue(reply_to);
-                        warn!(
+                        let what = format_args!(
                             "{request} dropped: its reply to {queue} ends each connection ({failure})"
                         );
+                        self.observer.dropped(DropReason::DeadlyReply, Level::Warn, what);
                         return Settled::Done;
                     }
                 }

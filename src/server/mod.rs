@@ -5,6 +5,7 @@ mod at_most_once;
 mod callers;
 mod isolated;
 mod lifetime;
+mod observer;
 mod probes;
 mod reconnect;
 mod remembered;
@@ -17,6 +18,7 @@ use crate::amqp::{queue, uri};
 use crate::cli;
 use crate::command::memory;
 use crate::error::{Failure, FailureKind, ProgramError};
+use crate::metrics::{self, Metrics};
 use crate::procedure::Procedures;
 use crate::remedies;
 use crate::signals::{self, Stop};
@@ -27,8 +29,10 @@ use crossbeam_channel::{Receiver, bounded, select_biased};
 use isolated::Isolated;
 use lifetime::Lifetime;
 use log::info;
+use observer::Observer;
 use reconnect::ReconnectState;
 use remembered::Remembered;
+use std::net::TcpListener;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
@@ -49,12 +53,17 @@ pub fn run(
     memory::share_arenas();
     let transcript = output::write_by_threads(PROGRAM, !args.common.quiet)?;
     let brokers = uri::parse_list(&args.common.url)?;
+    let listener = args.metrics.map(metrics::listen).transpose()?;
+    let procedures = Procedures::new(&args.offers.0, args.settings())?;
+    let counted = listener.as_ref().map(|_| Metrics::new(procedures.each_name(), args.workers));
+    let observer = Observer::new(counted.map(Arc::new));
     let service = Arc::new(Service {
         serve: Box::new(serve),
-        procedures: Procedures::new(&args.offers.0, args.settings())?,
+        procedures,
         confirms: brokers.len() > 1 || args.common.confirm || args.at_most_once,
         remembered: Remembered::default(),
-        isolated: Isolated::new(args.common.client_properties(PROGRAM)),
+        isolated: Isolated::new(args.common.client_properties(PROGRAM), observer.clone()),
+        observer,
         gone: GoneCallers::default(),
         acked: AckedCalls::default(),
         lifetime: Lifetime::new(args.max_calls, args.idle_exit),
@@ -64,6 +73,9 @@ pub fn run(
         args,
     });
 
+    if let Some(listener) = listener {
+        serve_metrics(listener, Arc::clone(&service))?;
+    }
     signals::handle_sigchld()?;
     service.procedures.programs.adopt_orphans()?;
     let to_kill = Arc::clone(&service);
@@ -83,6 +95,14 @@ pub fn run(
     service.procedures.programs.kill_all();
     served?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Answers who asks for numbers or health, until the process ends.
+fn serve_metrics(listener: TcpListener, service: Arc<Service>) -> Result<(), Failure> {
+    let Some(counted) = service.observer.metrics() else { return Ok(()) };
+    metrics::http::serve(listener, move |request| {
+        metrics::respond(request, &counted, &service.procedures)
+    })
 }
 
 fn serve_until(stop: &Receiver<Stop>, service: &Arc<Service>) -> Result<(), Failure> {

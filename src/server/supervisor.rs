@@ -56,6 +56,11 @@ impl Workers {
         }
     }
 
+    /// Returns how many consume.
+    fn consuming(&self) -> u16 {
+        self.running.saturating_sub(self.unready)
+    }
+
     fn are_ready(&self) -> bool {
         self.running > 0 && self.unready == 0
     }
@@ -104,6 +109,7 @@ pub fn supervise(
         }
     }));
 
+    let _connected = context.service.observer.connected();
     let (workers, restarts) = (Workers::default(), Restarts::new());
     let connect_timeout = context.service.args.common.connect_timeout;
     let probes =
@@ -117,6 +123,7 @@ pub fn supervise(
         let why = supervisor.context.service.lifetime.end(Instant::now());
         info!("{}: finish the calls in hand", why.as_deref().unwrap_or("asked to stop"));
         notify_service_manager(NotifyState::Stopping);
+        supervisor.context.service.observer.stopping();
         if let Err(failure) = supervisor.drain() {
             // What is not acked goes to another server, connection or no connection.
             warn!("while stopping: {failure}");
@@ -221,6 +228,7 @@ impl Supervisor {
                 recv(probe) -> _ => {}
                 recv(begun) -> _ => self.probes.resume(),
             }
+            context.service.observer.consuming(self.workers.consuming());
             if self.workers.are_ready() && slots.is_exhausted() && !context.announced.is_open() {
                 if state.serves() {
                     warn!("connected to {} again", self.connection.name());

@@ -9,19 +9,21 @@ use crate::cancellation::{CallHandle, Cancelled, RunningCalls};
 use crate::cli;
 use crate::command::Invocation;
 use crate::error::{ErrorKind, Failure};
+use crate::metrics::DropReason;
 use crate::procedure::{self, Procedures};
 use crate::protocol::{Reply, Request};
 use crate::server::at_most_once::{AckedCall, AckedCalls};
 use crate::server::callers::GoneCallers;
 use crate::server::isolated::{Isolated, ReplyQueue, Settled};
 use crate::server::lifetime::{Lifetime, RequestInHand, Reservation};
+use crate::server::observer::{ObservedCall, Observer};
 use crate::server::remembered::{Hands, InHand, Memory, Remembered, RequestId};
 use crate::server::sync::{Latch, Semaphore};
 use crate::terminal::output::Transcript;
 use crate::terminal::text::{self, short, short_queue};
 use amiquip::{Channel, ConsumerOptions, Delivery, Error};
 use crossbeam_channel::{Receiver, RecvError, Sender, never, select_biased};
-use log::{Level, info, log, warn};
+use log::{Level, info};
 use std::cell::Cell;
 use std::mem::take;
 use std::slice;
@@ -84,6 +86,7 @@ pub struct Service {
     /// What is known of requests that come again.
     pub(super) remembered: Remembered,
     pub(super) isolated: Isolated,
+    pub(super) observer: Observer,
     /// The callers that are gone.
     pub(super) gone: GoneCallers,
     pub(super) acked: AckedCalls,
@@ -341,11 +344,21 @@ impl<'a> Worker<'a> {
         let Some(reply_to) = delivery.properties.reply_to() else { return false };
         let is_dropped = self.service.gone.drop_request(reply_to, Instant::now());
         if is_dropped {
-            info!("{} dropped: nobody waits for it any more", Request::from_delivery(delivery));
+            let request = Request::from_delivery(delivery);
+            let what = format_args!("{request} dropped: nobody waits for it any more");
+            self.service.observer.dropped(DropReason::CallerGone, Level::Info, what);
             // It is told how many there were.
             self.context.calls.notify();
         }
         is_dropped
+    }
+
+    /// Takes note of a request that cannot be answered, and so is not called.
+    pub fn drop_unanswerable(&self, request: &Request<'_>) {
+        let what = format_args!(
+            "{request} came without a readable reply_to or correlation_id: nobody to answer; dropped"
+        );
+        self.service.observer.dropped(DropReason::NoReplyTo, Level::Warn, what);
     }
 
     /// Calls the procedure that `request` names, and tells so in the transcript and in the log. It fails
@@ -364,23 +377,16 @@ impl<'a> Worker<'a> {
         request: &Request<'_>,
         compute: impl FnOnce(&Procedures, &Invocation<'_>) -> Result<procedure::Outcome, Cancelled>,
     ) -> Result<procedure::Outcome, WorkerError> {
-        let started = Instant::now();
-        let given_up = |lost| {
-            warn!("{request} is given up with its {lost}; it comes again, if its queue is there");
-            Error::EventLoopDropped.into()
+        let call = self.service.observer.begin(request);
+        let mut outcome = match self.compute(request, call.started, compute) {
+            Ok(outcome) => Reply::bounded(outcome, self.max_body()),
+            Err(Cancelled::CallerGone) => return Ok(Err(self.unawaited(request, call))),
+            Err(reason) => {
+                call.cancel(reason, true);
+                return Err(Error::EventLoopDropped.into());
+            }
         };
-        let mut outcome = match self.compute(request, started, compute) {
-            Ok(outcome) => outcome,
-            Err(Cancelled::ConnectionLost) => return Err(given_up("connection")),
-            Err(Cancelled::ChannelClosed) => return Err(given_up("channel")),
-            Err(Cancelled::CallerGone) => return Ok(Err(self.unawaited(request, started))),
-        };
-
-        let milliseconds = started.elapsed().as_secs_f64() * 1e3;
-        match &outcome {
-            Ok(_) => info!("{request}: result, {milliseconds:.1} ms"),
-            Err(error) => warn!("{request}: {}, {milliseconds:.1} ms", error.kind.name()),
-        }
+        call.end(&outcome);
         if let Err(Failure { stderr: Some(stderr), .. }) = &mut outcome {
             *stderr = text::last_bytes(stderr, self.context.inbox.headers_max()).into();
         }
@@ -388,15 +394,12 @@ impl<'a> Worker<'a> {
     }
 
     /// Takes note that the call was ended since its caller is gone. Of those of one caller, one is told of.
-    fn unawaited(&self, request: &Request<'_>, started: Instant) -> procedure::Error {
+    fn unawaited(&self, request: &Request<'_>, call: ObservedCall<'_>) -> procedure::Error {
         self.is_unawaited.set(true);
-        let message = "nobody waits for it any more";
-        let seconds = started.elapsed().as_secs_f64();
         let is_first =
             self.service.gone.end_call(request.reply_to.unwrap_or_default(), Instant::now());
-        let level = if is_first { Level::Warn } else { Level::Info };
-        log!(level, "{request}: {message}: ended after {seconds:.1} s");
-        procedure::Error::new(ErrorKind::Unavailable, message)
+        call.cancel(Cancelled::CallerGone, is_first);
+        procedure::Error::new(ErrorKind::Unavailable, "nobody waits for it any more")
     }
 
     fn compute(
@@ -574,7 +577,10 @@ impl<'a> Worker<'a> {
             let queue = short_queue(reply_to);
             // A client that has gone can have left many requests: one is told of.
             let level = if is_news { Level::Warn } else { Level::Info };
-            log!(level, "{request} dropped: nobody awaits its reply any more, {queue} is gone");
+            let what = format_args!(
+                "{request} dropped: nobody awaits its reply any more, {queue} is gone"
+            );
+            self.service.observer.dropped(DropReason::CallerGone, level, what);
             return Ok(true);
         }
         if memory == Some(Memory::Answered) {

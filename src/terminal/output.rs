@@ -2,6 +2,7 @@
 
 use crate::error::{Failure, ProgramError};
 use crate::terminal::text;
+pub use crate::terminal::writer::LinesLeftOut;
 use crate::terminal::writer::{Stream, Writer};
 use indicatif::ProgressBar;
 use log::warn;
@@ -110,6 +111,13 @@ pub fn finish() {
         tell_gaps();
     }
     log.finish(deadline);
+}
+
+/// Returns how many lines were left out until now, since nobody read them.
+pub fn lines_left_out() -> LinesLeftOut {
+    let Some(Writers { log, transcript }) = WRITERS.get() else { return LinesLeftOut::default() };
+    let stdout = transcript.as_ref().map_or(0, |transcript| transcript.left_out().stdout);
+    LinesLeftOut { stdout, stderr: log.left_out().stderr }
 }
 
 /// How long the end of a process waits until all is written.

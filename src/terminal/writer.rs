@@ -65,6 +65,24 @@ fn write(to: &impl AsFd, mut bytes: &[u8], mut progress: impl FnMut()) -> io::Re
     Ok(())
 }
 
+/// How many lines were left out since nobody read them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LinesLeftOut {
+    /// Of those for standard output.
+    pub stdout: u64,
+    /// Of those for standard error.
+    pub stderr: u64,
+}
+
+impl LinesLeftOut {
+    fn count(&mut self, stream: Stream) {
+        match stream {
+            Stream::Output => self.stdout += 1,
+            Stream::Error => self.stderr += 1,
+        }
+    }
+}
+
 /// Lines that wait for their thread. What is more than there is room for is left out, and counted.
 pub struct Writer {
     program: &'static str,
@@ -157,6 +175,11 @@ impl Writer {
         }
     }
 
+    /// Returns how many lines were left out in all.
+    pub fn left_out(&self) -> LinesLeftOut {
+        self.lock().left_out_in_all
+    }
+
     fn lock(&self) -> MutexGuard<'_, Queue> {
         lock(&self.queue)
     }
@@ -176,6 +199,8 @@ struct Queue {
     bytes: usize,
     /// How many lines were left out since the last one that was not, and where the first of them would have gone.
     left_out: Option<(Stream, u64)>,
+    /// How many lines were ever left out.
+    left_out_in_all: LinesLeftOut,
     /// Grows whenever something was written.
     progress: u64,
 }
@@ -184,12 +209,9 @@ impl Queue {
     /// Takes a line, or leaves it out. After the first one that is left out, all are until the others are written: that
     /// makes one gap rather than many.
     fn push(&mut self, stream: Stream, line: &str) -> bool {
-        if let Some((_, lines)) = &mut self.left_out {
-            *lines += 1;
-            return false;
-        }
-        if self.bytes + line.len() > ROOM {
-            self.left_out = Some((stream, 1));
+        if self.left_out.is_some() || self.bytes + line.len() > ROOM {
+            self.left_out.get_or_insert((stream, 0)).1 += 1;
+            self.left_out_in_all.count(stream);
             return false;
         }
         self.bytes += line.len();
@@ -281,6 +303,7 @@ mod tests {
         let first = queue.next("p").unwrap();
         queue.written(&first.lines);
         assert!(!queue.push(Stream::Error, "short\n"));
+        assert_eq!(queue.left_out_in_all, LinesLeftOut { stdout: 0, stderr: 2 });
         let written = rest(&mut queue);
         let (stream, last) = written.last().unwrap();
         let expected = "p: 2 lines were left out here, since nobody read them\n";

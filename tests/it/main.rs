@@ -25,6 +25,7 @@ mod harness;
 mod hostile;
 mod inbox;
 mod looks;
+mod metrics;
 mod program_output;
 mod proxy;
 mod readme;
