@@ -158,6 +158,26 @@ need_command() {
     esac
 }
 
+# Prometheus's own tool, which says whether numbers and rules are right. Debian has it in the package of the whole server,
+# a service with a database, of which only this one file is wanted: it goes into the folder of cargo's results.
+need_promtool() {
+    local tools=$target/tools
+    PATH=$PATH:$tools
+    if have promtool; then return; fi
+    case $(package_manager) in
+        apt-get) ;;
+        '') fail 69 "promtool is missing, and this system's package manager is unknown; install Prometheus, then run this again" ;;
+        *) install_packages 'the command promtool' prometheus && return ;;
+    esac
+    say 'missing: the command promtool; taking it out of the package prometheus'
+    (
+        get() { apt-get -qq download prometheus; }
+        mkdir -p "$tools" && cd "$tools" && { get 2>/dev/null || { as_root apt-get -qq update && get; }; } &&
+            dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x -f - --strip-components=3 ./usr/bin/promtool &&
+            rm prometheus_*.deb
+    ) >&2 || fail 69 'could not get promtool, see above; install the package prometheus, then run this again'
+}
+
 python_works() {
     python3 -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 8))' 2>/dev/null
 }

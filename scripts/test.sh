@@ -48,6 +48,8 @@ need_command cmark
 need_command sqlite3
 need_command bc
 need_python
+need_command curl
+need_promtool
 # For the tests of what programs start.
 need_command parallel
 "$here/broker.sh" install

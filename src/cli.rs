@@ -564,7 +564,7 @@ fn in_flight(text: &str) -> Result<InFlight, String> {
     }
 }
 
-/// Parses where to listen: `9100` and `:9100` are loopback, and else there is an address in front.
+/// Parses where to listen: `9155` and `:9155` are loopback, and else there is an address in front.
 fn metrics_address(text: &str) -> Result<SocketAddr, String> {
     let loopback = ["", "localhost"];
     let (address, port) = text.rsplit_once(':').unwrap_or(("", text));
@@ -573,7 +573,7 @@ fn metrics_address(text: &str) -> Result<SocketAddr, String> {
         _ => text.parse().ok(),
     };
     parsed
-        .ok_or("9100, 127.0.0.1:9100, [::1]:9100 and 0.0.0.0:9100 (all addresses) would do".into())
+        .ok_or("9155, 127.0.0.1:9155, [::1]:9155 and 0.0.0.0:9155 (all addresses) would do".into())
 }
 
 /// Parses a template for the names of files.
@@ -773,16 +773,16 @@ mod tests {
     #[test]
     fn addresses() {
         for (text, address) in [
-            ("9100", "127.0.0.1:9100"),
-            (":9100", "127.0.0.1:9100"),
-            ("localhost:9100", "127.0.0.1:9100"),
-            ("10.0.0.1:9100", "10.0.0.1:9100"),
+            ("9155", "127.0.0.1:9155"),
+            (":9155", "127.0.0.1:9155"),
+            ("localhost:9155", "127.0.0.1:9155"),
+            ("10.0.0.1:9155", "10.0.0.1:9155"),
             ("[::1]:0", "[::1]:0"),
         ] {
             assert_eq!(metrics_address(text), Ok(address.parse().unwrap()), "{text}");
         }
         for text in
-            ["", ":", "x", "::1:9100", "[::1]", "10.0.0.1", "host:9100", "65536", "-1", " 1"]
+            ["", ":", "x", "::1:9155", "[::1]", "10.0.0.1", "host:9155", "65536", "-1", " 1"]
         {
             assert!(metrics_address(text).is_err(), "{text}");
         }

@@ -24,7 +24,8 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
-const DOCUMENTS: [&str; 4] = ["README.md", "docs/lessons.md", "docs/commands.md", "docs/fleet.md"];
+const DOCUMENTS: [&str; 5] =
+    ["README.md", "docs/lessons.md", "docs/commands.md", "docs/fleet.md", "docs/monitoring.md"];
 
 /// Commands that are not typed, and why.
 const NOT_TYPED: [(&str, &str); 5] = [

@@ -17,6 +17,7 @@ complete -c rpc_server -l time-limit -d 'Bound on each program that runs, and on
 complete -c rpc_server -l kill-delay -d 'How long a program that is to end has between SIGTERM and SIGKILL; 0: SIGKILL at once' -r -f
 complete -c rpc_server -l max-calls -d 'End after N calls, of all workers together' -r -f
 complete -c rpc_server -l idle-exit -d 'End when there was nothing to do for so long' -r -f
+complete -c rpc_server -l metrics -d 'Tell numbers by HTTP, for Prometheus, at /metrics, and at /healthz whether all workers consume; without ADDRESS, on loopback' -r -f
 complete -c rpc_server -l algorithm -d 'How fib is computed' -r -f -a "fast-doubling\t'Two numbers doubled at a time: fast for every n'
 iterative\t'One addition for each step'
 recursive\t'The tutorial\'s, slow on purpose'"
