@@ -5,6 +5,7 @@ use crate::error::ErrorKind;
 use crate::metrics::{CallOutcome, Calls, DropReason, Metrics};
 use crate::procedure::Outcome;
 use crate::protocol::Request;
+use crate::server::worker::Worker;
 use log::{Level, info, log, warn};
 use std::fmt;
 use std::sync::Arc;
@@ -68,6 +69,16 @@ impl Observer {
         if let Some(metrics) = &self.0 {
             metrics.stop();
         }
+    }
+}
+
+impl Worker<'_> {
+    /// Takes note of a request that cannot be answered, and so is not called.
+    pub fn drop_unanswerable(&self, request: &Request<'_>) {
+        let what = format_args!(
+            "{request} came without a readable reply_to or correlation_id: nobody to answer; dropped"
+        );
+        self.service.observer.dropped(DropReason::NoReplyTo, Level::Warn, what);
     }
 }
 

@@ -353,14 +353,6 @@ impl<'a> Worker<'a> {
         is_dropped
     }
 
-    /// Takes note of a request that cannot be answered, and so is not called.
-    pub fn drop_unanswerable(&self, request: &Request<'_>) {
-        let what = format_args!(
-            "{request} came without a readable reply_to or correlation_id: nobody to answer; dropped"
-        );
-        self.service.observer.dropped(DropReason::NoReplyTo, Level::Warn, what);
-    }
-
     /// Calls the procedure that `request` names, and tells so in the transcript and in the log. It fails
     /// if the channel or the connection is lost meanwhile: the request comes again. What is ended since its caller is gone
     /// has an error that [`Worker::publish`] does not send.
