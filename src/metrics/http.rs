@@ -2,7 +2,7 @@
 //!
 //! The small servers that there are start a thread for each connection, or wait for whoever is slow: here a stranger must
 //! not be able to cost the server more than this thread. So it never waits for one connection, has no more than
-//! [`CONNECTIONS_MAX`], reads no more than [`HEAD_MAX`] of each, and gives up each after [`TIME_LIMIT`]. When there is no
+//! `CONNECTIONS_MAX`, reads no more than `HEAD_MAX` of each, and gives up each after `TIME_LIMIT`. When there is no
 //! room for another one, the oldest goes: those who only hold connections keep nobody out.
 
 use crate::error::Failure;
