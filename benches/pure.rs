@@ -4,11 +4,11 @@
 use amiquip::AmqpProperties;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use fib_rpc::cancellation::CallHandle;
-use fib_rpc::command::Invocation;
+use fib_rpc::command::{About, Invocation};
 use fib_rpc::coprocess::Protocol;
 use fib_rpc::fib::{Algorithm, fib};
 use fib_rpc::procedure::{Offer, Offered, Procedures, Settings};
-use fib_rpc::protocol::{Reply, Request};
+use fib_rpc::protocol::{Reply, ReplyFormat, Request};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -44,7 +44,8 @@ fn messages(c: &mut Criterion) {
     c.bench_function("message to request", |b| {
         b.iter(|| Request::decode(black_box(&published), b"30"));
     });
-    let reply = Reply::for_request(&request, Ok(b"832040".to_vec()), 100);
+    let format = ReplyFormat { content_type: None, most: 100 };
+    let reply = Reply::for_request(&request, Ok(b"832040".to_vec()), format);
     c.bench_function("reply to message", |b| b.iter(|| black_box(&reply).to_publish("queue")));
     let properties: AmqpProperties = reply.to_publish("queue").properties;
     c.bench_function("message to reply", |b| {
@@ -64,9 +65,7 @@ fn coprocesses(c: &mut Criterion) {
     let handle = CallHandle::default();
     let invocation = Invocation {
         input: b"30",
-        correlation_id: None,
-        content_type: None,
-        is_redelivered: false,
+        about: About::default(),
         most: 1_000,
         deadline: Some(Instant::now() + Duration::from_secs(3_600)),
         kill_delay: Duration::from_secs(2),

@@ -1,5 +1,6 @@
 //! Both programs' arguments. What a program does with them at its start is in [`crate::program`].
 
+use crate::amqp::binding::Binding;
 use crate::amqp::client_properties::{ClientProperties, connection_name};
 use crate::amqp::name;
 use crate::amqp::queue;
@@ -145,6 +146,12 @@ pub struct Server {
     #[arg(long, value_name = "TYPE", value_enum, default_value_t = QueueType::Classic)]
     pub queue_type: QueueType,
 
+    /// Have an exchange hand on to the request queue what is published to it with this key; may be
+    /// repeated
+    #[arg(long, value_name = "EXCHANGE:KEY", value_parser = Binding::parse)]
+    #[arg(value_hint = ValueHint::Other)]
+    pub bind: Vec<Binding>,
+
     /// Unacknowledged requests that the broker pushes to each worker; 0: no limit
     #[arg(long, value_name = "N", default_value_t = 1)]
     #[arg(value_hint = ValueHint::Other, value_parser = number(0, u16::MAX))]
@@ -164,6 +171,12 @@ pub struct Server {
     #[arg(long, value_name = "N", value_parser = number(1, u64::MAX))]
     #[arg(value_hint = ValueHint::Other)]
     pub coprocess_calls: Option<u64>,
+
+    /// What results are said to be [default: text/plain or application/octet-stream, by their bytes].
+    /// With a type of JSON, an error is JSON too
+    #[arg(long, value_name = "TYPE", value_parser = name)]
+    #[arg(value_hint = ValueHint::Other)]
+    pub content_type: Option<String>,
 
     /// Bound on each program that runs, and on each call of one that stays; 0: none
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = call_timeout)]
@@ -266,7 +279,7 @@ impl Offers {
                 .value_parser(Suggest(Offer::parse, optional_names))
                 .hide_possible_values(true)
                 .help(
-                    "Offer a program (NAME=COMMAND), or of the built-in procedures only those named; may be repeated",
+                    "Offer a program (NAME=COMMAND; '*=COMMAND' is for all other names), or of the built-in procedures only those named; may be repeated",
                 ),
             offer("coprocess", "NAME=COMMAND")
                 .value_parser(move |text: &str| coprocess(text, Protocol::Text))

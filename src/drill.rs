@@ -46,7 +46,7 @@ pub fn serve(worker: &mut Worker, drill: Drill) -> Result<(), WorkerError> {
             procedures.call(request.procedure, invocation)
         })?;
 
-        let mut reply = Reply::for_request(&request, outcome, worker.max_body());
+        let mut reply = Reply::for_request(&request, outcome, worker.reply_format());
         match drill {
             Drill::CrashBeforeReply => {
                 announce(drill, format_args!("{request} is computed: dies now"));

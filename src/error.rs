@@ -19,6 +19,8 @@ pub enum FailureKind {
     BrokerUnreachable,
     /// The request queue does not exist.
     QueueMissing,
+    /// The exchange that the request queue should be bound to does not exist.
+    ExchangeMissing,
     /// The request queue exists, and nobody consumes from it.
     NoConsumer,
     /// The request queue cannot be used: another connection has it for itself.
@@ -51,7 +53,7 @@ pub enum FailureKind {
 impl FailureKind {
     /// Every kind, that of a procedure's error once for each of [`ErrorKind`], for what is true of all. A list by hand,
     /// since no derive fills in the fields.
-    pub const ALL: [FailureKind; 22] = [
+    pub const ALL: [FailureKind; 23] = [
         FailureKind::Usage,
         FailureKind::Procedure(ErrorKind::UnknownProcedure),
         FailureKind::Procedure(ErrorKind::InvalidArgument),
@@ -62,6 +64,7 @@ impl FailureKind {
         FailureKind::Procedure(ErrorKind::Redelivered),
         FailureKind::BrokerUnreachable,
         FailureKind::QueueMissing,
+        FailureKind::ExchangeMissing,
         FailureKind::NoConsumer,
         FailureKind::QueueUnusable,
         FailureKind::Internal,
@@ -85,6 +88,7 @@ impl FailureKind {
             FailureKind::NoInput => (66, "no-input"),          // EX_NOINPUT
             FailureKind::BrokerUnreachable => (69, "broker-unreachable"), // EX_UNAVAILABLE
             FailureKind::QueueMissing => (69, "queue-missing"),
+            FailureKind::ExchangeMissing => (69, "exchange-missing"),
             FailureKind::NoConsumer => (69, "no-consumer"),
             FailureKind::QueueUnusable => (69, "queue-unusable"),
             FailureKind::Internal => (70, "client-failed"), // EX_SOFTWARE

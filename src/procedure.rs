@@ -50,6 +50,12 @@ const BUILT_IN: [(&str, BuiltIn); 6] = [
 /// The built-in procedures that every server offers.
 const ALWAYS: [&str; 2] = ["ping", "list"];
 
+/// The name of the procedure that is called where a request names no other one.
+pub const ANY: &str = "*";
+
+/// The procedure that a request means which names none, as the tutorial's clients do.
+const TUTORIALS: &str = "fib";
+
 /// Returns the names of the built-in procedures.
 pub fn built_in_names() -> Vec<&'static str> {
     BUILT_IN.map(|(name, _)| name).into()
@@ -63,7 +69,7 @@ pub fn optional_names() -> Vec<&'static str> {
 /// A procedure that an option names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offer {
-    /// The procedure's name: 1 to 255 bytes.
+    /// The procedure's name: 1 to 255 bytes; [`ANY`] for what no other one is named for.
     pub name: String,
     /// What it is.
     pub what: Offered,
@@ -225,7 +231,7 @@ pub struct Started<'a> {
 pub struct Procedures {
     /// Each by its name.
     offered: BTreeMap<String, Procedure>,
-    /// The one that a request means which names none.
+    /// The name that a request means which has none. Empty: it is [`ANY`]'s, which is told so.
     pub default: String,
     settings: Settings,
     /// The programs that run.
@@ -248,7 +254,7 @@ impl Procedures {
                 offered.insert(offer.name.clone(), procedure);
             }
         }
-        let default = offers[0].name.clone();
+        let default = default_name(offers);
         Ok(Procedures { offered, default, settings, programs })
     }
 
@@ -274,7 +280,7 @@ impl Procedures {
     /// Calls the procedure `name` with the bytes of a request's body, which are `invocation`'s input. The rest
     /// of `invocation` is for programs. The error says that the call was cancelled meanwhile.
     pub fn call(&self, name: &str, invocation: &Invocation<'_>) -> Result<Outcome, Cancelled> {
-        let Some(procedure) = self.offered.get(name) else {
+        let Some((name, procedure)) = self.find(name) else {
             let (name, names) = (excerpt(name.as_bytes()), self.names(", "));
             let message = format!("there is no procedure \"{name}\"; there are {names}");
             return Ok(Err(Error::new(ErrorKind::UnknownProcedure, message)));
@@ -288,6 +294,12 @@ impl Procedures {
     /// Returns the names of all procedures that are offered.
     pub fn each_name(&self) -> impl Iterator<Item = &str> {
         self.offered.keys().map(String::as_str)
+    }
+
+    /// Returns the procedure that is called by `name`, with the name that it is offered by.
+    fn find(&self, name: &str) -> Option<(&str, &Procedure)> {
+        let found = self.offered.get_key_value(name).or_else(|| self.offered.get_key_value(ANY));
+        found.map(|(name, procedure)| (name.as_str(), procedure))
     }
 
     fn names(&self, separator: &str) -> String {
@@ -304,6 +316,16 @@ impl Procedures {
             };
             Some(Started { procedure, is_coprocess, programs })
         })
+    }
+}
+
+/// Returns the name that a request means which has none, where there are these `offers`, one at least.
+fn default_name(offers: &[Offer]) -> String {
+    let is_offered = |name| offers.iter().any(|offer| offer.name == name);
+    match (is_offered(ANY), is_offered(TUTORIALS)) {
+        (true, false) => String::new(),
+        (true, true) => TUTORIALS.into(),
+        (false, _) => offers[0].name.clone(),
     }
 }
 
@@ -534,6 +556,23 @@ mod tests {
         assert_eq!(call(&offers, "a", b"").unwrap_err().kind, ErrorKind::UnknownProcedure);
         let default = |offers| Procedures::new(offers, SETTINGS).unwrap().default;
         assert_eq!((default(&offers), default(&[])), ("up".into(), "fib".into()));
+    }
+
+    #[test]
+    fn any_other_procedure() {
+        let offer = |text| Offer::parse(text).unwrap();
+        let any = offer("*=sh -c 'echo any $RPC_PROCEDURE'");
+        let offers = [any.clone(), offer("up=echo up")];
+        for (name, expected) in
+            [("up", "up\n"), ("ping", "pong"), ("", "any\n"), ("*", "any\n"), ("fib", "any\n")]
+        {
+            assert_eq!(call(&offers, name, b"30").unwrap(), expected.as_bytes(), "{name}");
+        }
+        assert_eq!(call(&offers, "list", b"").unwrap(), b"*\nlist\nping\nup");
+        assert_eq!(default_name(&offers), "");
+        assert_eq!(default_name(&[any, offer("fib")]), "fib");
+        let failing = [offer("*=sh -c 'exit 3'")];
+        assert_eq!(call(&failing, "x", b"").unwrap_err().message, "* exited with 3");
     }
 
     #[test]

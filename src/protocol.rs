@@ -6,11 +6,13 @@
 //! its options say otherwise), the argument as the body. Reply: the request's `correlation_id`;
 //! `type` says `result` or `error` (absent means `result`, which is what the tutorial's servers
 //! send). A result may be any bytes. On an error the header `error` has its kind, `exit_code` what a
-//! program exited with, if it did, `stderr` the end of what it wrote to standard error, and the body is a sentence.
+//! program exited with, if it did, `stderr` the end of what it wrote to standard error, and the body is a sentence, in
+//! JSON where results are JSON.
 
 use crate::amqp::sanitizer::SUBSTITUTE;
-use crate::command::STDERR_LIMIT;
+use crate::command::{About, STDERR_LIMIT};
 use crate::error::{ErrorKind, Failure, FailureKind};
+use crate::json_error::{self, is_json};
 use crate::procedure::{Error, Outcome};
 use crate::terminal::text;
 use amiquip::{AmqpProperties, AmqpValue, Delivery, FieldTable, Publish};
@@ -28,7 +30,7 @@ const HEADER_EXIT_CODE: &str = "exit_code";
 const HEADER_STDERR: &str = "stderr";
 
 /// A call, as it stands in a message.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Request<'a> {
     /// The procedure's name: 0 to 255 bytes, none for a message that names none. A worker puts the name of the server's
     /// first procedure into such a delivery before it hands it on.
@@ -45,6 +47,12 @@ pub struct Request<'a> {
     pub expiration: Option<Duration>,
     /// What the argument is, as far as the client says.
     pub content_type: Option<&'a str>,
+    /// The key that it was delivered with. None: it was not delivered.
+    pub routing_key: Option<&'a str>,
+    /// Its property `type`. None in what is published.
+    pub message_type: Option<&'a str>,
+    /// Its headers. None in what is published.
+    pub headers: Option<&'a FieldTable>,
     /// Whether the request was delivered before. A request that is published is new.
     pub is_redelivered: bool,
 }
@@ -76,7 +84,8 @@ impl<'a> Request<'a> {
     /// procedure is called, or in the lack of a `reply_to`.
     pub fn from_delivery(delivery: &'a Delivery) -> Request<'a> {
         let request = Request::decode(&delivery.properties, &delivery.body);
-        Request { is_redelivered: delivery.redelivered, ..request }
+        let routing_key = Some(delivery.routing_key.as_str());
+        Request { routing_key, is_redelivered: delivery.redelivered, ..request }
     }
 
     /// Returns the request in a message with these properties and this body.
@@ -95,7 +104,23 @@ impl<'a> Request<'a> {
             correlation_id,
             expiration: milliseconds.map(Duration::from_millis),
             content_type: properties.content_type().as_deref(),
+            routing_key: None,
+            message_type: properties.type_().as_deref(),
+            headers: properties.headers().as_ref(),
             is_redelivered: false,
+        }
+    }
+
+    /// Returns what a program is told of it beside the argument.
+    pub fn about(&self) -> About<'a> {
+        About {
+            procedure: self.procedure,
+            correlation_id: self.correlation_id,
+            content_type: self.content_type,
+            routing_key: self.routing_key,
+            message_type: self.message_type,
+            headers: self.headers,
+            is_redelivered: self.is_redelivered,
         }
     }
 }
@@ -107,26 +132,44 @@ impl fmt::Display for Request<'_> {
     }
 }
 
+/// What the replies of a server are.
+#[derive(Debug, Clone, Copy)]
+pub struct ReplyFormat<'a> {
+    /// What results are said to be. None: text or bytes, whichever each is.
+    pub content_type: Option<&'a str>,
+    /// The largest body that the broker takes, in bytes.
+    pub most: usize,
+}
+
 /// An answer: a result, or an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reply {
     /// The request's correlation id.
     pub correlation_id: Option<String>,
-    /// What the procedure answered.
+    /// What the procedure answered. In a reply that goes out, an error's message is the body: a sentence, or JSON.
     pub outcome: Outcome,
+    /// What the body is said to be. None in a reply that goes out: text or bytes, whichever it is.
+    pub content_type: Option<String>,
 }
 
 impl Reply {
     /// Returns the reply to `request` with the procedure's `outcome`; an error instead if the result has
-    /// more than `most` bytes. Of an error's sentence, no more than that is told.
-    pub fn for_request(request: &Request<'_>, outcome: Outcome, most: usize) -> Reply {
+    /// more bytes than there may be. Of an error's sentence, no more than that is told.
+    pub fn for_request(
+        request: &Request<'_>,
+        outcome: Outcome,
+        ReplyFormat { content_type, most }: ReplyFormat<'_>,
+    ) -> Reply {
         let mut outcome = Reply::bounded(outcome, most);
-        if let Err(error) = &mut outcome {
-            while error.message.len() > most {
-                error.message.pop();
-            }
+        let content_type = match &mut outcome {
+            Ok(_) => content_type,
+            Err(error) => error_body(error, content_type.is_some_and(is_json), most),
+        };
+        Reply {
+            correlation_id: request.correlation_id.map(str::to_owned),
+            outcome,
+            content_type: content_type.map(str::to_owned),
         }
-        Reply { correlation_id: request.correlation_id.map(str::to_owned), outcome }
     }
 
     /// Returns the `outcome`, or an error instead if that is a result of more than `most` bytes.
@@ -175,18 +218,19 @@ impl Reply {
             }
         };
 
-        let properties = properties.with_content_type(content_type(body).into());
+        let content_type = self.content_type.as_deref().unwrap_or(content_type(body));
+        let properties = properties.with_content_type(content_type.into());
         Publish::with_properties(body, reply_to, properties)
     }
 
-    /// Returns the reply in a message with these properties and this body. An error of no known kind is
+    /// Returns the reply in a message with these properties and this body. An error's sentence may be in JSON. An error of no known kind is
     /// [`ErrorKind::Internal`]. An empty body that is not said to be the result is a
     /// [`FailureKind::BadReply`]: no tutorial's server answers so.
     pub fn decode(properties: &AmqpProperties, body: Vec<u8>) -> Result<Reply, Failure> {
         let outcome = match properties.type_().as_deref() {
             Some(TYPE_ERROR) => Err(Error {
                 kind: error_kind(properties),
-                message: String::from_utf8_lossy(&body).into_owned(),
+                message: error_sentence(properties, &body),
                 exit_code: exit_code(properties),
                 stderr: stderr(properties),
             }),
@@ -196,8 +240,31 @@ impl Reply {
             }
             _ => Ok(body),
         };
-        Ok(Reply { correlation_id: properties.correlation_id().clone(), outcome })
+        Ok(Reply {
+            correlation_id: properties.correlation_id().clone(),
+            outcome,
+            content_type: properties.content_type().clone(),
+        })
     }
+}
+
+/// Makes an error's message its body, of at most `most` bytes, and returns its content type, if that has to be said.
+fn error_body(error: &mut Error, is_json: bool, most: usize) -> Option<&'static str> {
+    if is_json {
+        error.message = json_error::encode(error.kind, &error.message, most);
+        return Some(json_error::CONTENT_TYPE);
+    }
+    while error.message.len() > most {
+        error.message.pop();
+    }
+    None
+}
+
+/// Returns the sentence in the body of an error.
+fn error_sentence(properties: &AmqpProperties, body: &[u8]) -> String {
+    let is_json = properties.content_type().as_deref().is_some_and(is_json);
+    let sentence = if is_json { json_error::decode(body) } else { None };
+    sentence.unwrap_or_else(|| String::from_utf8_lossy(body).into_owned())
 }
 
 fn content_type(body: &[u8]) -> &'static str {
@@ -292,7 +359,11 @@ mod tests {
     #[test]
     fn an_error_names_its_kind_in_a_header() {
         for &kind in ErrorKind::value_variants() {
-            let reply = Reply { correlation_id: None, outcome: Err(Error::new(kind, "no")) };
+            let reply = Reply {
+                correlation_id: None,
+                outcome: Err(Error::new(kind, "no")),
+                content_type: None,
+            };
             let properties = reply.to_publish("q").properties;
             assert_eq!(properties.type_().as_deref(), Some("error"));
             assert_eq!(error_kind(&properties), kind);
@@ -303,7 +374,7 @@ mod tests {
     #[test]
     fn an_exit_code_is_a_number_of_any_type_and_fits_a_byte() {
         let sent = Error { exit_code: Some(255), ..Error::new(ErrorKind::Internal, "no") };
-        let reply = Reply { correlation_id: None, outcome: Err(sent) };
+        let reply = Reply { correlation_id: None, outcome: Err(sent), content_type: None };
         assert_eq!(exit_code(&reply.to_publish("q").properties), Some(255));
         for (value, code) in [
             (AmqpValue::ShortShortInt(7), Some(7)),
@@ -328,7 +399,7 @@ mod tests {
             [("why\n".into(), "why\n".into()), ("é".repeat(4_000), "é".repeat(STDERR_LIMIT / 2))]
         {
             let error = Error { stderr: Some(sent), ..Error::new(ErrorKind::Internal, "no") };
-            let reply = Reply { correlation_id: None, outcome: Err(error) };
+            let reply = Reply { correlation_id: None, outcome: Err(error), content_type: None };
             assert_eq!(stderr(&reply.to_publish("q").properties), Some(received));
         }
         let mut headers = FieldTable::new();
@@ -340,11 +411,39 @@ mod tests {
     fn a_result_that_no_broker_takes_is_an_error() {
         let request =
             Request { procedure: "fun", correlation_id: Some("id"), ..Request::default() };
-        let fits = Reply::for_request(&request, Ok(b"00000".to_vec()), 5);
+        let format = ReplyFormat { content_type: None, most: 5 };
+        let fits = Reply::for_request(&request, Ok(b"00000".to_vec()), format);
         assert_eq!(fits.outcome, Ok("00000".into()));
-        let reply = Reply::for_request(&request, Ok(b"000000".to_vec()), 5);
+        let reply = Reply::for_request(&request, Ok(b"000000".to_vec()), format);
         assert_eq!(reply.correlation_id.as_deref(), Some("id"));
         let error = reply.outcome.unwrap_err();
         assert_eq!((error.kind, error.message.as_str()), (ErrorKind::OutOfRange, "the r"));
+    }
+
+    #[test]
+    fn what_replies_are_said_to_be() {
+        let id = Request { correlation_id: Some("id"), ..Request::default() };
+        let sentence = "no \"such\" thing";
+        let json = r#"{"error":{"kind":"internal","message":"no \"such\" thing"}}"#;
+        for (content_type, of_error, body) in [
+            (None, "text/plain", sentence),
+            (Some("image/png"), "text/plain", sentence),
+            (Some("application/json"), "application/json", json),
+            (Some("application/geo+json"), "application/json", json),
+        ] {
+            let format = ReplyFormat { content_type, most: 100 };
+            let result = Reply::for_request(&id, Ok("1".into()), format);
+            let published = result.to_publish("q");
+            let said = published.properties.content_type().as_deref();
+            assert_eq!(said, content_type.or(Some("text/plain")));
+
+            let error = Error::new(ErrorKind::Internal, sentence);
+            let reply = Reply::for_request(&id, Err(error.clone()), format);
+            let published = reply.to_publish("q");
+            assert_eq!(published.properties.content_type().as_deref(), Some(of_error));
+            assert_eq!(str::from_utf8(published.body), Ok(body));
+            let read = Reply::decode(&published.properties, published.body.into()).unwrap();
+            assert_eq!(read.outcome, Err(error));
+        }
     }
 }

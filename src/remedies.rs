@@ -14,6 +14,7 @@ impl From<AmqpErrorKind> for FailureKind {
             AmqpErrorKind::AccessRefused => FailureKind::AccessRefused,
             AmqpErrorKind::Configuration => FailureKind::Configuration,
             AmqpErrorKind::QueueMissing => FailureKind::QueueMissing,
+            AmqpErrorKind::ExchangeMissing => FailureKind::ExchangeMissing,
             AmqpErrorKind::QueueUnusable => FailureKind::QueueUnusable,
             AmqpErrorKind::TooLarge { limit } => FailureKind::TooLarge { limit },
             AmqpErrorKind::Blocked => FailureKind::Blocked,
@@ -97,6 +98,7 @@ fn sentence(remedy: &Remedy) -> String {
         Remedy::RaiseChannelMax => {
             ": see channel_max in the URI or on the broker (each of the server's --workers needs one)"
         }
+        Remedy::DeclareExchange => "; declare it first, or name another with --bind",
         Remedy::NameAnotherQueue => "; name another with --queue",
         Remedy::DeleteQueue => {
             "; it exists already, declared in another way: delete it, or name another vhost in the URI"

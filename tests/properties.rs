@@ -109,7 +109,7 @@ proptest! {
             correlation_id: Some(&id),
             expiration: expiration.map(|ms| Duration::from_millis(ms.into())),
             content_type: Some("text/plain"),
-            is_redelivered: false,
+            ..Request::default()
         };
         let publish = request.to_publish("queue");
         prop_assert_eq!(Request::decode(&publish.properties, publish.body), request);
@@ -123,12 +123,13 @@ proptest! {
         exit_code in any::<Option<u8>>(),
         stderr in prop::option::of("(?s).{0,100}"),
         kind in prop::option::of(prop::sample::select(ErrorKind::value_variants())),
+        content_type in name(),
     ) {
         let outcome = match kind {
             Some(kind) => Err(Error { exit_code, stderr, ..Error::new(kind, message) }),
             None => Ok(result),
         };
-        let reply = Reply { correlation_id, outcome };
+        let reply = Reply { correlation_id, outcome, content_type: Some(content_type) };
         let publish = reply.to_publish("queue");
         prop_assert_eq!(Reply::decode(&publish.properties, publish.body.to_vec()), Ok(reply));
     }

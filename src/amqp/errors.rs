@@ -54,6 +54,8 @@ pub enum AmqpErrorKind {
     Configuration,
     /// The queue or the exchange does not exist.
     QueueMissing,
+    /// An exchange that a queue should be bound to does not exist.
+    ExchangeMissing,
     /// The queue cannot be used: another connection has it for itself.
     QueueUnusable,
     /// The message is larger than the broker takes.
@@ -122,6 +124,8 @@ pub enum Remedy {
     OmitSlash,
     /// Allow more channels, in the URI or on the broker.
     RaiseChannelMax,
+    /// Declare the exchange, or name another.
+    DeclareExchange,
     /// Name another queue.
     NameAnotherQueue,
     /// Delete a queue or an exchange that was declared in another way, or name another vhost.

@@ -5,6 +5,7 @@
 //! [`errors::Remedy`] what would help; the program has the words for it.
 
 pub mod backoff;
+pub mod binding;
 pub mod client_properties;
 pub mod confirms;
 pub mod connection;

@@ -33,7 +33,7 @@ fn serve(worker: &mut Worker) -> Result<(), WorkerError> {
         };
         let outcome = worker.call(&request)?;
         // With the request's correlation_id.
-        let reply = Reply::for_request(&request, outcome, worker.max_body());
+        let reply = Reply::for_request(&request, outcome, worker.reply_format());
         worker.publish(&request, reply_to, &reply)?;
         // After the reply: a crash in between means a second reply, never a lost one.
         worker.ack(delivery)?;
@@ -60,7 +60,7 @@ fn serve_at_most_once(worker: &mut Worker) -> Result<(), WorkerError> {
                     true => Err(worker.refuse_redelivered(&request)),
                     false => worker.call(&request)?,
                 };
-                let reply = Reply::for_request(&request, outcome, worker.max_body());
+                let reply = Reply::for_request(&request, outcome, worker.reply_format());
                 worker.publish_confirmed(&request, reply_to, &reply);
             }
         }

@@ -519,7 +519,7 @@ mod tests {
     #[test]
     fn a_reply_finishes_its_call() {
         let mut calls = published(&[], &["a", "b"]);
-        let reply = |outcome| Ok(Reply { correlation_id: None, outcome });
+        let reply = |outcome| Ok(Reply { correlation_id: None, outcome, content_type: None });
         let error = Error::new(ErrorKind::OutOfRange, "too large");
         calls.pending(&Some("a".into())).unwrap().finish_with(reply(Ok("1".into())));
         calls.pending(&Some("b".into())).unwrap().finish_with(reply(Err(error)));

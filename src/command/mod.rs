@@ -4,6 +4,7 @@
 //! The worker's thread waits with poll(2) for the program's three pipes, for its end and for the
 //! handle of the call, whichever comes first.
 
+mod about;
 mod descendants;
 mod executable;
 pub mod memory;
@@ -12,8 +13,8 @@ mod running;
 mod spawn;
 pub mod stderr;
 
+pub use about::{About, CallVariables};
 pub use descendants::Descendants;
-
 pub use running::{Ending, KILL_LIMIT, LOOK_INTERVAL, News, READ_SIZE, Running};
 
 use crate::cancellation::{CallHandle, Cancelled};
@@ -38,12 +39,8 @@ pub const STDERR_LIMIT: usize = 4096;
 pub struct Invocation<'a> {
     /// What comes to standard input.
     pub input: &'a [u8],
-    /// The request's correlation id, if it has one.
-    pub correlation_id: Option<&'a str>,
-    /// What the input is, as far as the caller says.
-    pub content_type: Option<&'a str>,
-    /// Whether the request was delivered before.
-    pub is_redelivered: bool,
+    /// What the request says beside that.
+    pub about: About<'a>,
     /// The largest output, in bytes.
     pub most: usize,
     /// When it must have ended.
@@ -61,9 +58,7 @@ impl<'a> Invocation<'a> {
     pub fn new(input: &'a [u8], handle: &'a CallHandle) -> Invocation<'a> {
         Invocation {
             input,
-            correlation_id: None,
-            content_type: None,
-            is_redelivered: false,
+            about: About::default(),
             most: 0,
             deadline: None,
             kill_delay: Duration::ZERO,
@@ -163,13 +158,8 @@ impl Command {
         if time_limit == Some(Duration::ZERO) {
             return Ok(Ended { end: End::TimedOut, last_line: None, stderr: None });
         }
-        let seconds = time_limit.map(|limit| format!("{:.3}", limit.as_secs_f64()));
-        let of_call = CallVariables {
-            correlation_id: invocation.correlation_id,
-            content_type: invocation.content_type,
-            redelivered: Some(if invocation.is_redelivered { "1" } else { "0" }),
-            time_limit: seconds.as_deref(),
-        };
+        let seconds = time_limit.map(|limit| limit.as_secs_f64());
+        let of_call = CallVariables::new(invocation.about, seconds);
         let running = self.start(&of_call, programs)?;
         let mut run = Run { running, invocation, input: invocation.input, output: Vec::new() };
         let end = run.attend();
@@ -184,20 +174,15 @@ impl Command {
         programs: &Descendants,
     ) -> io::Result<Running> {
         let child = programs.start(|cookie| {
-            let variables = [
-                ("RPC_PROCEDURE", Some(self.name.as_str())),
-                ("RPC_CORRELATION_ID", of_call.correlation_id),
-                ("RPC_CONTENT_TYPE", of_call.content_type),
-                ("RPC_REDELIVERED", of_call.redelivered),
-                ("RPC_TIME_LIMIT", of_call.time_limit),
+            let own = [
                 (descendants::COOKIE, Some(cookie.as_str())),
                 // It can have the broker's password.
                 ("AMQP_URL", None),
             ];
+            let variables = of_call.all(&self.name).into_iter().chain(own);
             // Those that the server has itself: it was started by such a call.
-            let names = variables.map(|(name, _)| name);
-            let added = variables.into_iter();
-            let added = added.filter_map(|(name, value)| Some(format!("{name}={}", value?)));
+            let names: Vec<&str> = variables.clone().map(|(name, _)| name).collect();
+            let added = variables.filter_map(|(name, value)| Some(format!("{name}={}", value?)));
             spawn::spawn(&self.path, &self.words, &spawn::environment(&names, added))
         })?;
         self.started.fetch_add(1, Relaxed);
@@ -208,15 +193,6 @@ impl Command {
     pub fn started(&self) -> u64 {
         self.started.load(Relaxed)
     }
-}
-
-/// The environment variables that belong to a call: none for a program that is started for more than one.
-#[derive(Debug, Default)]
-pub struct CallVariables<'a> {
-    correlation_id: Option<&'a str>,
-    content_type: Option<&'a str>,
-    redelivered: Option<&'a str>,
-    time_limit: Option<&'a str>,
 }
 
 /// What somebody else tells a call while it is computed.

@@ -85,7 +85,7 @@ impl Coprocess {
         invocation: &Invocation<'_>,
         listener: &mut Listener<'_>,
     ) -> io::Result<Asked<Outcome>> {
-        let request = self.protocol.request(&self.pool.name, invocation);
+        let request = self.protocol.request(invocation);
         let longest = self.protocol.longest_reply(invocation.most);
         Ok(match instance.ask(&request, longest, invocation, listener)? {
             Asked::Answered(line) => match self.protocol.reply(line, invocation.most) {

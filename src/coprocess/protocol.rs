@@ -2,6 +2,7 @@
 
 use crate::command::{Invocation, memory};
 use crate::error::{ErrorKind, Failure};
+use crate::headers::Headers;
 use base64::prelude::{BASE64_STANDARD, Engine};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,10 @@ struct JsonRequest<'a> {
     argument_base64: Option<String>,
     correlation_id: Option<&'a str>,
     content_type: Option<&'a str>,
+    routing_key: Option<&'a str>,
+    r#type: Option<&'a str>,
+    /// Null if they are too large.
+    headers: Option<Headers<'a>>,
     redelivered: bool,
     /// Seconds until nobody waits any more, when the request is written.
     time_limit: Option<f64>,
@@ -76,11 +81,11 @@ impl Protocol {
         }
     }
 
-    /// Returns the line that asks the procedure `name`, without its newline.
-    pub fn request<'a>(self, name: &str, invocation: &Invocation<'a>) -> Cow<'a, [u8]> {
+    /// Returns the line that asks for an answer, without its newline.
+    pub fn request<'a>(self, invocation: &Invocation<'a>) -> Cow<'a, [u8]> {
         match self {
             Protocol::Text => invocation.input.into(),
-            Protocol::Json => json_request(name, invocation).into(),
+            Protocol::Json => json_request(invocation).into(),
         }
     }
 
@@ -101,16 +106,19 @@ impl Protocol {
     }
 }
 
-fn json_request(name: &str, invocation: &Invocation<'_>) -> Vec<u8> {
+fn json_request(invocation: &Invocation<'_>) -> Vec<u8> {
     let text = str::from_utf8(invocation.input).ok();
     let left = invocation.deadline.map(|at| at.saturating_duration_since(Instant::now()));
     let request = JsonRequest {
-        procedure: name,
+        procedure: invocation.about.procedure,
         argument: text,
         argument_base64: text.is_none().then(|| BASE64_STANDARD.encode(invocation.input)),
-        correlation_id: invocation.correlation_id,
-        content_type: invocation.content_type,
-        redelivered: invocation.is_redelivered,
+        correlation_id: invocation.about.correlation_id,
+        content_type: invocation.about.content_type,
+        routing_key: invocation.about.routing_key,
+        r#type: invocation.about.message_type,
+        headers: invocation.about.headers(),
+        redelivered: invocation.about.is_redelivered,
         time_limit: left.map(|limit| limit.as_secs_f64()),
     };
     // Strings and numbers can always be written.
@@ -149,17 +157,20 @@ fn json_reply(line: &[u8], most: usize) -> Result<Outcome, String> {
 mod tests {
     use super::*;
     use crate::cancellation::CallHandle;
+    use crate::command::About;
 
     fn request(protocol: Protocol, input: &[u8]) -> Result<String, Failure<ErrorKind>> {
         let handle = CallHandle::default();
-        let invocation = Invocation {
+        let about = About {
+            procedure: "p",
             correlation_id: Some("7"),
+            routing_key: Some("q"),
             is_redelivered: true,
-            most: 1_000,
-            ..Invocation::new(input, &handle)
+            ..About::default()
         };
+        let invocation = Invocation { about, most: 1_000, ..Invocation::new(input, &handle) };
         protocol.check("p", input)?;
-        Ok(String::from_utf8(protocol.request("p", &invocation).into_owned()).unwrap())
+        Ok(String::from_utf8(protocol.request(&invocation).into_owned()).unwrap())
     }
 
     #[test]
@@ -167,8 +178,7 @@ mod tests {
         assert_eq!(request(Protocol::Text, b" a\0 ").unwrap(), " a\0 ");
         let refused = request(Protocol::Text, b"a\n").unwrap_err();
         assert_eq!(refused.kind, ErrorKind::InvalidArgument);
-        let rest =
-            r#""correlation_id":"7","content_type":null,"redelivered":true,"time_limit":null}"#;
+        let rest = r#""correlation_id":"7","content_type":null,"routing_key":"q","type":null,"headers":{},"redelivered":true,"time_limit":null}"#;
         for (argument, field) in [
             (&b"a\n\"\0"[..], r#""argument":"a\n\"\u0000""#),
             (b"caf\xe9", r#""argument_base64":"Y2Fm6Q==""#),

@@ -8,7 +8,7 @@ mod histogram;
 pub mod http;
 
 use crate::error::{ErrorKind, Failure, FailureKind};
-use crate::procedure::Procedures;
+use crate::procedure::{self, Procedures};
 use clap::ValueEnum;
 use exposition::Format;
 use histogram::Histogram;
@@ -134,8 +134,9 @@ impl Metrics {
         if is_redelivered {
             self.calls_redelivered.fetch_add(1, Relaxed);
         }
-        // `new` has put the second one there.
-        self.calls.get(procedure).unwrap_or_else(|| &self.calls[UNKNOWN])
+        let calls = self.calls.get(procedure).or_else(|| self.calls.get(procedure::ANY));
+        // `new` has put it there.
+        calls.unwrap_or_else(|| &self.calls[UNKNOWN])
     }
 
     /// Counts a call that [`Metrics::begin_call`] has begun.
@@ -239,6 +240,10 @@ mod tests {
         }
         let results = |name: &str| metrics.calls[name].outcomes[0].load(Relaxed);
         assert_eq!((results("fib"), results(UNKNOWN), metrics.calls.len()), (1, 3, 2));
+
+        let metrics = Metrics::new(["fib", procedure::ANY].into_iter(), 1);
+        let by_any = metrics.begin_call("fibb", false);
+        assert!(std::ptr::eq(by_any, &metrics.calls[procedure::ANY]));
     }
 
     #[test]

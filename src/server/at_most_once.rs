@@ -8,7 +8,7 @@ use crate::amqp::connection::OpenConnection;
 use crate::amqp::presence;
 use crate::error::{ErrorKind, Failure};
 use crate::procedure;
-use crate::protocol::{Reply, Request};
+use crate::protocol::{Reply, ReplyFormat, Request};
 use crate::server::isolated::Settled;
 use crate::server::worker::{LOOK, Worker, WorkerError, deadline, log_publish};
 use crate::terminal::text::short;
@@ -136,7 +136,8 @@ impl Worker<'_> {
         let settled = match publish(reply) {
             Settled::TooLarge { limit } => {
                 let length = reply.outcome.as_ref().map_or(0, Vec::len);
-                publish(&Reply::for_request(request, Err(Reply::too_large(length, limit)), limit))
+                let format = ReplyFormat { most: limit, ..self.reply_format() };
+                publish(&Reply::for_request(request, Err(Reply::too_large(length, limit)), format))
             }
             settled => settled,
         };

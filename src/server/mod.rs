@@ -14,7 +14,7 @@ mod sync;
 pub mod worker;
 
 use crate::amqp::connection::OpenConnection;
-use crate::amqp::{queue, uri};
+use crate::amqp::{binding, queue, uri};
 use crate::cli;
 use crate::command::memory;
 use crate::error::{Failure, FailureKind, ProgramError};
@@ -156,5 +156,6 @@ fn open(service: &Service) -> Result<OpenConnection, Failure> {
     info!("connected to {}", connection.name());
 
     queue::ensure(&mut connection, &common.queue, service.args.queue_type.into())?;
+    binding::bind(&mut connection, &common.queue, &service.args.bind)?;
     Ok(connection)
 }

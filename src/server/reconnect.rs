@@ -35,6 +35,7 @@ impl ReconnectState {
             FailureKind::Internal
             | FailureKind::AccessRefused
             | FailureKind::Configuration
+            | FailureKind::ExchangeMissing
             | FailureKind::QueueUnusable => !self.has_served,
             _ => false,
         };
@@ -67,6 +68,7 @@ mod tests {
             FailureKind::Internal,
             FailureKind::AccessRefused,
             FailureKind::Configuration,
+            FailureKind::ExchangeMissing,
             FailureKind::QueueUnusable,
         ] {
             let mut state = ReconnectState::new();

@@ -11,7 +11,7 @@ use crate::command::Invocation;
 use crate::error::{ErrorKind, Failure};
 use crate::metrics::DropReason;
 use crate::procedure::{self, Procedures};
-use crate::protocol::{Reply, Request};
+use crate::protocol::{Reply, ReplyFormat, Request};
 use crate::server::at_most_once::{AckedCall, AckedCalls};
 use crate::server::callers::GoneCallers;
 use crate::server::isolated::{Isolated, ReplyQueue, Settled};
@@ -371,7 +371,7 @@ impl<'a> Worker<'a> {
     ) -> Result<procedure::Outcome, WorkerError> {
         let call = self.service.observer.begin(request);
         let mut outcome = match self.compute(request, call.started, compute) {
-            Ok(outcome) => Reply::bounded(outcome, self.max_body()),
+            Ok(outcome) => Reply::bounded(outcome, self.reply_format().most),
             Err(Cancelled::CallerGone) => return Ok(Err(self.unawaited(request, call))),
             Err(reason) => {
                 call.cancel(reason, true);
@@ -430,10 +430,8 @@ impl<'a> Worker<'a> {
         let own = deadline(started, Some(self.service.args.time_limit));
         let invocation = Invocation {
             input: request.argument,
-            correlation_id: request.correlation_id,
-            content_type: request.content_type,
-            is_redelivered: request.is_redelivered,
-            most: self.max_body(),
+            about: request.about(),
+            most: self.reply_format().most,
             deadline: [callers, own].into_iter().flatten().min(),
             kill_delay: self.service.args.kill_delay,
             handle: &running,
@@ -512,9 +510,10 @@ impl<'a> Worker<'a> {
         self.context.giving_back.fetch_sub(1, SeqCst);
     }
 
-    /// Returns the size of the largest body that the broker takes, in bytes.
-    pub fn max_body(&self) -> usize {
-        self.context.max_body.load(SeqCst)
+    /// Returns what replies are, as the options and the broker's limit have it.
+    pub fn reply_format(&self) -> ReplyFormat<'_> {
+        let content_type = self.service.args.content_type.as_deref();
+        ReplyFormat { content_type, most: self.context.max_body.load(SeqCst) }
     }
 
     /// Publishes the reply to the request in hand, or drops it if nobody awaits it, or if that was delivered before, and it
