@@ -14,24 +14,14 @@ import sys
 import uuid
 from base64 import b64decode
 
-from harness import HERE, Process, Wrong, expect, expect_in, is_set, main, our, run
+from harness import GROUPS, HERE, Process, Wrong
+from harness import case_of, expect, expect_in, is_set, main, our, run
 
 CLASSIC = {"durable": True}
 QUORUM = {"durable": True, "arguments": {"x-queue-type": "quorum"}}
 TRANSIENT = {"durable": False}
 
 BYTES = {"content_type": "application/octet-stream"}
-
-GROUPS = {}
-
-
-def case_of(group):
-    def add(function):
-        GROUPS.setdefault(group, []).append(function)
-        return function
-
-    return add
-
 
 def fib(n):
     a, b = 0, 1
@@ -605,6 +595,8 @@ def the_tutorials_programs_on_amiquip(case):
     came = run([our("examples/tutorial_six_client"), "30"])
     expect("amiquip's client, pika's server", (0, transcript, ""), came)
 
+
+import frameworks  # noqa: E402  its cases come here
 
 page = case_of("docs/interop.md")
 

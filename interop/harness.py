@@ -3,6 +3,7 @@ messages a case writes, and the run itself. Whatever a case waits for, an alarm 
 """
 
 import collections
+import concurrent.futures
 import contextlib
 import os
 import platform
@@ -26,6 +27,17 @@ PATIENCE = 30
 DENIED = "transient_nonexcl_queues"
 
 REFUSALS = (pika.exceptions.ChannelClosedByBroker, pika.exceptions.ConnectionClosedByBroker)
+
+
+GROUPS = {}
+
+
+def case_of(group):
+    def add(function):
+        GROUPS.setdefault(group, []).append(function)
+        return function
+
+    return add
 
 
 class Wrong(Exception):
@@ -237,6 +249,9 @@ class Case(contextlib.ExitStack):
         """Exit code, standard output, standard error."""
         return run([our("rpc_client"), "--queue", queue, *words], stdin)
 
+    def their_server(self, program, queue):
+        return self.enter_context(Process(theirs(program, queue)))
+
     def tutorial_server(self, queue, declaration='{"passive": true}'):
         return self.enter_context(Process(theirs("tutorial_server.py", queue, declaration)))
 
@@ -251,6 +266,12 @@ def our(program):
 
 def theirs(program, *words):
     return [sys.executable, os.path.join(HERE, program), os.environ["AMQP_URL"], *words]
+
+
+def at_once(calls):
+    """What each of these functions returns, in their order."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda call: call(), calls))
 
 
 def run(command, stdin=""):
@@ -273,8 +294,9 @@ def stop(number, _):
 def place(failure):
     """The line of a case at which it failed."""
     for frame in reversed(traceback.extract_tb(failure.__traceback__)):
-        if os.path.basename(frame.filename) == "cases.py":
-            return f"cases.py:{frame.lineno}: "
+        file = os.path.basename(frame.filename)
+        if file in ("cases.py", "frameworks.py"):
+            return f"{file}:{frame.lineno}: "
     return ""
 
 

@@ -42,7 +42,7 @@ install  installs RabbitMQ if it is missing, without starting the system's own b
 --tls lets a private node listen for AMQP over TLS too, with certificates of its own: ca.pem; client.pem and client.key
 for logging in as guest (auth_mechanism=external); for tests, expired.pem and expired.key, and other-ca.pem, which
 signed nothing. `run --tls` exports AMQPS_URL and TLS_DIR; it wants AMQPS_URL set to take the broker of AMQP_URL.
-BROKER_CONF has lines for the end of rabbitmq.conf, where they win; certificates are tls/NAME there.
+BROKER_CONF has lines for the end of rabbitmq.conf, where they win; BROKER_PLUGINS more plugins, separated by commas; certificates are tls/NAME there.
 BROKER_JOIN names the folder of the first node of a cluster, which the node that starts joins (see cluster.sh).
 BROKER_DIR names the folder of the node that start makes and the other words use, so that there can be several;
 without it, it is a folder of the user in TMPDIR. `run` makes a folder of its own and exports BROKER_DIR.
@@ -317,6 +317,7 @@ start_node() {
         # line in rabbitmq.conf, and refuse it.
         echo '[{rabbit, [{consumer_disconnected_timeout, 5000}]}].' >"$node/advanced.config"
         plugins=${management:+rabbitmq_management}${tls:+${management:+,}rabbitmq_auth_mechanism_ssl}
+        plugins=$plugins${BROKER_PLUGINS:+${plugins:+,}$BROKER_PLUGINS}
         echo "[$plugins]." >"$node/enabled_plugins"
         if [ -n "$management" ]; then
             printf 'management.tcp.%s\n' 'ip = 127.0.0.1' "port = $management_port" >>"$node/rabbitmq.conf"

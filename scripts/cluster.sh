@@ -26,7 +26,7 @@ restart  starts node N again, on the same ports and with the same data, after it
 
 CLUSTER_DIR names the folder of the cluster that start makes and the other words use, so that there can be several;
 without it, it is a folder of the user in TMPDIR. `run` makes a folder of its own and exports CLUSTER_DIR.
-BROKER_CONF has lines for the end of each node's rabbitmq.conf.
+BROKER_CONF has lines for the end of each node's rabbitmq.conf, BROKER_PLUGINS plugins, separated by commas.
 Exit codes: that of COMMAND; 64 wrong usage; 69 no cluster; 129, 130, 143 after SIGHUP, SIGINT, SIGTERM.
 END
 }

@@ -199,9 +199,12 @@ install_pika() {
     local folder=$1 wanted=benches/peers/pika/requirements.txt
     if cmp -s "$wanted" "$folder/installed" && "$folder/bin/python" -c 'import pika' 2>/dev/null; then return; fi
     need_python
-    rm -rf "$folder" && python3 -m venv "$folder" &&
-        "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r "$wanted" &&
-        cp "$wanted" "$folder/installed"
+    rm -rf "$folder" && python3 -m venv "$folder" && pip_install "$folder" "$wanted" && cp "$wanted" "$folder/installed"
+}
+
+# pip_install FOLDER REQUIREMENTS: into a virtual environment.
+pip_install() {
+    "$1/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r "$2"
 }
 
 # A zombie is dead: in a container there may be nobody to reap it.

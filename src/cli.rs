@@ -40,7 +40,7 @@ Examples:
 SIGINT, SIGTERM and SIGHUP: the call in hand is finished and answered, then the server exits with 0; a \
 second signal ends it at once, and kills the programs that run.
 
-Exit codes: 0 stopped in good order, 64 usage, 69 queue unusable, 70 failed, 77 access refused, \
+Exit codes: 0 stopped in good order, 64 usage, 69 queue unusable or no exchange, 70 failed, 77 access refused, \
 78 configuration.";
 
 const CLIENT_EXAMPLES: &str = "\

@@ -49,7 +49,10 @@ const NO_COLOR: &str = "If it is set, or TERM is `dumb`, `--help` has no colours
 fn server_page() -> Page {
     let exits = [
         (FailureKind::Usage, "wrong usage"),
-        (FailureKind::QueueUnusable, "another connection has the request queue for itself"),
+        (
+            FailureKind::QueueUnusable,
+            "another connection has the request queue for itself, or there is no exchange to bind it to",
+        ),
         (FailureKind::Internal, "the program itself failed"),
         (FailureKind::AccessRefused, "credentials or permission refused"),
         (

@@ -8,6 +8,7 @@ use fib_rpc::error::ErrorKind::{
 };
 use fib_rpc::procedure::{Error, Outcome};
 use fib_rpc::protocol::Reply;
+use serde_json::json;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -279,6 +280,8 @@ fn the_environment() {
             ("RPC_TIME_LIMIT=", args.len() == 1),
             ("RPC_CONTENT_TYPE", false),
             ("RPC_CORRELATION_ID", false),
+            ("RPC_HEADERS={}\n", true),
+            ("RPC_TYPE", false),
             ("AMQP_URL", false),
             ("guest", false),
             // The server's connection and what it waits with.
@@ -329,7 +332,10 @@ fn nothing_in_a_request_is_a_command() {
             ours.retain(|variable| variable.contains(hostile));
             ours.sort_unstable();
             let id = format!("RPC_CORRELATION_ID={hostile}\u{1a}");
-            assert_eq!(ours, [format!("RPC_CONTENT_TYPE={hostile}"), id]);
+            let content_type = format!("RPC_CONTENT_TYPE={hostile}");
+            assert_eq!(ours, [content_type, id, format!("RPC_TYPE={hostile}")]);
+            let headers = json!({ "PATH": hostile });
+            assert!(environment.contains(&format!("RPC_HEADERS={headers}\0")), "{environment}");
             assert_eq!(body, hostile);
         } else {
             assert_eq!(outcome.unwrap_err().kind, ErrorKind::UnknownProcedure);

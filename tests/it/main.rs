@@ -33,6 +33,7 @@ mod replies;
 mod scripts;
 mod server;
 mod service;
+mod strangers;
 mod surroundings;
 mod terminal;
 mod tls;
