@@ -12,7 +12,8 @@ def add(x, y):
 
 @celery.signals.worker_ready.connect
 def ready(**_):
-    print(" [x] Awaiting RPC requests", flush=True)
+    # Celery sends what is printed to its log.
+    print(" [x] Awaiting RPC requests", file=sys.__stdout__, flush=True)
 
 
 app.Worker(

@@ -44,7 +44,7 @@ def expect_calls(case, client, server_options):
         for to, body, seconds in [
             (queue, '{"x": 40, "y": 2}', "30"),
             (queue, '{"x": "a", "y": 2}', "30"),
-            (queue, "[]", "30"),
+            (queue, "[1]", "30"),
             (unserved, '{"x": 40, "y": 2}', "1"),
         ]
     )

@@ -20,7 +20,7 @@ import pika
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 # How long a case may take, and then its end. Only a failing one takes this long.
-PATIENCE = 30
+PATIENCE = 60
 
 # A broker that denies transient queues names this feature in its refusal (RabbitMQ, "Deprecated
 # Features").

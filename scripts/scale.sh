@@ -27,7 +27,7 @@ resident() {
 
 # ctl_count WORD...: how many lines rabbitmqctl has.
 ctl_count() {
-    "$here/broker.sh" ctl --quiet "$@" | wc -l
+    "$here/broker.sh" ctl --quiet --no-table-headers "$@" | wc -l
 }
 
 # await_count NUMBER WORD...: until it has so many.
@@ -53,6 +53,8 @@ memory() {
     for n in $(seq "$number"); do
         "$server" -q --queue "scale.$n" &
         pids+=($!)
+        # Not all at once.
+        if [ $((n % 100)) = 0 ]; then await_count "$n" list_consumers; fi
     done
     await_count "$number" list_consumers
     with=$(broker_memory)
@@ -66,21 +68,26 @@ memory() {
     per 'broker, idle server' "$number" "$queues" "$with"
     per 'broker, idle queue' "$number" "$base" "$queues"
 
-    pids=()
+    # A client that finds no server does not wait for its input.
+    "$server" -q --queue scale.1 &
+    pids=($!)
+    await_count 1 list_consumers
+    queues=$(broker_memory)
     resident_base=$(resident "$beam")
     mkfifo "$folder/input"
     # As long as it is open here, nobody reads its end.
     exec 3<>"$folder/input"
     for n in $(seq "$number"); do
-        "$client" -q --wait --queue scale.1 fun - <"$folder/input" &
+        "$client" -q --queue scale.1 fun - <"$folder/input" &
         pids+=($!)
+        if [ $((n % 100)) = 0 ]; then await_count $((n + 1)) list_consumers; fi
     done
-    await_count "$number" list_consumers
+    await_count $((number + 1)) list_consumers
     clients=$(broker_memory)
     per 'broker, idle client' "$number" "$queues" "$clients"
     per 'resident, client' "$number" "$resident_base" "$(resident "$beam")"
     awk '/^Private/ { sum += $2 } END { printf "%-32s %8.1f KiB\n", "private memory of an idle client", sum }' \
-        "/proc/${pids[0]}/smaps"
+        "/proc/${pids[1]}/smaps"
     kill -TERM "${pids[@]}"
     wait || true
     exec 3>&-

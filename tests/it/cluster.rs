@@ -1,7 +1,9 @@
-//! Three real nodes, a quorum queue, servers and clients spread over them, and nodes that die in
-//! the middle of a batch: every answer arrives, right and once.
+//! Three real nodes, servers and clients spread over them, one quorum queue, or six behind an exchange, and nodes that die
+//! in the middle of a batch: every answer arrives, right and once.
 
 use crate::harness::*;
+use amiquip::{ExchangeDeclareOptions, ExchangeType};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use uuid::Uuid;
@@ -36,6 +38,7 @@ impl Cluster {
         let output = Command::new(script)
             .args(args)
             .env("CLUSTER_DIR", &self.folder)
+            .env("BROKER_PLUGINS", "rabbitmq_consistent_hash_exchange")
             .stdin(Stdio::null())
             .output()
             .unwrap();
@@ -44,15 +47,16 @@ impl Cluster {
         String::from_utf8(output.stdout).unwrap().trim().into()
     }
 
-    /// The index of the node that leads the queue, asked of the node of index `of`.
-    fn leader(&self, of: usize, queue: &Queue) -> usize {
-        let number = (of + 1).to_string();
-        let leaders = self.script(&["ctl", &number, "list_queues", "name", "leader"]);
-        let line = leaders.lines().find(|line| line.starts_with(queue.name())).unwrap();
-        let leader = line.split('\t').nth(1).unwrap();
-        let pids = (1..=3).map(|n| self.script(&["ctl", &n.to_string(), "eval", "node()."]));
-        let nodes: Vec<String> = pids.map(|name| name.trim_matches('\'').to_owned()).collect();
-        nodes.iter().position(|node| node == leader).unwrap_or_else(|| panic!("{leader} {nodes:?}"))
+    /// The index of the node that leads each queue, by the queue's name.
+    fn leaders(&self) -> BTreeMap<String, usize> {
+        let names = (1..=3).map(|n| self.script(&["ctl", &n.to_string(), "eval", "node()."]));
+        let nodes: Vec<String> = names.map(|name| name.trim_matches('\'').to_owned()).collect();
+        let leaders = self.script(&["ctl", "1", "list_queues", "name", "leader"]);
+        let fields = leaders.lines().filter_map(|line| line.split_once('\t'));
+        let known = fields.filter_map(|(queue, leader)| {
+            Some((queue.to_owned(), nodes.iter().position(|node| node == leader)?))
+        });
+        known.collect()
     }
 }
 
@@ -64,27 +68,53 @@ impl Drop for Cluster {
 
 #[test]
 fn killing_any_node_in_the_middle_of_a_batch_costs_no_call() {
-    const CALLS: u64 = 5_000;
+    const CALLS: u64 = 3_000;
     let cluster = Cluster::start();
     let queue = Queue::at(&cluster.urls[0]);
     let args = ["--queue-type", "quorum", "--prefetch", "8"];
-    let servers = [0, 1, 2].map(|n| server_at(&cluster.url_from(n), &queue, &args));
+    let mut servers: Vec<Process> =
+        [0, 1, 2].map(|n| server_at(&cluster.url_from(n), &queue, &args)).into();
 
-    let leader = cluster.leader(0, &queue);
+    // It spreads routing keys over its queues. Each of these is led by the node that its server is connected to.
+    let exchange = format!("test-{}", Uuid::new_v4());
+    let amqp = Amqp::at(&cluster.urls[0]);
+    let spreads = ExchangeType::Custom("x-consistent-hash".into());
+    let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+    amqp.channel.exchange_declare(spreads, exchange.as_str(), options).unwrap();
+    drop(amqp);
+    let binding = format!("{exchange}:1");
+    let args = [&args[..], &["--bind", &binding]].concat();
+    let six: [Queue; 6] = std::array::from_fn(|_| Queue::at(&cluster.urls[0]));
+    servers.extend(
+        six.iter()
+            .zip([0, 1, 2, 0, 1, 2])
+            .map(|(queue, node)| server_at(&cluster.url_from(node), queue, &args)),
+    );
+
+    let leaders = cluster.leaders();
+    let leading: BTreeSet<usize> = six.iter().map(|queue| leaders[queue.name()]).collect();
+    assert_eq!(leading.len(), 3, "{leaders:?}");
+    let leader = leaders[queue.name()];
+    let by_queue = ["--queue", queue.name()];
+    let by_exchange = ["--exchange", &exchange, "--routing-key", "{#}"];
     for victim in [leader, (leader + 1) % 3, (leader + 2) % 3] {
         let number = (victim + 1).to_string();
         let victim = cluster.script(&["pid", &number]).parse().unwrap();
         let input: String = (0..CALLS).map(|n| format!("{n}\n")).collect();
-        let clients = [0, 1, 2].map(|n| {
-            let args = ["-q", "--timeout", "10m", "--wait", "--queue", queue.name(), "fun", "-"];
-            let mut command = client_command(&cluster.url_from(n), &args);
-            feed(&mut command, input.clone().into_bytes())
-        });
+        let ways = [&by_queue[..], &by_exchange];
+        let clients: Vec<Process> = (0..6)
+            .map(|n| {
+                let args =
+                    [&["-q", "--timeout", "10m", "--wait"], ways[n % 2], &["fun", "-"]].concat();
+                let mut command = client_command(&cluster.url_from(n % 3), &args);
+                feed(&mut command, input.clone().into_bytes())
+            })
+            .collect();
         for client in &clients {
             client.await_stdout("\n50000\n");
         }
         kill(victim, "KILL");
-        let running = clients.iter().filter(|client| !client.stdout().ends_with("\n499900\n"));
+        let running = clients.iter().filter(|client| !client.stdout().ends_with("\n299900\n"));
         assert!(running.count() > 0, "the batch was over too soon");
         for client in clients {
             let ended = client.wait_for(5 * PATIENCE);

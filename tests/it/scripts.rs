@@ -52,7 +52,9 @@ fn run(tmp: &Path, command: &str) -> Command {
 /// `program`, as if no broker and no `broker.sh run` was there.
 fn alone(tmp: &Path, program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
-    for variable in ["AMQP_URL", "AMQPS_URL", "BROKER_DIR", "BROKER_RUN_DIR", "BROKER_CONF", "BROKER_PLUGINS"] {
+    for variable in
+        ["AMQP_URL", "AMQPS_URL", "BROKER_DIR", "BROKER_RUN_DIR", "BROKER_CONF", "BROKER_PLUGINS"]
+    {
         command.env_remove(variable);
     }
     command.env("TMPDIR", tmp).stdin(Stdio::null()).process_group(0);

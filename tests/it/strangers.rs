@@ -153,7 +153,10 @@ fn a_program_serves_what_celerys_clients_send() {
     let _server = server(&queue, &["--content-type", "application/json", &any]);
     for (task, expected) in [
         ("add", json!({"status": "SUCCESS", "result": 42})),
-        ("sub", json!({"status": "FAILURE", "result": {"exc_type": "NotRegistered", "exc_message": ["sub"]}})),
+        (
+            "sub",
+            json!({"status": "FAILURE", "result": {"exc_type": "NotRegistered", "exc_message": ["sub"]}}),
+        ),
     ] {
         let text = |text: &str| AmqpValue::LongString(text.into());
         let headers = [("task", text(task)), ("id", text("1")), ("retries", AmqpValue::LongInt(0))];
@@ -226,7 +229,7 @@ fn an_exchange_hands_requests_on_also_after_a_reconnect() {
     server.await_stderr(&format!("there is no exchange \"{}\" on ", exchange.name));
     exchange.amqp = Amqp::at(&node.url);
     exchange.declare();
-    server.await_stderr(" again\n");
+    server.await_stderr(&format!("connected to {} again\n", shown(&node.url)));
     for key in keys {
         assert_eq!(exchange.call(key), b"832040", "{key}");
     }
