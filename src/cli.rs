@@ -6,6 +6,8 @@ use crate::amqp::name;
 use crate::amqp::queue;
 use crate::coprocess::Protocol;
 use crate::fib::{Algorithm, RECURSIVE_LIMIT};
+use crate::header::Header;
+use crate::pointer::{ErrorAt, Pointer};
 use crate::procedure::{Offer, Offered, Settings, built_in_names, optional_names};
 use crate::protocol::MAX_EXPIRATION;
 use crate::template::Template;
@@ -392,8 +394,8 @@ impl InFlight {
 #[command(after_help = format!("{CLIENT_EXAMPLES}\n\n{DURATION}"))]
 #[command(args_override_self = true)]
 pub struct Client {
-    /// Name of the procedure; `list` names them
-    #[arg(value_parser = Suggest(name, built_in_names), hide_possible_values = true)]
+    /// Name of the procedure; `list` names them; '' names none
+    #[arg(value_parser = Suggest(short_text, built_in_names), hide_possible_values = true)]
     pub procedure: String,
 
     /// One call for each argument; `-`: one for each line of standard input (see --send-on); none:
@@ -419,6 +421,25 @@ pub struct Client {
     #[arg(help_heading = CALLS, long, value_name = "N", default_value_t = 0)]
     #[arg(value_hint = ValueHint::Other, value_parser = number(0, u32::MAX))]
     pub retries: u32,
+
+    /// What each request's body is, as the server is told; '' tells nothing [default: text/plain, or
+    /// application/octet-stream if it is not UTF-8]
+    #[arg(help_heading = CALLS, short = 'C', long, value_name = "TYPE", value_parser = short_text)]
+    #[arg(value_hint = ValueHint::Other)]
+    pub content_type: Option<String>,
+
+    /// A header of each request, a string; may be repeated
+    #[arg(help_heading = CALLS, short = 'H', long = "header", value_name = "NAME: VALUE")]
+    #[arg(value_hint = ValueHint::Other)]
+    pub headers: Vec<Header>,
+
+    /// A reply whose JSON has something at POINTER, such as /err, or VALUE there, is an error
+    #[arg(help_heading = CALLS, long, value_name = "POINTER[=VALUE]", value_hint = ValueHint::Other)]
+    pub error_at: Option<ErrorAt>,
+
+    /// The result is what a reply's JSON has at POINTER: a string as it is, anything else as JSON
+    #[arg(help_heading = CALLS, long, value_name = "POINTER", value_hint = ValueHint::Other)]
+    pub result_at: Option<Pointer>,
 
     /// End at the first failure, with its code: make no more calls, and give up those after it
     #[arg(help_heading = BATCHES, long)]
@@ -468,6 +489,16 @@ pub struct Client {
     #[arg(help_heading = OUTPUT, long, value_enum, default_value_t = Format::Auto)]
     pub format: Format,
 
+    /// Exchange for the requests, in place of a queue; '' is the default one
+    #[arg(help_heading = BROKER, short, long, value_name = "NAME", conflicts_with = "queue")]
+    #[arg(value_hint = ValueHint::Other, value_parser = short_text)]
+    pub exchange: Option<String>,
+
+    /// Routing key of the requests, with the placeholders of --output [default: empty]
+    #[arg(help_heading = BROKER, short, long, value_name = "TEMPLATE", requires = "exchange")]
+    #[arg(value_hint = ValueHint::Other, value_parser = routing_key)]
+    pub routing_key: Option<Template>,
+
     /// What both programs have.
     #[command(flatten)]
     pub common: Common,
@@ -477,6 +508,12 @@ impl Client {
     /// Returns how many of the arguments are `-`, standard input.
     pub fn stdins(&self) -> usize {
         self.arguments.iter().filter(|argument| *argument == "-").count()
+    }
+
+    /// Returns the name of a header that is given twice.
+    fn header_given_twice(&self) -> Option<&str> {
+        let mut names = BTreeSet::new();
+        self.headers.iter().map(|header| header.name.as_str()).find(|name| !names.insert(*name))
     }
 
     /// Returns how many calls are asked for, unless that depends on what standard input has.
@@ -518,6 +555,9 @@ impl Program for Server {
 
 impl Program for Client {
     fn check(&self) -> Result<(), String> {
+        if let Some(twice) = self.header_given_twice() {
+            return Err(format!("--header {twice} is given twice: a message has one of a name"));
+        }
         match (self.send_on, self.stdins()) {
             (Some(_), 0) => {
                 Err("--send-on is about standard input: give - as an argument to read it".into())
@@ -587,6 +627,20 @@ fn metrics_address(text: &str) -> Result<SocketAddr, String> {
     };
     parsed
         .ok_or("9155, 127.0.0.1:9155, [::1]:9155 and 0.0.0.0:9155 (all addresses) would do".into())
+}
+
+/// Parses a text that may be empty, and is a short string for AMQP.
+fn short_text(text: &str) -> Result<String, String> {
+    if text.is_empty() { Ok(String::new()) } else { name(text) }
+}
+
+/// Parses a template for routing keys.
+fn routing_key(text: &str) -> Result<Template, String> {
+    let template = Template::new(OsStr::new(text));
+    match template.is_constant() {
+        true => short_text(text).map(|_| template),
+        false => Ok(template),
+    }
 }
 
 /// Parses a template for the names of files.

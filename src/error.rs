@@ -19,7 +19,7 @@ pub enum FailureKind {
     BrokerUnreachable,
     /// The request queue does not exist.
     QueueMissing,
-    /// The exchange that the request queue should be bound to does not exist.
+    /// The exchange does not exist that requests go to, or that the request queue should be bound to.
     ExchangeMissing,
     /// The request queue exists, and nobody consumes from it.
     NoConsumer,
@@ -35,6 +35,10 @@ pub enum FailureKind {
     NoInput,
     /// The file that a result should go to cannot be written.
     CannotCreate,
+    /// An argument makes no routing key: it has not the part that is wanted, is not UTF-8, or is too long.
+    BadRoutingKey,
+    /// The exchange has no queue for the request's routing key.
+    Unroutable,
     /// The message is larger than the broker takes.
     TooLarge {
         /// The largest body that it takes, in bytes.
@@ -53,7 +57,7 @@ pub enum FailureKind {
 impl FailureKind {
     /// Every kind, that of a procedure's error once for each of [`ErrorKind`], for what is true of all. A list by hand,
     /// since no derive fills in the fields.
-    pub const ALL: [FailureKind; 23] = [
+    pub const ALL: [FailureKind; 25] = [
         FailureKind::Usage,
         FailureKind::Procedure(ErrorKind::UnknownProcedure),
         FailureKind::Procedure(ErrorKind::InvalidArgument),
@@ -72,6 +76,8 @@ impl FailureKind {
         FailureKind::ConnectionLost,
         FailureKind::NoInput,
         FailureKind::CannotCreate,
+        FailureKind::BadRoutingKey,
+        FailureKind::Unroutable,
         FailureKind::TooLarge { limit: 0 },
         FailureKind::Blocked,
         FailureKind::BadReply,
@@ -85,12 +91,14 @@ impl FailureKind {
             FailureKind::Usage => (64, "usage"), // EX_USAGE
             FailureKind::Procedure(kind) => kind.code_and_name(),
             FailureKind::TooLarge { .. } => (65, "too-large"), // EX_DATAERR
-            FailureKind::NoInput => (66, "no-input"),          // EX_NOINPUT
+            FailureKind::BadRoutingKey => (65, "bad-routing-key"),
+            FailureKind::NoInput => (66, "no-input"), // EX_NOINPUT
             FailureKind::BrokerUnreachable => (69, "broker-unreachable"), // EX_UNAVAILABLE
             FailureKind::QueueMissing => (69, "queue-missing"),
             FailureKind::ExchangeMissing => (69, "exchange-missing"),
             FailureKind::NoConsumer => (69, "no-consumer"),
             FailureKind::QueueUnusable => (69, "queue-unusable"),
+            FailureKind::Unroutable => (69, "unroutable"),
             FailureKind::Internal => (70, "client-failed"), // EX_SOFTWARE
             FailureKind::CannotCreate => (73, "cannot-create"), // EX_CANTCREAT
             // Whoever's limit it was: the call may be made again, with more time.

@@ -10,7 +10,9 @@
 //! | [`metrics`] | a server's numbers and health, and who is told them over HTTP |
 //! | [`program`] | the start and the end of a program |
 //! | [`cli`] | both programs' arguments |
-//! | [`template`] | the names of the files that results go to |
+//! | [`template`] | what is made from each call's argument: the name of the file for its result, its routing key |
+//! | [`pointer`] | where in a reply's JSON something stands |
+//! | [`header`] | the headers of requests, as the options name them |
 //! | [`protocol`] | requests and replies ↔ AMQP messages |
 //! | [`json_error`] | an error's sentence as JSON |
 //! | [`procedure`] | name → function or program (each kind is a variant of one enum), and what can go wrong in it |
@@ -39,10 +41,12 @@ pub mod coprocess;
 pub mod drill;
 pub mod error;
 pub mod fib;
+pub mod header;
 pub mod headers;
 pub mod json_error;
 pub mod metrics;
 mod mutex;
+pub mod pointer;
 pub mod procedure;
 pub mod program;
 pub mod protocol;

@@ -45,7 +45,8 @@ pub struct Request<'a> {
     /// How long the broker keeps the request for a server, up to [`MAX_EXPIRATION`]; less than a
     /// millisecond is sent as one. None: for ever.
     pub expiration: Option<Duration>,
-    /// What the argument is, as far as the client says.
+    /// What the argument is, as far as the client says. In what is published, an empty text says nothing, and None leaves
+    /// it to the argument's bytes.
     pub content_type: Option<&'a str>,
     /// The key that it was delivered with. None: it was not delivered.
     pub routing_key: Option<&'a str>,
@@ -58,12 +59,17 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Returns the message to publish to the request queue, by way of the default exchange.
-    /// `mandatory`: the broker returns it if there is no such queue.
-    pub fn to_publish(&self, queue: &str) -> Publish<'a> {
-        let mut properties = AmqpProperties::default()
-            .with_content_type(self.content_type.unwrap_or(content_type(self.argument)).into())
-            .with_app_id(self.procedure.into());
+    /// Returns the message to publish with this routing key; by way of the default exchange, that is the request queue.
+    /// `mandatory`: the broker returns it if there is no queue for it.
+    pub fn to_publish(&self, routing_key: &str) -> Publish<'a> {
+        let mut properties = AmqpProperties::default();
+        let content_type = self.content_type.unwrap_or_else(|| content_type(self.argument));
+        if !content_type.is_empty() {
+            properties = properties.with_content_type(content_type.into());
+        }
+        if !self.procedure.is_empty() {
+            properties = properties.with_app_id(self.procedure.into());
+        }
         if let Some(reply_to) = self.reply_to {
             properties = properties.with_reply_to(reply_to.into());
         }
@@ -76,7 +82,7 @@ impl<'a> Request<'a> {
             properties = properties.with_expiration(milliseconds.to_string());
         }
 
-        let publish = Publish::with_properties(self.argument, queue, properties);
+        let publish = Publish::with_properties(self.argument, routing_key, properties);
         Publish { mandatory: true, ..publish }
     }
 

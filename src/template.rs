@@ -1,5 +1,5 @@
-//! The names of the files that results go to, made from each call's argument by a template as fd and GNU parallel
-//! have it. Nothing here does I/O.
+//! What is made from each call's argument by a template as fd and GNU parallel have it: the name of the file that its
+//! result goes to, its routing key. Nothing here does I/O.
 
 use crate::error::{Failure, FailureKind};
 use std::ffi::OsStr;
@@ -66,8 +66,8 @@ fn without_extension(path: &Path) -> &[u8] {
     }
 }
 
-/// A template for the names of files.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A template: text with placeholders. The empty one makes empty texts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Template(Vec<Part>);
 
 impl Template {
@@ -95,12 +95,12 @@ impl Template {
         Template(parts)
     }
 
-    /// Returns whether it has no placeholder, so that all calls have the same file.
+    /// Returns whether it has no placeholder, so that all calls have the same.
     pub fn is_constant(&self) -> bool {
         self.0.iter().all(|part| matches!(part, Part::Text(_)))
     }
 
-    /// Returns whether it has the number of the call, so that calls with the same argument have files of their own.
+    /// Returns whether it has the number of the call, so that calls with the same argument differ.
     pub fn has_number(&self) -> bool {
         self.0.contains(&Part::Number)
     }
@@ -132,6 +132,12 @@ impl Template {
             Some(b"" | b".") => refuse("it is a folder"),
             _ => Ok(PathBuf::from(OsStr::from_bytes(bytes))),
         }
+    }
+
+    /// Returns the text for the call with this `argument` and `number`. None if the argument has no such part as the
+    /// template wants.
+    pub fn text(&self, argument: &[u8], number: u64) -> Option<Vec<u8>> {
+        self.fill(Path::new(OsStr::from_bytes(argument)), &number.to_string())
     }
 
     fn fill(&self, argument: &Path, number: &str) -> Option<Vec<u8>> {

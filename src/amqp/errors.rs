@@ -54,7 +54,7 @@ pub enum AmqpErrorKind {
     Configuration,
     /// The queue or the exchange does not exist.
     QueueMissing,
-    /// An exchange that a queue should be bound to does not exist.
+    /// The exchange does not exist.
     ExchangeMissing,
     /// The queue cannot be used: another connection has it for itself.
     QueueUnusable,

@@ -11,6 +11,7 @@ pub mod confirms;
 pub mod connection;
 pub mod consumer;
 pub mod errors;
+pub mod exchange;
 pub mod inbox;
 pub mod inspector;
 pub mod presence;

@@ -9,7 +9,6 @@ use fib_rpc::client::calls::Calls;
 use fib_rpc::client::channel::{Event, Interrupted, RpcChannel};
 use fib_rpc::client::report::Report;
 use fib_rpc::program;
-use fib_rpc::protocol::Reply;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -41,11 +40,11 @@ fn exchange(
                 rpc.publish(call)?;
             }
             Event::Reply(delivery) => match calls.pending(delivery.properties.correlation_id()) {
-                Some(call) => call.finish_with(Reply::decode(&delivery.properties, delivery.body)),
+                Some(call) => call.finish_with(rpc.read(delivery)),
                 // A duplicate, a late one, a stranger's.
                 None => calls.discard(delivery.properties.correlation_id()),
             },
-            Event::Returned(request) => calls.return_request(&request, rpc.queue_missing()),
+            Event::Returned(request) => calls.return_request(&request, rpc.unroutable(&request)),
             Event::Confirmed(confirmed) => {
                 if calls.confirm(confirmed, || rpc.refusal()) {
                     rpc.resend_later();

@@ -5,8 +5,8 @@ use crate::client::attempts::Attempts;
 use crate::client::deadline::Deadline;
 use crate::client::input::Argument;
 use crate::client::pace::{Pace, Servers};
+use crate::client::reply::Received;
 use crate::error::Failure;
-use crate::protocol::Reply;
 use crate::terminal::text::short;
 use humantime::format_duration;
 use log::info;
@@ -37,6 +37,10 @@ pub struct Call {
     pub unconfirmed: Option<u64>,
     /// Whether it is to be published again: the broker did not take the last attempt, or that one failed.
     pub is_unsent: bool,
+    /// Why an attempt came back, for which there was no queue.
+    pub returned: Option<Failure>,
+    /// What the body of its reply is, as far as that says.
+    pub content_type: Option<String>,
     /// How long each attempt may take.
     timeout: Duration,
     /// The attempts that are left, and when the next one is due while the call rests.
@@ -192,6 +196,8 @@ impl Call {
             correlation_id: String::new(),
             unconfirmed: None,
             is_unsent: false,
+            returned: None,
+            content_type: None,
             timeout: args.timeout,
             retries: Attempts::new(args.retries),
             due: None,
@@ -254,6 +260,8 @@ impl Call {
             self.end_rest();
             self.deadline = Deadline::after(self.timeout);
             self.is_unsent = true;
+            // Of the attempt before.
+            (self.returned, self.content_type) = (None, None);
         }
     }
 
@@ -277,16 +285,16 @@ impl Call {
         self.outcome.take()
     }
 
-    /// Finishes the call with what its reply says, if it is one.
-    pub fn finish_with(&mut self, reply: Result<Reply, Failure>) {
+    /// Returns why the last attempt came back, if it did and waits to be published again.
+    pub fn came_back(&self) -> Option<&Failure> {
+        self.returned.as_ref().filter(|_| self.is_unsent)
+    }
+
+    /// Finishes the call with what its reply says.
+    pub fn finish_with(&mut self, reply: Received) {
         self.share.tally.replied();
-        match reply {
-            Ok(reply) => {
-                let id = short(Some(&self.correlation_id));
-                info!("reply: {}, correlation_id {id}", reply.kind());
-                self.finish(reply.outcome.map_err(Failure::from));
-            }
-            Err(failure) => self.finish(Err(failure)),
-        }
+        info!("{reply}, correlation_id {}", short(Some(&self.correlation_id)));
+        self.content_type = reply.content_type;
+        self.finish(reply.outcome);
     }
 }

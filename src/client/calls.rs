@@ -7,7 +7,7 @@ use crate::amqp::confirms::Confirmed;
 use crate::cli;
 use crate::client::call::{Call, Outcome};
 use crate::client::deadline::Deadline;
-use crate::client::diagnosis::Diagnosis;
+use crate::client::diagnosis::{self, Diagnosis};
 use crate::client::input::Argument;
 use crate::client::pace::Servers;
 use crate::client::window::Window;
@@ -296,12 +296,23 @@ impl Calls<'_> {
     /// Finishes the calls whose deadline had passed `by` then, after a look at the queue which also says whether more
     /// calls can be answered.
     pub fn time_out(&mut self, by: Instant, diagnosis: Diagnosis) {
-        let Diagnosis { mut failure, is_unserved } = diagnosis;
+        let Diagnosis { mut failure, is_unserved, names_key } = diagnosis;
         if self.discarded > 0 {
             let replies = count(self.discarded, "reply", "replies");
             failure.message += &format!("; {replies} came that no call awaits");
         }
-        self.fail(&failure, |call| call.deadline.has_passed(by));
+        let timeout = self.args.timeout;
+        for call in self.unanswered().filter(|call| call.deadline.has_passed(by)) {
+            let mut failure = failure.clone();
+            match (call.came_back(), &call.argument.routing_key) {
+                (Some(returned), Some(_)) => failure = diagnosis::waited(returned, timeout),
+                (None, Some(key)) if names_key => {
+                    failure.message += &format!("; its routing key was \"{key}\"");
+                }
+                _ => {}
+            }
+            call.finish(Err(failure));
+        }
 
         // The next call has waited for a server as long as another waits for its answer.
         let has_waited = self.next_deadline().has_passed(by);
@@ -330,7 +341,7 @@ impl Calls<'_> {
         }
     }
 
-    /// Takes a request that came back, since there is no queue. Its call waits for one, if it was asked to.
+    /// Takes a request that came back, since there is no queue for it. Its call waits for one, if it was asked to.
     pub fn return_request(&mut self, request: &Return, failure: Failure) {
         let id = request.properties.correlation_id();
         let (code, text) = (request.reply_code, &request.reply_text);
@@ -342,7 +353,7 @@ impl Calls<'_> {
             return call.finish(Err(failure));
         }
         call.is_unsent = true;
-        if is_first {
+        if call.returned.replace(failure.clone()).is_none() && is_first {
             warn!("waiting: {failure}");
         }
         self.hold();
@@ -361,6 +372,7 @@ impl Calls<'_> {
                 call.finish(Err(refusal()));
             } else if !confirmed.is_ack {
                 call.is_unsent = true;
+                call.returned = None;
                 again = true;
             }
         }
@@ -401,6 +413,7 @@ impl Calls<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::reply::Reading;
     use crate::error::ErrorKind;
     use crate::procedure::Error;
     use crate::protocol::Reply;
@@ -471,7 +484,7 @@ mod tests {
     }
 
     fn diagnosis(kind: FailureKind, is_unserved: bool) -> Diagnosis {
-        Diagnosis { failure: failure(kind), is_unserved }
+        Diagnosis { failure: failure(kind), is_unserved, names_key: false }
     }
 
     fn after(duration: Duration) -> Instant {
@@ -519,17 +532,20 @@ mod tests {
     #[test]
     fn a_reply_finishes_its_call() {
         let mut calls = published(&[], &["a", "b"]);
-        let reply = |outcome| Ok(Reply { correlation_id: None, outcome, content_type: None });
-        let error = Error::new(ErrorKind::OutOfRange, "too large");
-        calls.pending(&Some("a".into())).unwrap().finish_with(reply(Ok("1".into())));
-        calls.pending(&Some("b".into())).unwrap().finish_with(reply(Err(error)));
+        let reply = |outcome| {
+            let published = Reply { correlation_id: None, outcome, content_type: None }
+                .to_publish("")
+                .properties;
+            Reading::new(calls.args).read(&published, b"1".into())
+        };
+        let replies = [Ok("1".into()), Err(Error::new(ErrorKind::OutOfRange, ""))].map(reply);
+        for (id, reply) in ["a", "b"].into_iter().zip(replies) {
+            calls.pending(&Some(id.into())).unwrap().finish_with(reply);
+        }
         let outcomes: Vec<_> = calls.take_finished().map(|(_, outcome)| outcome).collect();
         assert_eq!(
             outcomes,
-            [
-                Ok("1".into()),
-                Err(Failure::new(FailureKind::Procedure(ErrorKind::OutOfRange), "too large"))
-            ]
+            [Ok("1".into()), Err(Failure::new(FailureKind::Procedure(ErrorKind::OutOfRange), "1"))]
         );
     }
 

@@ -3,24 +3,29 @@
 use crate::amqp::confirms::{Confirmed, Confirms};
 use crate::amqp::connection::OpenConnection;
 use crate::amqp::consumer::{ConsumerError, CountedConsumer};
-use crate::amqp::errors::AmqpError;
+use crate::amqp::errors::{AmqpError, AmqpErrorKind};
+use crate::amqp::inbox::Inbox;
 use crate::amqp::inspector::Answer;
 use crate::amqp::queue::QueueState;
 use crate::cli;
 use crate::client::call::Call;
 use crate::client::calls::Calls;
 use crate::client::deadline::Deadline;
+use crate::client::destination::Destination;
 use crate::client::diagnosis::{self, Diagnosis};
 use crate::client::input::{Argument, Input};
 use crate::client::pace::Servers;
+use crate::client::reply::{Reading, Received};
 use crate::client::retry::INTERVAL;
 use crate::error::{Failure, FailureKind, ProgramError};
+use crate::header;
 use crate::protocol::Request;
 use crate::signals::Stop;
 use crate::terminal::text::{short, short_queue};
-use amiquip::{Channel, ConsumerOptions, Delivery, Error, QueueDeclareOptions, Return};
+use amiquip::{Channel, ConsumerOptions, Delivery, Error, FieldTable, QueueDeclareOptions, Return};
 use crossbeam_channel::{Receiver, RecvError, after, at, never, select_biased};
 use log::info;
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
@@ -81,6 +86,9 @@ pub enum Event {
 /// of [`OpenConnection::classify`].
 pub struct RpcChannel<'a> {
     args: &'a cli::Client,
+    destination: Destination<'a>,
+    /// What each request has of headers.
+    headers: Option<FieldTable>,
     connection: &'a mut OpenConnection,
     channel: &'a Channel,
     reply_to: String,
@@ -131,6 +139,7 @@ impl<'a> RpcChannel<'a> {
         // Of each call a reply, and its request's return and confirm.
         let inbox = Arc::clone(connection.inbox());
         inbox.expect_at_most(3 * args.in_flight.most() as u64);
+        check_headers(args, &inbox)?;
         let returns = connection.call(|| channel.listen_for_returns())?;
         let confirms = connection.call(|| Confirms::new(channel, &inbox, has_confirms))?;
         let exclusive = QueueDeclareOptions { exclusive: true, ..Default::default() };
@@ -148,6 +157,8 @@ impl<'a> RpcChannel<'a> {
         connection.set_call_timeout(Duration::MAX);
         Ok(RpcChannel {
             args,
+            destination: Destination::of(args),
+            headers: header::table(&args.headers),
             connection,
             channel,
             reply_to,
@@ -173,7 +184,9 @@ impl<'a> RpcChannel<'a> {
     /// Publishes the request of a pending call. One whose time has run out is not published.
     pub fn publish(&mut self, call: &mut Call) -> Result<(), Failure> {
         let left = call.deadline.left();
-        if !call.is_pending() || left == Some(Duration::ZERO) {
+        // One that comes back again so late would not be told from one that somebody has.
+        let is_last_moment = call.came_back().is_some() && left.is_some_and(|left| left < INTERVAL);
+        if !call.is_pending() || left == Some(Duration::ZERO) || is_last_moment {
             return Ok(());
         }
         self.was_used = true;
@@ -189,18 +202,27 @@ impl<'a> RpcChannel<'a> {
             reply_to: Some(&self.reply_to),
             correlation_id: Some(&call.correlation_id),
             expiration: left,
+            content_type: self.args.content_type.as_deref(),
             ..Request::default()
         };
 
-        let queue = &self.args.common.queue;
+        let (exchange, key) = self.destination.address(&call.argument);
+        let route: Cow<'_, str> = match self.destination {
+            Destination::Queue(queue) => queue.into(),
+            destination => format!("{destination}, routing key \"{key}\"").into(),
+        };
         info!(
-            "publish to {queue}: {request}, reply_to {}, correlation_id {}",
+            "publish to {route}: {request}, reply_to {}, correlation_id {}",
             short_queue(&self.reply_to),
             short(request.correlation_id)
         );
 
         let channel = self.channel;
-        let publish = || channel.basic_publish("", request.to_publish(queue));
+        let mut message = request.to_publish(key);
+        if let Some(headers) = &self.headers {
+            message.properties = message.properties.with_headers(headers.clone());
+        }
+        let publish = || channel.basic_publish(exchange, message);
         match left {
             // It may have to wait until the broker takes earlier ones, and a blocked one never does.
             Some(left) => self.connection.call_within(left.max(INTERVAL), publish)?,
@@ -224,7 +246,9 @@ impl<'a> RpcChannel<'a> {
             };
             let next_look = match self.look {
                 None if self.awaits_server => after(INTERVAL),
-                None if calls.want_servers() => at(self.counted + COUNT_EVERY),
+                None if self.destination.queue().is_some() && calls.want_servers() => {
+                    at(self.counted + COUNT_EVERY)
+                }
                 _ => never(),
             };
             let due = calls.next_due().map_or_else(never, at);
@@ -259,10 +283,14 @@ impl<'a> RpcChannel<'a> {
                 recv(alarm.receiver()) -> _ => if let Some(event) = self.is_late(calls)? {
                     return Ok(event);
                 },
-                recv(next_look) -> _ => {
-                    self.counted = Instant::now();
-                    self.look = self.ask(None);
-                }
+                recv(next_look) -> _ => match self.destination.queue() {
+                    Some(queue) => {
+                        self.counted = Instant::now();
+                        self.look = self.ask(queue, None);
+                    }
+                    // Only another attempt can tell.
+                    None => return Ok(self.served(Servers::UNKNOWN)),
+                },
                 recv(input) -> argument => return Ok(match argument {
                     Ok(Ok(argument)) => Event::Argument(argument),
                     Ok(Err(failure)) => Event::InputEnded(Some(failure)),
@@ -277,14 +305,20 @@ impl<'a> RpcChannel<'a> {
         self.resend = after(INTERVAL);
     }
 
-    /// Returns the failure that there is no request queue.
-    pub fn queue_missing(&self) -> Failure {
-        diagnosis::no_queue(self.connection, &self.args.common.queue, self.args.wait)
+    /// Returns the failure that there is no queue for a request that came back.
+    pub fn unroutable(&self, request: &Return) -> Failure {
+        let key = &request.routing_key;
+        diagnosis::unroutable(self.connection, self.destination, key, self.args.wait)
+    }
+
+    /// Reads a reply as the options say.
+    pub fn read(&self, reply: Delivery) -> Received {
+        Reading::new(self.args).read(&reply.properties, reply.body)
     }
 
     /// Asks for the state of the queue. None if the broker still owes the answer to an earlier question.
-    fn ask(&self, late: Option<Late>) -> Option<Look> {
-        let answer = self.connection.inspector().ask(&self.args.common.queue)?;
+    fn ask(&self, queue: &str, late: Option<Late>) -> Option<Look> {
+        let answer = self.connection.inspector().ask(queue)?;
         Some(Look { answer, late })
     }
 
@@ -300,16 +334,22 @@ impl<'a> RpcChannel<'a> {
             return Ok(Some(Event::TimedOut(by, diagnosis)));
         }
 
+        let Some(queue) = self.destination.queue() else {
+            let (destination, others) = (self.destination, others(calls));
+            let diagnosis =
+                diagnosis::timed_out_unseen(self.args, destination, self.has_confirms, others);
+            return Ok(Some(Event::TimedOut(by, diagnosis)));
+        };
         let late = Some(Late { by, limit: Deadline::after(diagnosis::LIMIT) });
         self.look = match self.look.take() {
             // The question is another one, and the answer is the same.
             Some(Look { answer, .. }) => Some(Look { answer, late }),
-            None => self.ask(late),
+            None => self.ask(queue, late),
         };
 
         match self.look {
             Some(_) => Ok(None),
-            None => Ok(Some(self.timed_out(by, None, calls))),
+            None => Ok(Some(self.timed_out(queue, by, None, calls))),
         }
     }
 
@@ -319,8 +359,10 @@ impl<'a> RpcChannel<'a> {
         answer: Option<Result<QueueState, Failure>>,
         calls: &Calls,
     ) -> Result<Option<Event>, Failure> {
+        // Only a queue is looked at.
+        let queue = self.destination.queue().unwrap_or_default();
         if let Some(Look { late: Some(Late { by, .. }), .. }) = self.look.take() {
-            return Ok(Some(self.timed_out(by, answer, calls)));
+            return Ok(Some(self.timed_out(queue, by, answer, calls)));
         }
         let servers = match answer {
             Some(Ok(state)) if state.consumers > 0 => state.into(),
@@ -335,14 +377,20 @@ impl<'a> RpcChannel<'a> {
             _ => return Ok(None),
         };
 
+        Ok(Some(self.served(servers)))
+    }
+
+    /// Lets held calls go on, and those go out again that came back.
+    fn served(&mut self, servers: Servers) -> Event {
         if std::mem::take(&mut self.awaits_server) {
             self.resend = after(Duration::ZERO);
         }
-        Ok(Some(Event::Served(servers)))
+        Event::Served(servers)
     }
 
     fn timed_out(
         &mut self,
+        queue: &str,
         by: Instant,
         answer: Option<Result<QueueState, Failure>>,
         calls: &Calls,
@@ -355,8 +403,8 @@ impl<'a> RpcChannel<'a> {
                 false => self.connection.abort().into(),
             })
         });
-        let others = calls.pending_calls().count().saturating_sub(1);
-        let diagnosis = diagnosis::timed_out(self.args, answer, self.has_confirms, others);
+        let (has_confirms, others) = (self.has_confirms, others(calls));
+        let diagnosis = diagnosis::timed_out(self.args, queue, answer, has_confirms, others);
         let waits = self.args.wait || self.args.retries > 0;
         self.awaits_server |= waits && diagnosis.is_unserved;
         Event::TimedOut(by, diagnosis)
@@ -364,20 +412,53 @@ impl<'a> RpcChannel<'a> {
 
     /// Returns the failure that the broker refused a request.
     pub fn refusal(&self) -> Failure {
-        let (name, queue) = (self.connection.name(), &self.args.common.queue);
-        let message = format!("{name} refused a request: the queue \"{queue}\" may be full");
+        let (name, destination) = (self.connection.name(), self.destination);
+        let full = match destination {
+            Destination::Queue(_) => destination.to_string(),
+            Destination::Exchange(_) => format!("a queue of {destination}"),
+        };
+        let message = format!("{name} refused a request: {full} may be full");
         Failure::new(FailureKind::Blocked, message)
     }
 
     fn lost_replies(&mut self, error: ConsumerError) -> Failure {
         match error {
-            ConsumerError::Amiquip(error) => self.connection.classify(error).into(),
+            ConsumerError::Amiquip(error) => {
+                match (self.connection.classify(error), self.destination) {
+                    // It was deleted: the channel that publishes to it ends.
+                    (error, Destination::Exchange(exchange))
+                        if error.kind == AmqpErrorKind::QueueMissing =>
+                    {
+                        diagnosis::no_exchange(self.connection, exchange, self.args.wait)
+                    }
+                    (error, _) => error.into(),
+                }
+            }
             ConsumerError::QueueDeleted => {
                 let message = format!("{} deleted the reply queue", self.connection.name());
                 Failure::new(FailureKind::ConnectionLost, message)
             }
         }
     }
+}
+
+/// Makes sure that the headers of a request fit into the broker's largest frame: one that they do not fit into would end
+/// the connection.
+fn check_headers(args: &cli::Client, inbox: &Inbox) -> Result<(), Failure> {
+    let (size, most) = (header::size(&args.headers), inbox.headers_max());
+    if size <= most {
+        return Ok(());
+    }
+    let message = format!(
+        "the headers have {size} bytes, and the broker's frames have room for {most}: send less by --header, or raise \
+         the broker's frame_max"
+    );
+    Err(Failure::new(FailureKind::Configuration, message))
+}
+
+/// Returns how many calls await replies beside one that is late.
+fn others(calls: &Calls) -> usize {
+    calls.pending_calls().count().saturating_sub(1)
 }
 
 /// The connection is closed before the consumer is dropped, which would wait for an answer of its own.

@@ -1,11 +1,14 @@
 //! What is wrong, as far as only a look at the request queue can tell: is it there, does anybody consume from
-//! it, how many requests wait in it.
+//! it, how many requests wait in it. Where requests go to an exchange there is no queue to look at, and only what is
+//! known is told.
 
 use crate::amqp::connection::OpenConnection;
 use crate::amqp::errors::AmqpErrorKind;
+use crate::amqp::exchange;
 use crate::amqp::presence;
 use crate::amqp::queue::{self, QueueState};
 use crate::cli;
+use crate::client::destination::Destination;
 use crate::client::pace::Servers;
 use crate::error::{Failure, FailureKind};
 use crate::terminal::text::count;
@@ -26,12 +29,27 @@ pub struct Diagnosis {
     pub failure: Failure,
     /// Whether there is no queue, or nobody consumes from it, so that no other call would be answered.
     pub is_unserved: bool,
+    /// Whether each call's routing key is to be told with it.
+    pub names_key: bool,
 }
 
-/// Opens a channel on which to make calls, if there is the queue and somebody consumes from it, and tells how many do; else
-/// the failures of [`queue::inspect`], or [`FailureKind::NoConsumer`]. `waits` says whether the client waits
-/// for it already.
+/// Opens a channel on which to make calls, if there is what they go to, and in the case of a queue somebody consumes from
+/// it, and tells how many do as far as that is known; else the failures of [`queue::inspect`] or [`exchange::inspect`], or [`FailureKind::NoConsumer`]. `waits` says
+/// whether the client waits for it already.
 pub fn served(
+    connection: &mut OpenConnection,
+    destination: Destination<'_>,
+    waits: bool,
+) -> Result<(Channel, Servers), Failure> {
+    match destination {
+        Destination::Queue(queue) => served_queue(connection, queue, waits),
+        Destination::Exchange(exchange) => {
+            Ok((existing_exchange(connection, exchange, waits)?, Servers::UNKNOWN))
+        }
+    }
+}
+
+fn served_queue(
     connection: &mut OpenConnection,
     queue: &str,
     waits: bool,
@@ -65,6 +83,52 @@ pub fn served(
     Err(Failure::new(FailureKind::NoConsumer, message))
 }
 
+fn existing_exchange(
+    connection: &mut OpenConnection,
+    exchange: &str,
+    waits: bool,
+) -> Result<Channel, Failure> {
+    let channel = connection.channel()?;
+    match exchange::inspect(connection, &channel, exchange) {
+        Ok(()) => Ok(channel),
+        Err(error) if error.kind == AmqpErrorKind::ExchangeMissing => {
+            Err(no_exchange(connection, exchange, waits))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Tells that there is no exchange of this name.
+pub fn no_exchange(connection: &OpenConnection, exchange: &str, waits: bool) -> Failure {
+    let message = format!(
+        "there is no exchange \"{exchange}\" on {}; start what declares it, or name another with --exchange{}",
+        connection.name(),
+        hint(waits)
+    );
+    Failure::new(FailureKind::ExchangeMissing, message)
+}
+
+/// Tells that a request came back, since there is no queue for it.
+pub fn unroutable(
+    connection: &OpenConnection,
+    destination: Destination<'_>,
+    routing_key: &str,
+    waits: bool,
+) -> Failure {
+    match destination {
+        Destination::Queue(queue) => no_queue(connection, queue, waits),
+        Destination::Exchange(_) => {
+            let message = format!(
+                "{destination} on {} has no queue for the routing key \"{routing_key}\"; start a server whose queue is \
+                 bound to it, or name another with --routing-key{}",
+                connection.name(),
+                hint(waits)
+            );
+            Failure::new(FailureKind::Unroutable, message)
+        }
+    }
+}
+
 /// Tells that there is no request queue.
 pub fn no_queue(connection: &OpenConnection, queue: &str, waits: bool) -> Failure {
     let message = format!(
@@ -89,7 +153,7 @@ pub fn no_answer(connection: &OpenConnection) -> Failure {
 impl Diagnosis {
     /// Tells that the broker takes no messages at the moment, which is this `failure`.
     pub fn blocked(failure: &Failure, timeout: Duration) -> Diagnosis {
-        Diagnosis { failure: not_in_time(failure, timeout), is_unserved: false }
+        Diagnosis { failure: not_in_time(failure, timeout), is_unserved: false, names_key: false }
     }
 }
 
@@ -97,11 +161,11 @@ impl Diagnosis {
 /// broker tells of a request that it refuses. So many `others` of the same client await their replies too.
 pub fn timed_out(
     args: &cli::Client,
+    queue: &str,
     answer: Result<QueueState, Failure>,
     has_confirms: bool,
     others: usize,
 ) -> Diagnosis {
-    let queue = &args.common.queue;
     let is_unserved = match &answer {
         Ok(state) => state.consumers == 0,
         Err(failure) => failure.kind == FailureKind::QueueMissing,
@@ -121,7 +185,42 @@ pub fn timed_out(
     };
 
     let failure = not_in_time(&Failure::new(FailureKind::TimedOut, reason), args.timeout);
-    Diagnosis { failure, is_unserved }
+    Diagnosis { failure, is_unserved, names_key: false }
+}
+
+/// Returns why a call had no answer in time, where requests go to an exchange: no more is known than that it came to some
+/// queue, or it would have come back. So many `others` of the same client await their replies too.
+pub fn timed_out_unseen(
+    args: &cli::Client,
+    destination: Destination<'_>,
+    has_confirms: bool,
+    others: usize,
+) -> Diagnosis {
+    let mut reason = format!(
+        "{destination} put the request into a queue, whose servers are gone, or busy with earlier calls, or have thrown \
+         it away; see rabbitmqctl list_queues name messages consumers"
+    );
+    reason += &batch(others);
+    if !has_confirms {
+        reason += REJECTED;
+    }
+    let failure = not_in_time(&Failure::new(FailureKind::TimedOut, reason), args.timeout);
+    Diagnosis { failure, is_unserved: false, names_key: true }
+}
+
+/// What a queue with a length limit does.
+const REJECTED: &str = "; a queue with a length limit and reject-publish may have rejected the request: --confirm tells";
+
+/// Tells that a call waits for others of its own batch.
+fn batch(others: usize) -> String {
+    if others == 0 {
+        return String::new();
+    }
+    let others = count(others as u64, "other call", "other calls");
+    format!(
+        "; {others} of this batch awaited replies too, and this one may have waited behind them: a smaller --in-flight \
+         sends each later, when its turn is near, and more rpc_server --workers answer more at a time"
+    )
 }
 
 /// Tells that somebody consumes, and has not answered.
@@ -131,16 +230,12 @@ fn busy(queue: &str, state: QueueState, has_confirms: bool, others: usize) -> St
         "{servers} the queue \"{queue}\", where {}, and may be busy with earlier calls; {REMEDY_BUSY}",
         waiting(state)
     );
-    if others > 0 {
-        let others = count(others as u64, "other call", "other calls");
-        reason += &format!(
-            "; {others} of this batch awaited replies too, and this one may have waited behind them: a smaller --in-flight \
-             sends each later, when its turn is near, and more rpc_server --workers answer more at a time"
-        );
+    if state.messages == 0 {
+        reason += "; or a server has thrown the request away: see its log";
     }
-
+    reason += &batch(others);
     if state.messages > 0 && !has_confirms {
-        reason += "; a queue with a length limit and reject-publish may have rejected the request: --confirm tells";
+        reason += REJECTED;
     }
     reason
 }
@@ -152,6 +247,11 @@ pub fn not_in_time(failure: &Failure, timeout: Duration) -> Failure {
         _ => FailureKind::TimedOut,
     };
     Failure::new(kind, format!("no answer within {}: {failure}", format_duration(timeout)))
+}
+
+/// Returns what becomes of a call that waited in vain, as long as `timeout`, for the end of what is told by `failure`.
+pub fn waited(failure: &Failure, timeout: Duration) -> Failure {
+    Failure::new(failure.kind, format!("{failure} (waited {})", format_duration(timeout)))
 }
 
 fn waiting(state: QueueState) -> String {

@@ -2,9 +2,11 @@
 
 use crate::amqp::MAX_BODY;
 use crate::cli::{self, SendOn};
+use crate::client::destination;
 use crate::client::outputs::{Outputs, Target};
 use crate::error::{Failure, FailureKind};
 use crate::mutex::lock;
+use crate::template::Template;
 use crate::terminal::output;
 use crossbeam_channel::{Receiver, Select, Sender, bounded};
 use rustix::fs::OFlags;
@@ -42,7 +44,10 @@ pub struct Argument {
     content: Option<Arc<Bytes>>,
     /// Where the result goes, if that is a file.
     pub target: Option<Arc<Target>>,
-    /// What keeps the call from being made: the file cannot be read, or the result's cannot be written.
+    /// The routing key of the request, if that goes to an exchange.
+    pub routing_key: Option<String>,
+    /// What keeps the call from being made: the file cannot be read, the result's cannot be written, or there is no
+    /// routing key.
     pub obstacle: Option<Failure>,
 }
 
@@ -53,7 +58,14 @@ impl Argument {
     }
 
     fn of(bytes: Bytes, line: Option<u64>) -> Argument {
-        Argument { bytes: Arc::new(bytes), line, content: None, target: None, obstacle: None }
+        Argument {
+            bytes: Arc::new(bytes),
+            line,
+            content: None,
+            target: None,
+            routing_key: None,
+            obstacle: None,
+        }
     }
 
     /// Returns the body of the call's request.
@@ -169,6 +181,10 @@ impl Input {
             line: 0,
             names_files: args.files,
             outputs: Outputs::new(args),
+            routing_key: args
+                .exchange
+                .as_ref()
+                .map(|_| args.routing_key.clone().unwrap_or_default()),
             number: 0,
             skipped,
             has_ended: Arc::clone(&has_ended),
@@ -222,6 +238,8 @@ struct Reader {
     /// Whether what is in a file is sent, and not its name.
     names_files: bool,
     outputs: Option<Outputs>,
+    /// The template of routing keys, if requests go to an exchange.
+    routing_key: Option<Template>,
     /// The number of the last call.
     number: u64,
     skipped: Arc<Skipped>,
@@ -275,8 +293,15 @@ impl Reader {
         Ok(())
     }
 
-    /// Adds what the call needs of files: where its result goes, then what is sent. None if the call is skipped.
+    /// Adds what the call needs: its routing key, where its result goes, then what is sent. None if the call is skipped.
     fn complete(&mut self, mut argument: Argument) -> Option<Argument> {
+        if let Some(template) = &self.routing_key {
+            match destination::routing_key(template, &argument.bytes, self.number) {
+                Ok(key) => argument.routing_key = Some(key),
+                Err(failure) => argument.obstacle = Some(failure),
+            }
+        }
+
         if let Some(outputs) = &mut self.outputs {
             match outputs.target(&argument.bytes, self.number) {
                 Ok(target) => argument.target = Some(Arc::new(target?)),

@@ -6,11 +6,13 @@ pub mod call;
 pub mod calls;
 pub mod channel;
 pub mod deadline;
+pub mod destination;
 pub mod diagnosis;
 pub mod input;
 pub mod outputs;
 pub mod pace;
 pub mod progress;
+pub mod reply;
 pub mod report;
 pub mod retry;
 pub mod summary;
@@ -27,6 +29,7 @@ use anyhow::Context;
 use calls::{Calls, Unmade};
 use channel::{Interrupted, RpcChannel};
 use crossbeam_channel::{Receiver, TryRecvError, never};
+use destination::Destination;
 use input::Input;
 use log::info;
 use report::{PROGRAM, Report};
@@ -136,7 +139,8 @@ impl Client<'_> {
 
         // The declares to come are part of the attempt.
         connection.set_call_timeout(limit);
-        match diagnosis::served(&mut connection, &common.queue, self.retry.waits()) {
+        let destination = Destination::of(self.args);
+        match diagnosis::served(&mut connection, destination, self.retry.waits()) {
             Ok((channel, servers)) => {
                 self.calls.resume(servers);
                 // Until calls are made there is nothing to bring to an end, and a signal ends the process.

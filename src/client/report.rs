@@ -149,6 +149,7 @@ impl<'a> Report<'a> {
                 format!("{} made", text::count(untold, "more call is not", "more calls are not"))
             }
             (_, 0, Some(_)) => "no more calls are made".into(),
+            (_, 0, None) if self.args.procedure.is_empty() => "no call is made".into(),
             (_, 0, None) => excerpt(self.args.procedure.as_bytes()),
         };
         output::error_line(PROGRAM, format_args!("{what}: {failure}"));
@@ -315,6 +316,9 @@ fn json(procedure: &str, call: &Call, outcome: Result<&[u8], &Failure>) -> io::R
     // One that was never published has none.
     let id = Some(&call.correlation_id).filter(|id| !id.is_empty());
     object.serialize_entry("correlation_id", &id)?;
+    if let Some(content_type) = &call.content_type {
+        object.serialize_entry("content_type", content_type)?;
+    }
     object.end()?;
     let mut escaped = String::with_capacity(json.len());
     for c in String::from_utf8_lossy(&json).chars() {
@@ -371,7 +375,9 @@ mod tests {
         let value = |argument: &[u8], target: Option<Target>, outcome| -> serde_json::Value {
             let mut argument = Argument::new(argument.into(), Some(1));
             argument.target = target.map(Arc::new);
-            let json = json("fib", &Calls::new(&args).unmade_call(argument), outcome).unwrap();
+            let mut call = Calls::new(&args).unmade_call(argument);
+            call.content_type = Some("text/plain".into());
+            let json = json("fib", &call, outcome).unwrap();
             serde_json::from_str(&json).unwrap()
         };
         let failed = value(b"\xff", None, Err(&failure));

@@ -6,7 +6,6 @@ use crate::cli;
 use crate::client::deadline::Deadline;
 use crate::client::diagnosis;
 use crate::error::{Failure, FailureKind};
-use humantime::format_duration;
 use log::{info, warn};
 use std::time::Duration;
 
@@ -73,6 +72,7 @@ impl RetryPolicy<'_> {
             FailureKind::BrokerUnreachable
             | FailureKind::ConnectionLost
             | FailureKind::QueueMissing
+            | FailureKind::ExchangeMissing
             | FailureKind::NoConsumer => self.waits(),
             // With a configuration that was right it is the broker: one that dies after the TLS
             // handshake looks like one that wants a client certificate, and a vhost can be deleted
@@ -92,7 +92,7 @@ impl RetryPolicy<'_> {
         }
         match failure.kind {
             // The connection is open, and stays so.
-            FailureKind::QueueMissing | FailureKind::NoConsumer => {
+            FailureKind::QueueMissing | FailureKind::ExchangeMissing | FailureKind::NoConsumer => {
                 self.unreachable.reset();
                 Ok(INTERVAL)
             }
@@ -140,8 +140,7 @@ impl RetryPolicy<'_> {
         if self.was_connected {
             return diagnosis::not_in_time(failure, self.args.timeout);
         }
-        let waited = format_duration(self.args.timeout);
-        Failure::new(failure.kind, format!("{failure} (waited {waited})"))
+        diagnosis::waited(failure, self.args.timeout)
     }
 }
 

@@ -331,7 +331,7 @@ fn a_server_slower_than_the_timeout() {
     let _server = server(&queue, &["--drill", "slow=1h"]);
     let ended = queue.client(&["--timeout", "1s", "fib", "93"]);
     let stderr = format!(
-        "rpc_client: fib(93): no answer within 1s: 1 consumer serves the queue \"{}\", where 0 requests wait, and may be busy with earlier calls; give more time with --timeout, or start more servers\n",
+        "rpc_client: fib(93): no answer within 1s: 1 consumer serves the queue \"{}\", where 0 requests wait, and may be busy with earlier calls; give more time with --timeout, or start more servers; or a server has thrown the request away: see its log\n",
         queue.name()
     );
     ended.expect(75, "", &stderr);
@@ -362,7 +362,7 @@ fn a_frozen_server() {
     server.signal("STOP");
     let ended = queue.client(&["--timeout", "1s", "fib", "30"]);
     let stderr = format!(
-        "rpc_client: fib(30): no answer within 1s: 1 consumer serves the queue \"{}\", where 0 requests wait, and may be busy with earlier calls; give more time with --timeout, or start more servers\n",
+        "rpc_client: fib(30): no answer within 1s: 1 consumer serves the queue \"{}\", where 0 requests wait, and may be busy with earlier calls; give more time with --timeout, or start more servers; or a server has thrown the request away: see its log\n",
         queue.name()
     );
     ended.expect(75, "", &stderr);

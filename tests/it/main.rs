@@ -2,6 +2,7 @@
 //! names, or one that they start; and for tests that freeze a node or change its users, nodes of their
 //! own. `scripts/test.sh` runs them all.
 
+mod addressing;
 mod at_most_once;
 mod batch;
 mod bounds;
