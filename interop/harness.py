@@ -219,6 +219,13 @@ class Case(contextlib.ExitStack):
             self.declare(name, **declaration)
         return name
 
+    def exchange(self, kind):
+        """An exchange of a new name, durable."""
+        name = f"fib-rpc-interop-{uuid.uuid4()}"
+        self.callback(lambda: self.channel().exchange_delete(name))
+        self.channel().exchange_declare(name, kind, durable=True)
+        return name
+
     def declare(self, queue, **declaration):
         """What the broker tells of the queue."""
         try:
@@ -295,7 +302,7 @@ def place(failure):
     """The line of a case at which it failed."""
     for frame in reversed(traceback.extract_tb(failure.__traceback__)):
         file = os.path.basename(frame.filename)
-        if file in ("cases.py", "frameworks.py"):
+        if file in ("cases.py", "frameworks.py", "npm_cases.py"):
             return f"{file}:{frame.lineno}: "
     return ""
 
