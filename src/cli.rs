@@ -60,6 +60,8 @@ Examples:
   find . -name '*.jpg' | rpc_client --files --output 'small/{.}.png' --skip-existing thumbnail -
                                         a folder: files in, files out, and on where it stopped
   rpc_client --wait --timeout 5m ping   wait for broker, queue, server and answer
+  rpc_client -C application/json --error-at /err --result-at /response '' - < packets
+                                        a service of NestJS, say; docs/interop.md has others
   rpc_client list                       the procedures that the server offers
 
 Exit codes: 0 all calls succeeded, 64 usage, 65 input rejected, 66 a file cannot be read, \

@@ -1,5 +1,5 @@
 //! `scripts/broker.sh`: what it gives to a command, and that it leaves nothing behind; what
-//! `scripts/package.sh` refuses.
+//! `scripts/package.sh` and `scripts/interop.sh` refuse.
 
 use crate::harness::*;
 use std::ffi::OsStr;
@@ -229,4 +229,19 @@ fn static_programs_without_their_target() {
         "",
         "package.sh: unknown word: --no; usage: package.sh [--static | --try]\n",
     );
+}
+
+/// One that is too old is as good as none.
+#[test]
+fn frameworks_of_node_js_without_it() {
+    let folder = Folder::new();
+    let node = folder.0.join("node");
+    fs::write(&node, "#!/bin/sh\nexit 1\n").unwrap();
+    fs::set_permissions(&node, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", folder.0.display(), std::env::var("PATH").unwrap());
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/interop.sh");
+    let mut command = alone(&folder.0, script);
+    let ended = Process::spawn(command.arg("--npm").env("PATH", path)).wait();
+    let told = "interop.sh: missing: Node.js 20.19 or newer with npm; install it (https://nodejs.org), then run this again\n";
+    ended.expect(69, "", told);
 }
