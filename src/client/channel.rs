@@ -33,6 +33,9 @@ use uuid::Uuid;
 /// How often it is looked how many servers there are, while that keeps calls from being made.
 const COUNT_EVERY: Duration = Duration::from_secs(1);
 
+/// How long a broker may refuse all requests to an exchange before it is asked by another connection.
+const LONGEST_REFUSAL: Duration = Duration::from_secs(2);
+
 /// Why there is an end before the calls are over.
 #[derive(Debug)]
 pub enum Interrupted {
@@ -102,6 +105,8 @@ pub struct RpcChannel<'a> {
     pub was_used: bool,
     /// Gets a message, once, when it is time to publish again what the broker refused.
     resend: Receiver<Instant>,
+    /// Since when the broker has refused all requests.
+    refused_since: Option<Instant>,
     /// The look at the queue that is under way.
     look: Option<Look>,
     /// Whether nobody served the queue when it was last known, and calls wait for it: it is looked at until somebody
@@ -170,6 +175,7 @@ impl<'a> RpcChannel<'a> {
             stop,
             was_used: false,
             resend: never(),
+            refused_since: None,
             look: None,
             awaits_server: false,
             counted: Instant::now(),
@@ -269,7 +275,10 @@ impl<'a> RpcChannel<'a> {
                     Ok(confirm) => Ok(Event::Confirmed(self.confirms.take(confirm))),
                     Err(RecvError) => Err(self.connection.classify(Error::EventLoopDropped).into()),
                 },
-                recv(self.resend) -> _ => return Ok(Event::Resend),
+                recv(self.resend) -> _ => {
+                    self.check_refusals(calls)?;
+                    return Ok(Event::Resend);
+                }
                 recv(due) -> _ => return Ok(Event::Resend),
                 recv(self.connection.blocked_notifications()) -> notification => {
                     self.connection.set_blocked(notification)?;
@@ -302,7 +311,23 @@ impl<'a> RpcChannel<'a> {
 
     /// Asks for [`Event::Resend`] when there may be room for what the broker refused.
     pub fn resend_later(&mut self) {
+        self.refused_since.get_or_insert_with(Instant::now);
         self.resend = after(INTERVAL);
+    }
+
+    /// Gives the connection up if the broker refuses all that goes to an exchange, and goes on to. It may be this channel's
+    /// fault: RabbitMQ 3.10 refuses, for as long as the channel is there, what it publishes to a quorum queue whose leader
+    /// was lost before the first request. No reply is lost, since none is on its way.
+    fn check_refusals(&mut self, calls: &Calls) -> Result<(), Failure> {
+        let Some(since) = self.refused_since else { return Ok(()) };
+        if self.destination.queue().is_some() || calls.pending_calls().any(|call| !call.is_unsent) {
+            self.refused_since = None;
+            return Ok(());
+        }
+        match since.elapsed() < LONGEST_REFUSAL {
+            true => Ok(()),
+            false => Err(Failure { kind: FailureKind::ConnectionLost, ..self.refusal() }),
+        }
     }
 
     /// Returns the failure that there is no queue for a request that came back.
