@@ -11,7 +11,7 @@
 //! | [`program`] | the start and the end of a program |
 //! | [`cli`] | both programs' arguments |
 //! | [`template`] | what is made from each call's argument: the name of the file for its result, its routing key |
-//! | [`pointer`] | where in a reply's JSON something stands |
+//! | [`mod@pointer`] | where in a reply's JSON something stands |
 //! | [`header`] | the headers of requests, as the options name them |
 //! | [`protocol`] | requests and replies ↔ AMQP messages |
 //! | [`json_error`] | an error's sentence as JSON |
