@@ -4,7 +4,7 @@ complete -c rpc_client -s C -l content-type -d 'What each request\'s body is, as
 complete -c rpc_client -s H -l header -d 'A header of each request, a string; may be repeated' -r -f
 complete -c rpc_client -l error-at -d 'A reply whose JSON has something at POINTER, such as /err, or VALUE there, is an error' -r -f
 complete -c rpc_client -l result-at -d 'The result is what a reply\'s JSON has at POINTER: a string as it is, anything else as JSON' -r -f
-complete -c rpc_client -l in-flight -d 'Calls under way at a time. Results are written in order, so a slow call holds back those behind it, and those count too; --unordered ends that' -r -f
+complete -c rpc_client -l in-flight -d 'Calls under way at a time; auto: up to 64, one for each consumer, and behind them as many as are answered in a quarter of --timeout. Results are written in order, so a slow call holds back those behind it, and those count too; --unordered ends that' -r -f -a "auto\t''"
 complete -c rpc_client -l repeat -d 'Make each call N times' -r -f
 complete -c rpc_client -l send-on -d 'What ends an argument on standard input, where `-` is among the arguments [default: newline]' -r -f -a "newline\t'A call for each line'
 nul\t'A call for each piece that a NUL ends, as find -print0 writes them'
