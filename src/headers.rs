@@ -2,7 +2,7 @@
 //! fill an environment.
 //!
 //! AMQP's numbers, of whatever size, are numbers there, also times (seconds since 1970) and decimals; text is text, bytes
-//! are text in base64, tables are objects, nothing is null. What is no number in JSON (infinity) is null too.
+//! are text in base64, tables are objects. What has no value is null, and so is what is no number in JSON: infinity.
 
 use amiquip::{AmqpValue, FieldTable};
 use base64::prelude::{BASE64_STANDARD, Engine};

@@ -2,6 +2,7 @@
 //! stays gets.
 
 use crate::headers::{self, Headers};
+use crate::terminal::text::excerpt;
 use amiquip::FieldTable;
 use log::warn;
 
@@ -30,8 +31,8 @@ impl<'a> About<'a> {
         let headers = Headers::new(self.headers);
         if headers.is_none() {
             warn!(
-                "{}: its headers are over {} KiB of JSON, and are kept from the program",
-                self.procedure,
+                "the headers of a request for \"{}\" are over {} KiB of JSON, and are kept from the program",
+                excerpt(self.procedure.as_bytes()),
                 headers::LIMIT >> 10
             );
         }

@@ -87,8 +87,7 @@ fn what_a_program_is_told_of_a_request() {
     let large = AmqpValue::LongString("x".repeat(64 << 10));
     let large = AmqpProperties::default().with_headers([("a".into(), large)].into());
     assert_eq!(call(&queue, large.with_app_id("large".into()), b"").1, variables("large", "", ""));
-    let warning =
-        "rpc_server: large: its headers are over 64 KiB of JSON, and are kept from the program\n";
+    let warning = "rpc_server: the headers of a request for \"large\" are over 64 KiB of JSON, and are kept from the program\n";
     assert_eq!(server.stop().stderr, warning);
 }
 
