@@ -66,9 +66,20 @@ impl Drop for Cluster {
     }
 }
 
+/// How many calls each batch has.
+const CALLS: u64 = 3_000;
+
+/// Waits for the end of a batch, whose results must be there, right, in order and once.
+#[track_caller]
+fn expect_all(client: Process) {
+    let ended = client.wait_for(5 * PATIENCE);
+    let expected: String = (0..CALLS).map(|n| n * 100).map(|n| format!("{n}\n")).collect();
+    assert_eq!((ended.code(), ended.stderr.as_str()), (0, ""), "{:?}", ended.elapsed);
+    assert!(ended.stdout == expected, "wrong, missing or repeated answers");
+}
+
 #[test]
 fn killing_any_node_in_the_middle_of_a_batch_costs_no_call() {
-    const CALLS: u64 = 3_000;
     let cluster = Cluster::start();
     let queue = Queue::at(&cluster.urls[0]);
     let args = ["--queue-type", "quorum", "--prefetch", "8"];
@@ -101,28 +112,26 @@ fn killing_any_node_in_the_middle_of_a_batch_costs_no_call() {
         let number = (victim + 1).to_string();
         let victim = cluster.script(&["pid", &number]).parse().unwrap();
         let input: String = (0..CALLS).map(|n| format!("{n}\n")).collect();
-        let ways = [&by_queue[..], &by_exchange];
-        let clients: Vec<Process> = (0..6)
-            .map(|n| {
-                let args =
-                    [&["-q", "--timeout", "10m", "--wait"], ways[n % 2], &["fun", "-"]].concat();
-                let mut command = client_command(&cluster.url_from(n % 3), &args);
+        let start = |way: &[&str]| {
+            [0, 1, 2].map(|n| {
+                let args = [&["-q", "--timeout", "10m", "--wait"], way, &["fun", "-"]].concat();
+                let mut command = client_command(&cluster.url_from(n), &args);
                 feed(&mut command, input.clone().into_bytes())
             })
-            .collect();
-        for client in &clients {
+        };
+        let (by_one, by_six) = (start(&by_queue), start(&by_exchange));
+        for client in by_one.iter().chain(&by_six) {
             client.await_stdout("\n50000\n");
         }
         kill(victim, "KILL");
-        let running = clients.iter().filter(|client| !client.stdout().ends_with("\n299900\n"));
-        assert!(running.count() > 0, "the batch was over too soon");
-        for client in clients {
-            let ended = client.wait_for(5 * PATIENCE);
-            let expected: String = (0..CALLS).map(|n| n * 100).map(|n| format!("{n}\n")).collect();
-            assert_eq!((ended.code(), ended.stderr.as_str()), (0, ""), "{:?}", ended.elapsed);
-            assert!(ended.stdout == expected, "wrong, missing or repeated answers");
-        }
+        let are_done = |client: &Process| client.stdout().ends_with("\n299900\n");
+        assert!(!by_one.iter().all(are_done), "the batch was over too soon");
+        assert!(!by_six.iter().all(are_done), "the batch by six queues was over too soon");
+        by_one.into_iter().for_each(expect_all);
+        // A channel that was opened just after the loss is refused by a queue that the dead node had led, until that node
+        // is back: RabbitMQ 3.10 does not ask the others.
         cluster.script(&["restart", &number]);
+        by_six.into_iter().for_each(expect_all);
     }
     for server in servers {
         server.signal("TERM");
