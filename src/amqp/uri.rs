@@ -191,8 +191,9 @@ fn parse(uri: &str) -> Result<Endpoint, String> {
         channel_max: 0,
     };
 
-    for parameter in query.unwrap_or_default().split('&').filter(|p| !p.is_empty()) {
-        apply(&mut endpoint, parameter)?;
+    let query = query.unwrap_or_default();
+    for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
+        apply(&mut endpoint, parameter, query)?;
     }
     if let Some(Tls { certfile, keyfile, .. }) = &endpoint.tls
         && certfile.is_some() != keyfile.is_some()
@@ -283,7 +284,7 @@ fn number<T: FromStr>(text: &str) -> Option<T> {
     text.parse().ok().filter(|_| !text.starts_with('+'))
 }
 
-fn apply(endpoint: &mut Endpoint, parameter: &str) -> Result<(), String> {
+fn apply(endpoint: &mut Endpoint, parameter: &str, query: &str) -> Result<(), String> {
     let (key, value) = split_at_first(parameter, '=');
     let value = decode(value.unwrap_or_default(), "query")?;
     let no_number = |most: u32| format!("its {key} is no number from 0 to {most}");
@@ -324,15 +325,40 @@ fn apply(endpoint: &mut Endpoint, parameter: &str) -> Result<(), String> {
         ("cacertfile" | "certfile" | "keyfile" | "verify" | "server_name_indication", None) => {
             return Err(format!("its {key} needs an amqps:// URI"));
         }
-        _ => {
-            return Err("it has a query parameter other than heartbeat, connection_timeout, \
-                 channel_max, auth_mechanism, cacertfile, certfile, keyfile, verify and \
-                 server_name_indication"
-                .into());
-        }
+        _ => return Err(unknown_parameter(key, query)),
     }
 
     Ok(())
+}
+
+/// The query parameters that [`apply`] knows.
+const PARAMETERS: [&str; 9] = [
+    "heartbeat",
+    "connection_timeout",
+    "channel_max",
+    "auth_mechanism",
+    "cacertfile",
+    "certfile",
+    "keyfile",
+    "verify",
+    "server_name_indication",
+];
+
+/// Returns what is wrong with a query that has the parameter `key`, which nobody knows.
+fn unknown_parameter(key: &str, query: &str) -> String {
+    // What stands before an @ may be the second half of a password with a question mark in it.
+    if query.contains('@') {
+        return format!("it has an @ behind a question mark{ENCODE}");
+    }
+    let name = key.to_ascii_lowercase();
+    let likeness = |known: &&str| strsim::jaro_winkler(&name, known);
+    let nearest = PARAMETERS.into_iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+    match nearest.filter(|known| likeness(known) > 0.7) {
+        Some(known) => format!("its query parameter \"{key}\" is unknown; did you mean {known}?"),
+        None => {
+            format!("its query parameter \"{key}\" is unknown; there are {}", PARAMETERS.join(", "))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -400,6 +426,31 @@ mod tests {
         assert_eq!(one("amqp://h?heartbeat=0").heartbeat, 0);
         assert_eq!(one("amqp://h").heartbeat, DEFAULT_HEARTBEAT);
         assert!(!one("amqps://h").tls.unwrap().verify_none);
+    }
+
+    #[test]
+    fn an_unknown_query_parameter_is_named_with_the_nearest_one() {
+        for (parameter, nearest) in [
+            ("heartbeet=3", "heartbeat"),
+            ("Heartbeat=3", "heartbeat"),
+            ("timeout=3", ""),
+            ("connect_timeout=3", "connection_timeout"),
+            ("cacert=/ca.pem", "cacertfile"),
+            ("sni=h", "server_name_indication"),
+            ("=3", ""),
+        ] {
+            let reason = parse(&format!("amqps://h?verify=verify_peer&{parameter}")).unwrap_err();
+            let key = parameter.split('=').next().unwrap();
+            let told = match nearest {
+                "" => format!("there are {}", PARAMETERS.join(", ")),
+                nearest => format!("did you mean {nearest}?"),
+            };
+            assert_eq!(reason, format!("its query parameter \"{key}\" is unknown; {told}"));
+        }
+        for parameter in PARAMETERS {
+            let known = parse(&format!("amqps://h?{parameter}=1"));
+            assert!(known.is_ok() || !known.unwrap_err().contains("unknown"), "{parameter}");
+        }
     }
 
     #[test]
@@ -499,8 +550,9 @@ mod tests {
             "amqp://[::1",
             "amqp://[s3cret]",
             "amqp://[::1]s3cret",
-            "amqp://h?s3cret",
-            "amqp://h?s3cret=1",
+            "amqp://u:1?s3cret@h",
+            "amqp://u:1?s3cret=1@h/v",
+            "amqp://u:1?s3cret=1&x@h",
             "amqp://h?heartbeat=s3cret",
             "amqp://h?heartbeat=65536",
             "amqp://h?heartbeat=",
