@@ -34,13 +34,13 @@ const SERVER_EXAMPLES: &str = "\
 Examples:
   rpc_server                            serve rpc_queue on localhost
   rpc_server --prefetch 1 --queue fast  another queue
-  rpc_server --algorithm recursive -v   slow on purpose, every AMQP step told
-  rpc_server --drill crash-before-ack   what a crash comes to
+  rpc_server --algorithm recursive -v   slow on purpose, every AMQP step printed
+  rpc_server --drill crash-before-ack   what happens after a crash
   rpc_server --procedure 'words=wc -w'  a program as a procedure
   AMQP_URL=amqp://user:password@host/vhost rpc_server
 
-SIGINT, SIGTERM and SIGHUP: the call in hand is finished and answered, then the server exits with 0; a \
-second signal ends it at once, and kills the programs that run.
+On SIGINT, SIGTERM or SIGHUP the server finishes the calls that run, answers them, and exits with 0; on \
+a second signal it kills their programs and ends at once.
 
 Exit codes: 0 stopped in good order, 64 usage, 69 queue unusable or no exchange, 70 failed, 77 access refused, \
 78 configuration.";
@@ -58,7 +58,7 @@ Examples:
   rpc_client --send-on eof --format raw thumbnail - < photo.jpg > small.png
                                         one call, whatever bytes
   find . -name '*.jpg' | rpc_client --files --output 'small/{.}.png' --skip-existing thumbnail -
-                                        a folder: files in, files out, and on where it stopped
+                                        a folder: files in, files out; goes on where it stopped
   rpc_client --wait --timeout 5m ping   wait for broker, queue, server and answer
   rpc_client -C application/json --error-at /err --result-at /response '' - < packets
                                         a service of NestJS, say; docs/interop.md has others
@@ -68,8 +68,8 @@ Exit codes: 0 all calls succeeded, 64 usage, 65 input rejected, 66 a file cannot
 69 no broker, queue or server, 70 the procedure failed, 73 an output cannot be written, 75 timed out, connection lost or unavailable, 76 not a reply, 77 access refused, \
 78 configuration; of several calls, the first failure's.
 
-A batch of more than a second tells its progress on stderr, if that is a terminal and standard output \
-a file or /dev/null.";
+A batch that takes more than a second shows its progress on stderr, if stderr is a terminal and \
+standard output is a file or /dev/null.";
 
 /// The groups of options in the helps and man pages.
 const CALLS: &str = "Calls";
@@ -81,37 +81,37 @@ const BROKER: &str = "Broker";
 /// Where the broker is, and how much to tell.
 #[derive(Debug, Args)]
 pub struct Common {
-    /// Brokers, tried in order; a password is better kept in the environment
+    /// Broker; of several, the first that answers. A password in AMQP_URL is hidden from other users
     // Parsed after the arguments: their parser's errors would show the password.
     #[arg(help_heading = BROKER, long, value_name = "URI[,URI…]", env = "AMQP_URL", hide_env_values = true)]
     #[arg(value_hint = ValueHint::Other)]
     #[arg(default_value = DEFAULT_URL, value_parser = url_or_default)]
     pub url: String,
 
-    /// Request queue
+    /// Name of the request queue
     #[arg(help_heading = BROKER, long, value_name = "NAME", default_value = "rpc_queue", value_parser = name)]
     #[arg(value_hint = ValueHint::Other)]
     pub queue: String,
 
-    /// Bound on opening a connection, handshake included
+    /// Give up connecting after this long
     #[arg(help_heading = BROKER, long, value_name = "DURATION", default_value = "5s", value_parser = positive_duration)]
     #[arg(value_hint = ValueHint::Other)]
     pub connect_timeout: Duration,
 
-    /// Name of the connection in the broker's list [default: program, host and process number]
+    /// Name that the broker shows for the connection [default: program, host and process number]
     #[arg(help_heading = BROKER, long, value_name = "NAME", value_parser = connection_name)]
     #[arg(value_hint = ValueHint::Other)]
     pub connection_name: Option<String>,
 
-    /// Have the broker confirm what is published; on without it if several brokers are given
+    /// Have the broker confirm each message (publisher confirms); always on if several brokers are given
     #[arg(help_heading = BROKER, long)]
     pub confirm: bool,
 
-    /// No transcript and no warnings; errors are told all the same
+    /// No transcript and no warnings; errors are still printed
     #[arg(help_heading = OUTPUT, short, long, overrides_with = "verbose")]
     pub quiet: bool,
 
-    /// Tell each AMQP step on stderr (-vv, -vvv: more); RUST_LOG overrides
+    /// Print each AMQP step on stderr (-vv, -vvv: more); RUST_LOG overrides it
     #[arg(help_heading = OUTPUT, short, long, action = ArgAction::Count, overrides_with = "quiet")]
     pub verbose: u8,
 }
@@ -135,8 +135,8 @@ pub fn url_or_default(url: &str) -> Result<String, Infallible> {
     Ok(if url.is_empty() { DEFAULT_URL } else { url }.into())
 }
 
-/// Answers remote procedure calls that come through a RabbitMQ queue: by fib, fun, a, b, ping, list,
-/// or by any program.
+/// Answers remote procedure calls from a RabbitMQ queue, by built-in procedures (fib, fun, a, b, ping,
+/// list) or by any program.
 #[derive(Debug, Parser)]
 #[command(name = "rpc_server", version, max_term_width = 100)]
 #[command(after_help = format!("{SERVER_EXAMPLES}\n\n{DURATION}"))]
@@ -146,7 +146,7 @@ pub struct Server {
     #[command(flatten)]
     pub common: Common,
 
-    /// Type of the request queue, used only if this server creates it
+    /// Type of the request queue, if this server has to create it
     #[arg(long, value_name = "TYPE", value_enum, default_value_t = QueueType::Classic)]
     pub queue_type: QueueType,
 
@@ -156,12 +156,12 @@ pub struct Server {
     #[arg(value_hint = ValueHint::Other)]
     pub bind: Vec<Binding>,
 
-    /// Unacknowledged requests that the broker pushes to each worker; 0: no limit
+    /// Requests a worker may hold unanswered; 0: no limit
     #[arg(long, value_name = "N", default_value_t = 1)]
     #[arg(value_hint = ValueHint::Other, value_parser = number(0, u16::MAX))]
     pub prefetch: u16,
 
-    /// Threads that answer, each with a channel of its own on the one connection
+    /// Calls answered at the same time, each by a thread with a channel of its own
     #[arg(long, value_name = "N", default_value_t = 1)]
     #[arg(value_hint = ValueHint::Other)]
     #[arg(value_parser = number::<u16>(1, 256))]
@@ -171,8 +171,8 @@ pub struct Server {
     #[command(flatten)]
     pub offers: Offers,
 
-    /// Replace a program that stays after N calls, should it leak
-    #[arg(long, value_name = "N", value_parser = number(1, u64::MAX))]
+    /// Replace a program that stays after it has answered N calls, in case it leaks
+    #[arg(long, value_name = "N", value_parser = count)]
     #[arg(value_hint = ValueHint::Other)]
     pub coprocess_calls: Option<u64>,
 
@@ -182,27 +182,27 @@ pub struct Server {
     #[arg(value_hint = ValueHint::Other)]
     pub content_type: Option<String>,
 
-    /// Bound on each program that runs, and on each call of one that stays; 0: none
+    /// End a program that takes longer than this for a call; 0: never
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = call_timeout)]
     #[arg(value_hint = ValueHint::Other)]
     pub time_limit: Duration,
 
-    /// How long a program that is to end has between SIGTERM and SIGKILL; 0: SIGKILL at once
+    /// Send SIGKILL to a program that is still there this long after SIGTERM; 0: at once
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = delay)]
     #[arg(value_hint = ValueHint::Other)]
     pub kill_delay: Duration,
 
-    /// End after N calls, of all workers together
-    #[arg(long, value_name = "N", value_parser = number(1, u64::MAX))]
+    /// Exit after N calls, counted over all workers
+    #[arg(long, value_name = "N", value_parser = count)]
     #[arg(value_hint = ValueHint::Other)]
     pub max_calls: Option<u64>,
 
-    /// End when there was nothing to do for so long
+    /// Exit after this long without a call
     #[arg(long, value_name = "DURATION", value_parser = positive_duration)]
     #[arg(value_hint = ValueHint::Other)]
     pub idle_exit: Option<Duration>,
 
-    /// Ack each request before it is called, and call none that comes redelivered: no call runs twice
+    /// Ack each request before its call, and refuse a request that comes again: no call runs twice
     #[arg(long)]
     pub at_most_once: bool,
 
@@ -212,7 +212,7 @@ pub struct Server {
     #[arg(value_hint = ValueHint::Other)]
     pub metrics: Option<SocketAddr>,
 
-    /// How fib is computed
+    /// Algorithm of fib
     #[arg(long, value_name = "NAME", value_enum, default_value_t = Algorithm::FastDoubling)]
     pub algorithm: Algorithm,
 
@@ -283,16 +283,18 @@ impl Offers {
                 .value_parser(Suggest(Offer::parse, optional_names))
                 .hide_possible_values(true)
                 .help(
-                    "Offer a program (NAME=COMMAND; '*=COMMAND' is for all other names), or of the built-in procedures only those named; may be repeated",
+                    "Offer a program as the procedure NAME; '*' is for all other names. NAME alone keeps that built-in \
+                     procedure; all others are hidden. May be repeated",
                 ),
             offer("coprocess", "NAME=COMMAND")
                 .value_parser(move |text: &str| coprocess(text, Protocol::Text))
                 .help(
-                    "Offer a program that stays: it gets each request as a line, and answers with a line; may be repeated",
+                    "Offer a program that is started once and stays: it gets a line for each request, and answers with a \
+                     line. May be repeated",
                 ),
             offer("json-coprocess", "NAME=COMMAND")
                 .value_parser(move |text: &str| coprocess(text, Protocol::Json))
-                .help("The same by JSON objects, so that any bytes go through; may be repeated"),
+                .help("The same, with a JSON object on each line, so that any bytes go through. May be repeated"),
         ]
     }
 }
@@ -349,22 +351,22 @@ pub enum Format {
     Auto,
     /// The tutorial's transcript
     Transcript,
-    /// Nothing but results, each with a newline unless it ends with one
+    /// Results alone; each ends with a newline, which is added if it is missing
     Plain,
-    /// The results' bytes, and nothing added
+    /// The results' bytes, with nothing added
     Raw,
-    /// One object a call, failed ones too
+    /// One JSON object per call, failed calls too
     Json,
 }
 
 /// What ends an argument that comes from standard input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum SendOn {
-    /// A call for each line
+    /// One call per line
     Newline,
-    /// A call for each piece that a NUL ends, as find -print0 writes them
+    /// One call per piece that ends with a NUL, as find -print0 writes them
     Nul,
-    /// One call, with all of standard input, whatever bytes
+    /// One call with all of standard input, whatever bytes it has
     Eof,
 }
 
@@ -396,29 +398,29 @@ impl InFlight {
 #[command(after_help = format!("{CLIENT_EXAMPLES}\n\n{DURATION}"))]
 #[command(args_override_self = true)]
 pub struct Client {
-    /// Name of the procedure; `list` names them; '' names none
+    /// Procedure to call; the procedure `list` names all; '' names none
     #[arg(value_parser = Suggest(short_text, built_in_names), hide_possible_values = true)]
     pub procedure: String,
 
-    /// One call for each argument; `-`: one for each line of standard input (see --send-on); none:
-    /// one call without
+    /// One call per argument; `-`: one call per line of standard input (see --send-on); no argument:
+    /// one call with an empty body
     #[arg(value_name = "ARGUMENT", allow_negative_numbers = true)]
     pub arguments: Vec<OsString>,
 
-    /// Bound on each call from its publication; 0: none
+    /// Give up a call this long after sending it, queueing included; 0: never
     #[arg(help_heading = CALLS, long, value_name = "DURATION", default_value = "30s", value_parser = call_timeout)]
     #[arg(value_hint = ValueHint::Other)]
     pub timeout: Duration,
 
-    /// Wait, up to the timeout, for a broker, a queue and a server instead of failing at once
+    /// Wait for a broker, a queue and a server, up to --timeout, instead of failing at once
     #[arg(help_heading = CALLS, long)]
     pub wait: bool,
 
-    /// Do not send unanswered calls again after a lost connection
+    /// If the connection is lost, do not send unanswered calls again
     #[arg(help_heading = CALLS, long)]
     pub no_retry: bool,
 
-    /// Try a call again, up to N times, if it failed in a way that may pass (exit code 75: timed out,
+    /// Make a failed call again, up to N times, if the failure may pass (exit code 75: timed out,
     /// unavailable, connection lost or blocked)
     #[arg(help_heading = CALLS, long, value_name = "N", default_value_t = 0)]
     #[arg(value_hint = ValueHint::Other, value_parser = number(0, u32::MAX))]
@@ -443,7 +445,7 @@ pub struct Client {
     #[arg(help_heading = CALLS, long, value_name = "POINTER", value_hint = ValueHint::Other)]
     pub result_at: Option<Pointer>,
 
-    /// End at the first failure, with its code: make no more calls, and give up those after it
+    /// Stop at the first failure and exit with its code: make no more calls, and drop those after it
     #[arg(help_heading = BATCHES, long)]
     pub fail_fast: bool,
 
@@ -454,21 +456,21 @@ pub struct Client {
     #[arg(value_parser = Suggest(in_flight, || vec![InFlight::AUTO]), hide_possible_values = true)]
     pub in_flight: InFlight,
 
-    /// Write each result when it comes: no call waits for an earlier one
+    /// Write each result as it comes, without waiting for earlier calls
     #[arg(help_heading = BATCHES, long)]
     pub unordered: bool,
 
     /// Make each call N times
     #[arg(help_heading = BATCHES, long, value_name = "N", default_value_t = 1)]
     #[arg(value_hint = ValueHint::Other)]
-    #[arg(value_parser = number(1, u64::MAX))]
+    #[arg(value_parser = count)]
     pub repeat: u64,
 
-    /// What ends an argument on standard input, where `-` is among the arguments [default: newline]
+    /// How `-` splits standard input into calls [default: newline]
     #[arg(help_heading = INPUT, long, value_name = "END", value_enum)]
     pub send_on: Option<SendOn>,
 
-    /// Each argument names a file, and what is in it is sent
+    /// Take each argument as the name of a file, and send the file's content
     #[arg(help_heading = INPUT, long)]
     pub files: bool,
 
@@ -478,12 +480,11 @@ pub struct Client {
     #[arg(value_parser = OsStringValueParser::new().try_map(template))]
     pub output: Option<Template>,
 
-    /// Do not make calls whose output file exists: after Ctrl-C the same command goes on where it
-    /// stopped
+    /// Skip calls whose output file exists: after Ctrl-C, the same command goes on where it stopped
     #[arg(help_heading = OUTPUT, long, requires = "output")]
     pub skip_existing: bool,
 
-    /// Tell calls per second and latencies on stderr at the end
+    /// Print calls per second and latencies on stderr at the end
     #[arg(help_heading = OUTPUT, long)]
     pub stats: bool,
 
@@ -645,6 +646,11 @@ fn routing_key(text: &str) -> Result<Template, String> {
     }
 }
 
+/// Parses how often something is done: once or more.
+fn count(text: &str) -> Result<u64, String> {
+    number(1, u64::MAX)(text).map_err(|_| "a whole number, 1 or more, is wanted".into())
+}
+
 /// Parses a template for the names of files.
 fn template(text: OsString) -> Result<Template, &'static str> {
     match text.is_empty() {
@@ -751,10 +757,10 @@ fn drill(text: &str) -> Result<Drill, String> {
 fn call_timeout(text: &str) -> Result<Duration, String> {
     match duration(text)? {
         long if long > MAX_EXPIRATION => {
-            Err("at most 49 days, RabbitMQ's longest expiration; 0 is no bound".into())
+            Err("the longest is 49 days, RabbitMQ's longest expiration; 0 means no limit".into())
         }
         short if short > Duration::ZERO && short.as_millis() == 0 => {
-            Err("at least 1ms; 0 is no bound".into())
+            Err("the shortest is 1ms; 0 means no limit".into())
         }
         duration => Ok(duration),
     }
@@ -821,9 +827,16 @@ mod tests {
             let reason = number(0_u8, 3)(text).expect_err(text);
             assert_eq!(reason, "a whole number from 0 to 3 is wanted", "{text}");
         }
-        for option in ["--retries=x", "--in-flight=0", "--repeat=x"] {
+        for (option, range) in [
+            ("--retries=x", " from 0 to 4294967295"),
+            ("--in-flight=0", " from 1 to 65535"),
+            ("--repeat=0", ", 1 or more,"),
+        ] {
             let error = Client::try_parse_from(["rpc_client", option, "fib"]).unwrap_err();
-            assert!(error.to_string().contains(": a whole number from "), "{error}");
+            assert!(
+                error.to_string().contains(&format!(": a whole number{range} is wanted")),
+                "{error}"
+            );
         }
     }
 

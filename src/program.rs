@@ -33,13 +33,14 @@ pub fn main<T: Program>(
 
     let (arguments, common, url_is_visible) = match parsed {
         Ok(parsed) => parsed,
-        // clap's own rule for this takes AMQP_URL for an argument.
+        // clap's own usage names --url if AMQP_URL is set.
         Err(error)
             if error.kind() == ErrorKind::MissingRequiredArgument
                 && std::env::args_os().len() <= 1 =>
         {
-            let _ = write!(std::io::stderr(), "{}", T::command().render_long_help());
-            return ExitCode::from(FailureKind::Usage.code());
+            let missing =
+                format!("a procedure is missing, as in {program} fib 30; {program} list names all");
+            return show_parse_error(program, &T::command().error(error.kind(), missing));
         }
         Err(error) => return show_parse_error(program, &error),
     };

@@ -21,7 +21,7 @@ const README: &str = include_str!("../README.md");
 const RENEW: &str = "UPDATE=1 cargo test --locked --test shell";
 
 /// When the texts below were last worked on. A man page has a date, and it cannot be today's.
-const DATE: &str = "2026-11-20";
+const DATE: &str = "2026-11-29";
 
 /// What a man page has and the definitions have not. `Text` in backquotes is bold.
 struct Page {
@@ -34,8 +34,8 @@ struct Page {
 const PROCEDURES: &str = "The procedures are `fib` (exact for any n), `fun` (100 times its \
 argument), `a` and `b` (their own names), `ping` (pong) and `list` (the names).";
 
-const AMQP_URL: &str = "The brokers, as in `--url`, which overrides it; here a password stays out \
-of the process list. A URI is `amqp://user:password@host:port/vhost?query`, or `amqps` for TLS, and \
+const AMQP_URL: &str = "The brokers, as for `--url`, which overrides it; a password here is not in \
+the process list. A URI is `amqp://user:password@host:port/vhost?query`, or `amqps` for TLS, and \
 all but the scheme may be left out. Reserved characters are percent-encoded: a vhost a/b is a%2Fb. \
 The query takes `heartbeat`, `connection_timeout`, `channel_max`, `auth_mechanism` and, for amqps, \
 `cacertfile`, `certfile`, `keyfile`, \
@@ -68,9 +68,10 @@ fn server_page() -> Page {
     Page {
         synopsis: "rpc_server [OPTION]...",
         description: &[
-            "`rpc_server` is the server of RabbitMQ's tutorial six. It takes requests from a queue, \
-             computes, and publishes each result to the queue that the request names in reply_to, \
-             with the request's correlation_id; then it acknowledges the request.",
+            "`rpc_server` answers remote procedure calls. As the server of RabbitMQ's tutorial six does, it \
+             takes requests from a queue, computes, and publishes each result to the queue that the \
+             request names in reply_to, with the request's correlation_id; then it acknowledges the \
+             request.",
             PROCEDURES,
             "`--procedure NAME=COMMAND` offers a program, which gets the argument as its standard input \
              and answers by its standard output. COMMAND is split into words as a shell does, without \
@@ -78,10 +79,10 @@ fn server_page() -> Page {
              argument, 75 that another attempt may succeed, anything else that it failed; the error's \
              sentence is the last line of its standard error.",
             "A request queue that exists is used as it is; otherwise the server creates it, durable. \
-             A connection that is lost, or a broker that is not there yet, is tried again, with \
-             backoff, through the list of brokers.",
-            "At the first SIGINT, SIGTERM or SIGHUP, the calls in hand are finished and answered, and the \
-             server exits with 0; a second one kills the programs that run and ends it at once.",
+             If the connection is lost, or no broker is there yet, the server tries again, with growing \
+             pauses, through the list of brokers.",
+            "On SIGINT, SIGTERM or SIGHUP the server finishes the calls that run, answers them, and exits \
+             with 0; on a second signal it kills their programs and ends at once.",
             cli::DURATION,
         ],
         exit_status,
@@ -98,17 +99,17 @@ fn client_page() -> Page {
     Page {
         synopsis: "rpc_client [OPTION]... PROCEDURE [ARGUMENT]...",
         description: &[
-            "`rpc_client` is the client of RabbitMQ's tutorial six. It publishes a request for each \
-             ARGUMENT to the request queue, all on one connection, waits for the replies, and writes \
-             the results in the order of the arguments: on a terminal as the tutorial's transcript, \
-             elsewhere alone. A call that fails is told on standard error, and does not stop the rest \
-             unless `--fail-fast` says so: then no more calls are made, those before it are awaited, \
-             and those after it are given up.",
+            "`rpc_client` makes remote procedure calls. As the client of RabbitMQ's tutorial six does, it \
+             publishes a request to the request queue and waits for the reply; here one request for each \
+             ARGUMENT, all on one connection. It writes the results in the order of the arguments: on a \
+             terminal as the tutorial's transcript, elsewhere the results alone. A call that fails \
+             leaves a line on standard error and does not stop the rest. With `--fail-fast` it does: no \
+             more calls are made, those before it are awaited, and those after it are dropped.",
             PROCEDURES,
-            "Calls that are unanswered when the connection is lost go out again on a new one, within \
-             each call's own time limit, so that a procedure may run twice.",
-            "A batch of more than a second tells its progress on standard error, if that is a terminal \
-             (not with TERM=dumb, nor with `--quiet`) and standard output is a file or /dev/null.",
+            "If the connection is lost, unanswered calls are sent again on a new one, within their time \
+             limits. So a procedure may run twice.",
+            "A batch that takes more than a second shows its progress on standard error, if that is a \
+             terminal and standard output is a file or /dev/null; not with TERM=dumb, nor with `--quiet`.",
             cli::DURATION,
         ],
         exit_status: rows.collect(),

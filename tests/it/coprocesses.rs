@@ -164,7 +164,7 @@ fn what_cannot_be_offered() {
         (&["--coprocess=fib"], "a program is offered by NAME=COMMAND\n"),
         (&["--coprocess=ping=cat"], "ping is always the built-in procedure: take another name\n"),
         (&["--json-coprocess=p=cat '"], "a quote is open\n"),
-        (&["--coprocess=p=cat", "--coprocess-calls=0"], "a whole number from 1 to"),
+        (&["--coprocess=p=cat", "--coprocess-calls=0"], "a whole number, 1 or more,"),
         (
             &["--coprocess-calls=1", "--procedure=p=cat"],
             "--coprocess-calls is about programs that stay",
