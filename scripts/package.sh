@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes what a release has, in the folder target/package: a tar archive with the programs, man pages, completions,
-# the unit for systemd, licences and README; on Debian and Ubuntu a package of the same; and their SHA-256 sums.
+# the unit for systemd, licences, README and CHANGELOG; on Debian and Ubuntu a package of the same; and their SHA-256 sums.
 #
 # usage: package.sh [--static | --try]
 #   --static   programs that do not even need the C library, for which Rust's musl target has to be installed
@@ -34,7 +34,7 @@ archive() {
     mkdir -p "$folder/$name/bin" "$folder/$name/share"
     (cd "$release" && cp "${programs[@]}" "$folder/$name/bin")
     cp -R share/. "$folder/$name/share"
-    cp README.md LICENSE-* "$folder/$name"
+    cp README.md CHANGELOG.md LICENSE-* "$folder/$name"
     echo "$2" >"$folder/$name/REQUIREMENTS"
     # The same commit makes the same archive.
     tar -C "$folder" -cf - --sort=name --owner=0 --group=0 --numeric-owner \

@@ -84,7 +84,9 @@ fn its_transcript_is_the_programs() {
 fn what_the_documents_link_to_is_there() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut documents: Vec<PathBuf> =
-        ["README.md", "CONTRIBUTING.md", "SECURITY.md"].map(|name| root.join(name)).into();
+        ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
+            .map(|name| root.join(name))
+            .into();
     documents.extend(fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path()));
     documents.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
     for document in documents {
