@@ -162,6 +162,7 @@ need_command() {
 # a service with a database, of which only this one file is wanted: it goes into the folder of cargo's results.
 need_promtool() {
     local tools=$target/tools
+    # shellcheck disable=SC2031  # another shell's
     PATH=$PATH:$tools
     if have promtool; then return; fi
     case $(package_manager) in
