@@ -409,11 +409,15 @@ clean_up_at_exit() {
     trap 'exit 143' TERM
 }
 
-# become COMMAND…: with Ctrl-C not ignored, as shells make their background commands do; old bashes cannot undo that.
+# become SIGNALS COMMAND…: with these not ignored. Shells make their background commands ignore Ctrl-C, and nohup makes what
+# it runs ignore the end of its terminal; old bashes cannot undo that.
 become() {
+    local signals=$1
+    shift
     # shellcheck disable=SC2016  # Perl's variables
-    if have perl; then exec perl -e '$SIG{INT} = $SIG{QUIT} = "DEFAULT"; exec {$ARGV[0]} @ARGV; exit 127' -- "$@"; fi
-    trap - INT QUIT
+    if have perl; then exec perl -e '@SIG{split " ", shift} = ("DEFAULT") x 9; exec {$ARGV[0]} @ARGV; exit 127' -- "$signals" "$@"; fi
+    # shellcheck disable=SC2086  # a list of names
+    trap - $signals
     exec "$@"
 }
 
@@ -443,7 +447,7 @@ run() {
     node_ready
     export AMQP_URL=$url BROKER_DIR
     if [ -n "$tls" ]; then export AMQPS_URL TLS_DIR=$node/tls && AMQPS_URL=$(tls_url); fi
-    run_command "$@"
+    run_command 'INT QUIT' "$@"
 }
 
 guard() {
@@ -451,7 +455,8 @@ guard() {
     case ${1-} in '' | -*) wrong_usage 'guard: which command?' ;; esac
     type -P "$1" >/dev/null || fail 127 "command not found: $1"
     make_run_dir
-    run_command "$@"
+    # It is for tests, whose servers end with their terminals.
+    run_command 'INT QUIT HUP' "$@"
 }
 
 # Makes the folder where the nodes that the command starts are written down.
@@ -462,6 +467,7 @@ make_run_dir() {
     export BROKER_RUN_DIR=$run_dir
 }
 
+# run_command SIGNALS COMMAND…: see become.
 run_command() {
     local code=0
     # In the background, because traps wait for a command in the foreground.
