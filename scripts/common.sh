@@ -195,10 +195,16 @@ need_python() {
     python_works || fail 69 "python3 on PATH, $(command -v python3), is not $what; put one that is first on PATH"
 }
 
-# install_pika FOLDER: Python's AMQP client, in a virtual environment that is made anew when another version is wanted.
+# install_pika FOLDER: Python's AMQP client.
 install_pika() {
-    local folder=$1 wanted=benches/peers/pika/requirements.txt
-    if cmp -s "$wanted" "$folder/installed" && "$folder/bin/python" -c 'import pika' 2>/dev/null; then return; fi
+    install_python "$1" benches/peers/pika/requirements.txt pika
+}
+
+# install_python FOLDER REQUIREMENTS MODULE: into a virtual environment, which is made anew when other versions are wanted, or
+# when MODULE cannot be imported from it.
+install_python() {
+    local folder=$1 wanted=$2 module=$3
+    if cmp -s "$wanted" "$folder/installed" && "$folder/bin/python" -c "import $module" 2>/dev/null; then return; fi
     need_python
     rm -rf "$folder" && python3 -m venv "$folder" && pip_install "$folder" "$wanted" && cp "$wanted" "$folder/installed"
 }

@@ -12,16 +12,6 @@ here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 # shellcheck source=scripts/common.sh
 . "$here/common.sh"
 
-# In a virtual environment that is made anew when another version is wanted.
-install_pyte() {
-    local folder=$1 wanted=scripts/record.txt
-    if cmp -s "$wanted" "$folder/installed" && "$folder/bin/python" -c 'import pyte' 2>/dev/null; then return; fi
-    need_python
-    rm -rf "$folder" && python3 -m venv "$folder" &&
-        "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r "$wanted" &&
-        cp "$wanted" "$folder/installed"
-}
-
 programs=''
 case ${1-} in
     -h | --help)
@@ -43,7 +33,7 @@ if [ -z "$programs" ]; then
     cargo build --quiet --release --locked || fail 70 'the build failed, see above'
     programs=$target/release
 fi
-install_pyte "$target/record" || fail 69 'could not install pyte, see above'
+install_python "$target/record" scripts/record.txt pyte || fail 69 'could not install pyte, see above'
 # A broker that is there already may have servers on the default queue.
 unset AMQP_URL BROKER_DIR
 exec "$here/broker.sh" run -- "$target/record/bin/python" "$here/record.py" "$programs" "$picture"

@@ -150,8 +150,7 @@ pub struct Server {
     #[arg(long, value_name = "TYPE", value_enum, default_value_t = QueueType::Classic)]
     pub queue_type: QueueType,
 
-    /// Have an exchange hand on to the request queue what is published to it with this key; may be
-    /// repeated
+    /// Bind the request queue to EXCHANGE with the routing key KEY; may be repeated
     #[arg(long, value_name = "EXCHANGE:KEY", value_parser = Binding::parse)]
     #[arg(value_hint = ValueHint::Other)]
     pub bind: Vec<Binding>,
@@ -176,8 +175,8 @@ pub struct Server {
     #[arg(value_hint = ValueHint::Other)]
     pub coprocess_calls: Option<u64>,
 
-    /// What results are said to be [default: text/plain or application/octet-stream, by their bytes].
-    /// With a type of JSON, an error is JSON too
+    /// Content type of results; with a JSON type, errors are JSON too [default: text/plain or
+    /// application/octet-stream, by their bytes]
     #[arg(long, value_name = "TYPE", value_parser = name)]
     #[arg(value_hint = ValueHint::Other)]
     pub content_type: Option<String>,
@@ -206,8 +205,8 @@ pub struct Server {
     #[arg(long)]
     pub at_most_once: bool,
 
-    /// Tell numbers by HTTP, for Prometheus, at /metrics, and at /healthz whether all workers consume; without ADDRESS, on
-    /// loopback
+    /// Serve /metrics (numbers for Prometheus) and /healthz (whether all workers consume) over HTTP; without
+    /// ADDRESS, on 127.0.0.1
     #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = metrics_address)]
     #[arg(value_hint = ValueHint::Other)]
     pub metrics: Option<SocketAddr>,
@@ -283,7 +282,7 @@ impl Offers {
                 .value_parser(Suggest(Offer::parse, optional_names))
                 .hide_possible_values(true)
                 .help(
-                    "Offer a program as the procedure NAME; '*' is for all other names. NAME alone keeps that built-in \
+                    "Offer a program as the procedure NAME; '*' stands for all other names. NAME alone keeps that built-in \
                      procedure; all others are hidden. May be repeated",
                 ),
             offer("coprocess", "NAME=COMMAND")
@@ -398,7 +397,7 @@ impl InFlight {
 #[command(after_help = format!("{CLIENT_EXAMPLES}\n\n{DURATION}"))]
 #[command(args_override_self = true)]
 pub struct Client {
-    /// Procedure to call; the procedure `list` names all; '' names none
+    /// Procedure to call; the procedure `list` names all; '' sends no name
     #[arg(value_parser = Suggest(short_text, built_in_names), hide_possible_values = true)]
     pub procedure: String,
 
@@ -426,22 +425,22 @@ pub struct Client {
     #[arg(value_hint = ValueHint::Other, value_parser = number(0, u32::MAX))]
     pub retries: u32,
 
-    /// What each request's body is, as the server is told; '' tells nothing [default: text/plain, or
-    /// application/octet-stream if it is not UTF-8]
+    /// Content type of each request; '' sends none [default: text/plain, or application/octet-stream if the
+    /// argument is not UTF-8]
     #[arg(help_heading = CALLS, short = 'C', long, value_name = "TYPE", value_parser = short_text)]
     #[arg(value_hint = ValueHint::Other)]
     pub content_type: Option<String>,
 
-    /// A header of each request, a string; may be repeated
+    /// Send a header with each request, as a string; may be repeated
     #[arg(help_heading = CALLS, short = 'H', long = "header", value_name = "NAME: VALUE")]
     #[arg(value_hint = ValueHint::Other)]
     pub headers: Vec<Header>,
 
-    /// A reply whose JSON has something at POINTER, such as /err, or VALUE there, is an error
+    /// Fail a call if its reply's JSON has something at POINTER (a JSON pointer such as /err), or VALUE there
     #[arg(help_heading = CALLS, long, value_name = "POINTER[=VALUE]", value_hint = ValueHint::Other)]
     pub error_at: Option<ErrorAt>,
 
-    /// The result is what a reply's JSON has at POINTER: a string as it is, anything else as JSON
+    /// Take what a reply's JSON has at POINTER as the result: a string as it is, anything else as JSON
     #[arg(help_heading = CALLS, long, value_name = "POINTER", value_hint = ValueHint::Other)]
     pub result_at: Option<Pointer>,
 
@@ -449,9 +448,9 @@ pub struct Client {
     #[arg(help_heading = BATCHES, long)]
     pub fail_fast: bool,
 
-    /// Calls under way at a time; auto: up to 64, one for each consumer, and behind them as many as are
-    /// answered in a quarter of --timeout. Results are written in order, so a slow call holds back those behind
-    /// it, and those count too; --unordered ends that
+    /// Calls under way at a time; auto: one for each consumer, and behind them as many as are answered in a
+    /// quarter of --timeout, up to 64 in all. Results are written in order, so finished calls that wait for a
+    /// slow one count too, except with --unordered
     #[arg(help_heading = BATCHES, long, value_name = "N", default_value = InFlight::AUTO)]
     #[arg(value_parser = Suggest(in_flight, || vec![InFlight::AUTO]), hide_possible_values = true)]
     pub in_flight: InFlight,
@@ -492,12 +491,12 @@ pub struct Client {
     #[arg(help_heading = OUTPUT, long, value_enum, default_value_t = Format::Auto)]
     pub format: Format,
 
-    /// Exchange for the requests, in place of a queue; '' is the default one
+    /// Publish requests to this exchange instead of to a queue; '' is the default exchange
     #[arg(help_heading = BROKER, short, long, value_name = "NAME", conflicts_with = "queue")]
     #[arg(value_hint = ValueHint::Other, value_parser = short_text)]
     pub exchange: Option<String>,
 
-    /// Routing key of the requests, with the placeholders of --output [default: empty]
+    /// Routing key of the requests; may have the placeholders of --output [default: empty]
     #[arg(help_heading = BROKER, short, long, value_name = "TEMPLATE", requires = "exchange")]
     #[arg(value_hint = ValueHint::Other, value_parser = routing_key)]
     pub routing_key: Option<Template>,
