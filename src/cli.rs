@@ -65,7 +65,7 @@ Examples:
   rpc_client list                       the procedures that the server offers
 
 Exit codes: 0 all calls succeeded, 64 usage, 65 input rejected, 66 a file cannot be read, \
-69 no broker, queue or server, 70 the procedure failed, 73 an output cannot be written, 75 timed out, connection lost or unavailable, 76 not a reply, 77 access refused, \
+69 no broker, exchange, queue or server, 70 the procedure failed, 73 an output cannot be written, 75 timed out, connection lost or unavailable, 76 not a reply, 77 access refused, \
 78 configuration; of several calls, the first failure's.
 
 A batch that takes more than a second shows its progress on stderr, if stderr is a terminal and \
