@@ -1,10 +1,10 @@
 complete -c rpc_client -l timeout -d 'Give up a call this long after sending it, queueing included; 0: never' -r -f
 complete -c rpc_client -l retries -d 'Make a failed call again, up to N times, if the failure may pass (exit code 75: timed out, unavailable, connection lost or blocked)' -r -f
-complete -c rpc_client -s C -l content-type -d 'What each request\'s body is, as the server is told; \'\' tells nothing [default: text/plain, or application/octet-stream if it is not UTF-8]' -r -f
-complete -c rpc_client -s H -l header -d 'A header of each request, a string; may be repeated' -r -f
-complete -c rpc_client -l error-at -d 'A reply whose JSON has something at POINTER, such as /err, or VALUE there, is an error' -r -f
-complete -c rpc_client -l result-at -d 'The result is what a reply\'s JSON has at POINTER: a string as it is, anything else as JSON' -r -f
-complete -c rpc_client -l in-flight -d 'Calls under way at a time; auto: up to 64, one for each consumer, and behind them as many as are answered in a quarter of --timeout. Results are written in order, so a slow call holds back those behind it, and those count too; --unordered ends that' -r -f -a "auto\t''"
+complete -c rpc_client -s C -l content-type -d 'Content type of each request; \'\' sends none [default: text/plain, or application/octet-stream if the argument is not UTF-8]' -r -f
+complete -c rpc_client -s H -l header -d 'Send a header with each request, as a string; may be repeated' -r -f
+complete -c rpc_client -l error-at -d 'Fail a call if its reply\'s JSON has something at POINTER (a JSON pointer such as /err), or VALUE there' -r -f
+complete -c rpc_client -l result-at -d 'Take what a reply\'s JSON has at POINTER as the result: a string as it is, anything else as JSON' -r -f
+complete -c rpc_client -l in-flight -d 'Calls under way at a time; auto: one for each consumer, and behind them as many as are answered in a quarter of --timeout, up to 64 in all. Results are written in order, so finished calls that wait for a slow one count too, except with --unordered' -r -f -a "auto\t''"
 complete -c rpc_client -l repeat -d 'Make each call N times' -r -f
 complete -c rpc_client -l send-on -d 'How `-` splits standard input into calls [default: newline]' -r -f -a "newline\t'One call per line'
 nul\t'One call per piece that ends with a NUL, as find -print0 writes them'
@@ -15,8 +15,8 @@ transcript\t'The tutorial\'s transcript'
 plain\t'Results alone; each ends with a newline, which is added if it is missing'
 raw\t'The results\' bytes, with nothing added'
 json\t'One JSON object per call, failed calls too'"
-complete -c rpc_client -s e -l exchange -d 'Exchange for the requests, in place of a queue; \'\' is the default one' -r -f
-complete -c rpc_client -s r -l routing-key -d 'Routing key of the requests, with the placeholders of --output [default: empty]' -r -f
+complete -c rpc_client -s e -l exchange -d 'Publish requests to this exchange instead of to a queue; \'\' is the default exchange' -r -f
+complete -c rpc_client -s r -l routing-key -d 'Routing key of the requests; may have the placeholders of --output [default: empty]' -r -f
 complete -c rpc_client -l url -d 'Broker; of several, the first that answers. A password in AMQP_URL is hidden from other users' -r -f
 complete -c rpc_client -l queue -d 'Name of the request queue' -r -f
 complete -c rpc_client -l connect-timeout -d 'Give up connecting after this long' -r -f
