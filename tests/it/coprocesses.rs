@@ -542,14 +542,14 @@ fn what_an_object_has() {
     assert!(limit > 30.0 && limit <= 60.0, "{limit}");
     let expected = serde_json::json!({
         "procedure": "p", "argument": "a\n\"\0é", "correlation_id": "one\ntwo", "content_type": "text/plain",
-        "redelivered": false, "time_limit": null,
+        "headers": {}, "routing_key": queue.name(), "type": null, "redelivered": false, "time_limit": null,
     });
     assert_eq!(found, expected);
     let mut found = object(b"caf\xe9", AmqpProperties::default());
     found["time_limit"].take();
     let expected = serde_json::json!({
         "procedure": "p", "argument_base64": "Y2Fm6Q==", "correlation_id": null, "content_type": null,
-        "redelivered": false, "time_limit": null,
+        "headers": {}, "routing_key": queue.name(), "type": null, "redelivered": false, "time_limit": null,
     });
     assert_eq!(found, expected);
     server.stop().expect_no_warnings();

@@ -61,6 +61,7 @@ impl Tls {
         copy(certificate, "server.pem");
         copy(key, "server.key");
         self.node.eval("ssl:clear_pem_cache().");
+        self.node.retire();
     }
 
     #[track_caller]

@@ -143,6 +143,12 @@ impl Node {
         self.script(&[&["ctl"], args].concat())
     }
 
+    /// Has it ended after this test: what the test does to it cannot be undone.
+    #[allow(dead_code, reason = "for the tests of certificates")]
+    pub fn retire(&self) {
+        self.is_set_up.store(true, Ordering::Relaxed);
+    }
+
     /// Starts it again after its process was killed.
     #[track_caller]
     pub fn restart(&self) {
@@ -158,7 +164,7 @@ impl Node {
     #[track_caller]
     pub fn script(&self, args: &[&str]) -> String {
         if args[0] == "ctl" && !is_undone(&args[1..]) {
-            self.is_set_up.store(true, Ordering::Relaxed);
+            self.retire();
         }
         self.broker.script(args)
     }
