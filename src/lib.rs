@@ -18,7 +18,7 @@
 //! | [`procedure`] | name → function or program (each kind is a variant of one enum), and what can go wrong in it |
 //! | [`coprocess`] | programs that stay: started with the server, asked and answering by lines, started anew |
 //! | [`command`] | programs: started, fed, read, bounded, reaped, and killed with all that they started |
-//! | [`headers`] | a message's headers as JSON |
+//! | [`json_headers`] | a message's headers as JSON |
 //! | [`cancellation`] | ends a call that is being computed |
 //! | [`fib`] | Fibonacci numbers |
 //! | [`remedies`] | what is told of an error of [`amqp`]: what helps, and the exit code |
@@ -42,8 +42,8 @@ pub mod drill;
 pub mod error;
 pub mod fib;
 pub mod header;
-pub mod headers;
 pub mod json_error;
+pub mod json_headers;
 pub mod metrics;
 mod mutex;
 pub mod pointer;

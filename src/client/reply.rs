@@ -4,7 +4,7 @@
 use crate::cli;
 use crate::client::call::Outcome;
 use crate::error::{ErrorKind, Failure, FailureKind};
-use crate::headers::Headers;
+use crate::json_headers::Headers;
 use crate::pointer::{ErrorAt, Pointer, text_of};
 use crate::protocol::Reply;
 use amiquip::{AmqpProperties, FieldTable};

@@ -1,7 +1,7 @@
 //! What a program is told of its request beside the input: in environment variables, or in the object that a program which
 //! stays gets.
 
-use crate::headers::{self, Headers};
+use crate::json_headers::{self, Headers};
 use crate::terminal::text::excerpt;
 use amiquip::FieldTable;
 use log::warn;
@@ -33,7 +33,7 @@ impl<'a> About<'a> {
             warn!(
                 "the headers of a request for \"{}\" are over {} KiB of JSON, and are kept from the program",
                 excerpt(self.procedure.as_bytes()),
-                headers::LIMIT >> 10
+                json_headers::LIMIT >> 10
             );
         }
         headers

@@ -2,7 +2,7 @@
 
 use crate::command::{Invocation, memory};
 use crate::error::{ErrorKind, Failure};
-use crate::headers::Headers;
+use crate::json_headers::Headers;
 use base64::prelude::{BASE64_STANDARD, Engine};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
