@@ -127,6 +127,21 @@ impl Collector for Snapshot {
         let mut families = Families(encoder);
         let version = [("version", env!("CARGO_PKG_VERSION"))];
         families.info("build", "The version of the program.", &version)?;
+        self.encode_calls(&mut families)?;
+        self.encode_connection(&mut families)?;
+        self.encode_programs(&mut families)?;
+        families.counters(
+            "lines_left_out",
+            "Lines of the log (stderr) and the transcript (stdout) that nobody read, and that were left out.",
+            [("stderr", self.left_out.stderr), ("stdout", self.left_out.stdout)]
+                .into_iter()
+                .map(|(stream, lines)| ([("stream", stream)], lines)),
+        )
+    }
+}
+
+impl Snapshot {
+    fn encode_calls(&self, families: &mut Families<'_>) -> fmt::Result {
         families.counters(
             "calls",
             "Calls that have ended, by procedure and by how they have ended.",
@@ -155,7 +170,10 @@ impl Collector for Snapshot {
             "requests_dropped",
             "Requests that got no answer, by reason.",
             self.dropped.iter().map(|(reason, requests)| ([("reason", reason.name())], *requests)),
-        )?;
+        )
+    }
+
+    fn encode_connection(&self, families: &mut Families<'_>) -> fmt::Result {
         families.gauge("workers", "Workers that there are to be.", self.workers)?;
         families.gauge("workers_consuming", "Workers that consume.", self.workers_consuming)?;
         families.gauge(
@@ -163,27 +181,24 @@ impl Collector for Snapshot {
             "Whether the server is connected to a broker: 1 or 0.",
             self.is_connected.into(),
         )?;
-        families.counter("reconnects", "Connections after the first one.", self.reconnects)?;
+        families.counter("reconnects", "Connections after the first one.", self.reconnects)
+    }
+
+    fn encode_programs(&self, families: &mut Families<'_>) -> fmt::Result {
+        fn by_procedure(
+            started: &[(String, u64)],
+        ) -> impl Iterator<Item = ([(&'static str, &str); 1], u64)> {
+            started.iter().map(|(name, count)| ([("procedure", name.as_str())], *count))
+        }
         families.counters(
             "programs_started",
             "Programs that were started for a call, by procedure.",
-            self.programs_started
-                .iter()
-                .map(|(name, count)| ([("procedure", name.as_str())], *count)),
+            by_procedure(&self.programs_started),
         )?;
         families.counters(
             "coprocesses_started",
             "Programs that stay and were started, by procedure.",
-            self.coprocesses_started
-                .iter()
-                .map(|(name, count)| ([("procedure", name.as_str())], *count)),
-        )?;
-        families.counters(
-            "lines_left_out",
-            "Lines of the log (stderr) and the transcript (stdout) that nobody read, and that were left out.",
-            [("stderr", self.left_out.stderr), ("stdout", self.left_out.stdout)]
-                .into_iter()
-                .map(|(stream, lines)| ([("stream", stream)], lines)),
+            by_procedure(&self.coprocesses_started),
         )
     }
 }
