@@ -97,7 +97,7 @@ impl Default for Calls {
 /// What one server counts of itself, from its start.
 #[derive(Debug)]
 pub struct Metrics {
-    /// By procedure, [`UNKNOWN`] among them.
+    /// By procedure, [`UNKNOWN`] among them unless all names are offered.
     calls: BTreeMap<String, Calls>,
     calls_in_progress: AtomicU64,
     calls_redelivered: AtomicU64,
@@ -114,9 +114,14 @@ pub struct Metrics {
 impl Metrics {
     /// Returns the numbers, all 0, of a server with so many workers that offers these procedures.
     pub fn new<'a>(procedures: impl Iterator<Item = &'a str>, workers: u16) -> Metrics {
-        let names = procedures.chain([UNKNOWN]);
+        let by_name = procedures.map(|name| (name.to_owned(), Calls::default()));
+        let mut calls: BTreeMap<_, _> = by_name.collect();
+        // Where all names are offered, none is unknown.
+        if !calls.contains_key(procedure::ANY) {
+            calls.entry(UNKNOWN.into()).or_default();
+        }
         Metrics {
-            calls: names.map(|name| (name.to_owned(), Calls::default())).collect(),
+            calls,
             calls_in_progress: AtomicU64::new(0),
             calls_redelivered: AtomicU64::new(0),
             dropped: Default::default(),
@@ -135,7 +140,7 @@ impl Metrics {
             self.calls_redelivered.fetch_add(1, Relaxed);
         }
         let calls = self.calls.get(procedure).or_else(|| self.calls.get(procedure::ANY));
-        // `new` has put it there.
+        // `new` has put one of the two there.
         calls.unwrap_or_else(|| &self.calls[UNKNOWN])
     }
 
@@ -242,8 +247,10 @@ mod tests {
         assert_eq!((results("fib"), results(UNKNOWN), metrics.calls.len()), (1, 3, 2));
 
         let metrics = Metrics::new(["fib", procedure::ANY].into_iter(), 1);
-        let by_any = metrics.begin_call("fibb", false);
-        assert!(std::ptr::eq(by_any, &metrics.calls[procedure::ANY]));
+        for name in ["fibb", "", UNKNOWN] {
+            let by_any = metrics.begin_call(name, false);
+            assert!(std::ptr::eq(by_any, &metrics.calls[procedure::ANY]), "{name}");
+        }
     }
 
     #[test]
