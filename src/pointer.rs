@@ -1,8 +1,9 @@
 //! JSON pointers (RFC 6901): where in a reply of somebody else's server the result stands, or its error. Nothing here
 //! does I/O.
 
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
-use std::collections::BTreeMap;
+use std::fmt;
 use std::str::FromStr;
 
 /// A pointer into a JSON document.
@@ -57,19 +58,44 @@ fn unescaped(token: &str) -> Option<String> {
     Some(text)
 }
 
-/// Returns what an object has under a name, or an array at an index. One level is read at a time, so that a large document
-/// takes no tree in memory.
+/// Returns what an object has under a name, or an array at an index. One level is read at a time, and nothing of it kept
+/// that is not wanted, so that a large document takes no more memory than it has.
 fn child<'a>(json: &'a RawValue, token: &str) -> Option<&'a RawValue> {
-    match json.get().as_bytes().first()? {
-        b'{' => {
-            let object: BTreeMap<String, &RawValue> = serde_json::from_str(json.get()).ok()?;
-            object.get(token).copied()
+    // What is neither an object nor an array is an error, and so has nothing.
+    serde_json::Deserializer::from_str(json.get()).deserialize_any(Child(token)).ok()?
+}
+
+/// Finds what has this name or index. Of several, the last.
+struct Child<'t>(&'t str);
+
+impl<'de> Visitor<'de> for Child<'_> {
+    type Value = Option<&'de RawValue>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object or an array")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Self::Value, A::Error> {
+        let mut found = None;
+        while let Some(name) = object.next_key::<String>()? {
+            match name == self.0 {
+                true => found = Some(object.next_value()?),
+                false => drop(object.next_value::<IgnoredAny>()?),
+            }
         }
-        b'[' => {
-            let array: Vec<&RawValue> = serde_json::from_str(json.get()).ok()?;
-            array.get(index(token)?).copied()
+        Ok(found)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut array: A) -> Result<Self::Value, A::Error> {
+        let wanted = index(self.0);
+        let (mut found, mut at) = (None, 0);
+        while let Some(element) = array.next_element()? {
+            if wanted == Some(at) {
+                found = Some(element);
+            }
+            at += 1;
         }
-        _ => None,
+        Ok(found)
     }
 }
 
@@ -151,6 +177,7 @@ mod tests {
         for nowhere in ["/foo/2", "/foo/00", "/foo/-", "/foo/+1", "/foo/", "/bar", "/foo/0/0"] {
             assert_eq!(find(nowhere, document), None, "{nowhere}");
         }
+        assert_eq!(find("/a", r#"{"a":1,"b":[{"a":3}],"a":2}"#).as_deref(), Some("2"));
         // ~01 is ~1, and not a slash.
         assert_eq!(find("/~01", r#"{"~1":1,"/":2}"#).as_deref(), Some("1"));
     }
