@@ -1,30 +1,40 @@
 //! Where requests go, what they say of themselves, and how replies of other people's servers are read.
 
 use crate::harness::*;
-use amiquip::{
-    AmqpProperties, AmqpValue, ExchangeDeclareOptions, ExchangeType, FieldTable,
-    QueueDeclareOptions,
-};
+use amiquip::{AmqpProperties, AmqpValue, ExchangeDeclareOptions, ExchangeType, FieldTable};
+use std::io::Write;
 use std::time::Duration;
+use uuid::Uuid;
 
-/// An exchange of its own, to which queues can be bound. It is deleted with its test.
-struct Exchange {
-    amqp: Amqp,
-    name: String,
+/// A direct exchange that no other test has, to which queues can be bound. It is deleted with its test. Its name has a colon.
+pub struct Exchange {
+    pub amqp: Amqp,
+    pub name: String,
 }
 
 impl Exchange {
-    fn declare(kind: ExchangeType) -> Exchange {
-        let (amqp, name) = (Amqp::new(), Queue::new().name().to_owned());
-        amqp.channel
-            .exchange_declare(kind, name.as_str(), ExchangeDeclareOptions::default())
-            .unwrap();
-        Exchange { amqp, name }
+    fn new() -> Exchange {
+        Exchange::at(&broker())
+    }
+
+    pub fn at(url: &str) -> Exchange {
+        let exchange = Exchange { amqp: Amqp::at(url), name: format!("test:{}", Uuid::new_v4()) };
+        exchange.declare();
+        exchange
+    }
+
+    pub fn declare(&self) {
+        let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+        let name = self.name.as_str();
+        self.amqp.channel.exchange_declare(ExchangeType::Direct, name, options).unwrap();
+    }
+
+    pub fn delete(&self) {
+        self.amqp.channel.exchange_delete(self.name.as_str(), false).unwrap();
     }
 
     fn bind(&self, queue: &Queue, key: &str) {
-        let options = QueueDeclareOptions { durable: true, ..Default::default() };
-        self.amqp.channel.queue_declare(queue.name(), options).unwrap();
+        self.amqp.declare(queue);
         let no_arguments = FieldTable::new();
         self.amqp.channel.queue_bind(queue.name(), self.name.as_str(), key, no_arguments).unwrap();
     }
@@ -172,7 +182,7 @@ fn what_a_reply_says_of_itself() {
 /// A number spreads calls over queues; a part of the argument keeps together what belongs together.
 #[test]
 fn an_exchange_puts_calls_into_queues() {
-    let exchange = Exchange::declare(ExchangeType::Direct);
+    let exchange = Exchange::new();
     let queues = [Queue::new(), Queue::new()];
     exchange.bind(&queues[0], "rpc.1");
     exchange.bind(&queues[0], "rpc.2");
@@ -196,7 +206,7 @@ fn an_exchange_puts_calls_into_queues() {
 
 #[test]
 fn what_cannot_be_routed_is_told_with_both_names() {
-    let exchange = Exchange::declare(ExchangeType::Direct);
+    let exchange = Exchange::new();
     let (name, broker) = (exchange.name.as_str(), shown(&broker()));
     let missing = format!("there is no exchange \"{name}x\" on {broker}; ");
     let ended = client(&["-e", &format!("{name}x"), "fib", "30"]);
@@ -227,14 +237,13 @@ fn what_cannot_be_routed_is_told_with_both_names() {
 /// The exchange comes first, then the queue.
 #[test]
 fn an_exchange_is_waited_for_and_then_a_queue() {
-    let (queue, exchange) = (Queue::new(), Exchange::declare(ExchangeType::Direct));
+    let (queue, exchange) = (Queue::new(), Exchange::new());
     let name = exchange.name.clone();
-    exchange.amqp.channel.exchange_delete(name.as_str(), false).unwrap();
+    exchange.delete();
     let args = ["--wait", "--timeout", "10m", "-e", &name, "-r", "k", "fib", "30", "31"];
     let client = Process::spawn(&mut client_command(&broker(), &args));
     client.await_stderr("waiting: there is no exchange ");
-    let options = ExchangeDeclareOptions::default();
-    exchange.amqp.channel.exchange_declare(ExchangeType::Direct, name.as_str(), options).unwrap();
+    exchange.declare();
     client.await_stderr("has no queue for the routing key \"k\"");
     exchange.bind(&queue, "k");
     let _server = server(&queue, &[]);
@@ -244,7 +253,7 @@ fn an_exchange_is_waited_for_and_then_a_queue() {
 
 #[test]
 fn a_queue_without_a_server_lets_its_share_of_the_calls_time_out() {
-    let exchange = Exchange::declare(ExchangeType::Direct);
+    let exchange = Exchange::new();
     let [served, unserved] = [Queue::new(), Queue::new()];
     exchange.bind(&served, "1");
     exchange.bind(&served, "3");
@@ -278,16 +287,16 @@ fn an_argument_that_makes_no_routing_key_costs_no_other_call() {
 /// An exchange that is deleted ends the channel that publishes to it.
 #[test]
 fn an_exchange_that_is_deleted_is_named() {
-    let exchange = Exchange::declare(ExchangeType::Direct);
+    let exchange = Exchange::new();
     let queue = Queue::new();
     exchange.bind(&queue, "k");
     let _server = server(&queue, &[]);
     let args = ["--no-retry", "--timeout", "10m", "-e", &exchange.name, "-r", "k", "ping", "-"];
     let (client, mut stdin) = Process::spawn_with_stdin(&mut client_command(&broker(), &args));
-    std::io::Write::write_all(&mut stdin, b"\n").unwrap();
+    stdin.write_all(b"\n").unwrap();
     client.await_stdout("pong\n");
-    exchange.amqp.channel.exchange_delete(exchange.name.as_str(), false).unwrap();
-    std::io::Write::write_all(&mut stdin, b"\n").unwrap();
+    exchange.delete();
+    stdin.write_all(b"\n").unwrap();
     drop(stdin);
     let ended = client.wait();
     let told =

@@ -2,7 +2,6 @@
 
 use crate::harness::*;
 use crate::proxy::*;
-use amiquip::{AmqpValue, FieldTable, QueueDeclareOptions};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread;
@@ -306,12 +305,7 @@ fn a_broker_that_reads_no_more_in_the_middle_of_a_batch() {
 #[test]
 fn a_request_queue_that_is_full() {
     let queue = Queue::new();
-    let amqp = Amqp::new();
-    let mut arguments = FieldTable::new();
-    arguments.insert("x-max-length".into(), AmqpValue::LongInt(2));
-    arguments.insert("x-overflow".into(), AmqpValue::LongString("reject-publish".into()));
-    let options = QueueDeclareOptions { durable: true, arguments, ..Default::default() };
-    amqp.channel.queue_declare(queue.name(), options).unwrap();
+    Amqp::new().declare_with_room(&queue, 2);
     let server = server(&queue, &["--drill", "slow=100ms"]);
     let url = format!("{0},{0}", broker());
     let args = ["--queue", queue.name(), "--timeout", "10m", "--repeat", "30", "ping"];

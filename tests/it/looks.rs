@@ -69,22 +69,12 @@ fn a_batch_that_waits_for_itself_is_told_of_in_flight() {
     assert!(!ended.stderr.contains("--in-flight"), "{ended:?}");
 }
 
-/// A queue that takes one message, and refuses the others.
-fn declare_full(queue: &Queue) {
-    let arguments = FieldTable::from([
-        ("x-max-length".into(), AmqpValue::LongInt(1)),
-        ("x-overflow".into(), AmqpValue::LongString("reject-publish".into())),
-    ]);
-    let options = QueueDeclareOptions { durable: true, arguments, ..Default::default() };
-    Amqp::new().channel.queue_declare(queue.name(), options).unwrap();
-}
-
 /// With one broker: a request that its queue refuses is told as refused, and goes out again, if confirms
 /// were asked for.
 #[test]
 fn confirms_with_one_broker() {
     let queue = Queue::new();
-    declare_full(&queue);
+    Amqp::new().declare_with_room(&queue, 1);
     let server = server(&queue, &["--confirm", "--drill", "slow=100ms"]);
     let refused = format!(
         "{} refused a request: the queue \"{}\" may be full",

@@ -217,11 +217,7 @@ fn a_reply_that_the_broker_refuses() {
     // A reply queue that is full, and says so.
     let full = Queue::new();
     let amqp = Amqp::new();
-    let mut arguments = FieldTable::new();
-    arguments.insert("x-max-length".into(), AmqpValue::LongInt(1));
-    arguments.insert("x-overflow".into(), AmqpValue::LongString("reject-publish".into()));
-    let options = QueueDeclareOptions { durable: true, arguments, ..Default::default() };
-    amqp.channel.queue_declare(full.name(), options).unwrap();
+    amqp.declare_with_room(&full, 1);
     amqp.publish(full.name(), b"here already", AmqpProperties::default());
     full.await_state((1, 0));
     let properties = AmqpProperties::default().with_reply_to(full.name().into());

@@ -1,11 +1,10 @@
 //! A server for clients that know nothing of it: what its replies are said to be, a procedure for all names, what a program
 //! learns of a request, and exchanges that hand requests on.
 
+use crate::addressing::Exchange;
 use crate::commands::{Caller, Folder};
 use crate::harness::*;
-use amiquip::{
-    AmqpProperties, AmqpValue, ExchangeDeclareOptions, ExchangeType, FieldTable, Publish,
-};
+use amiquip::{AmqpProperties, AmqpValue, FieldTable, Publish};
 use fib_rpc::error::ErrorKind;
 use fib_rpc::protocol::Reply;
 use serde_json::{Value, json};
@@ -174,63 +173,39 @@ fn a_program_serves_what_celerys_clients_send() {
     }
 }
 
-/// An exchange of the broker at `url`. It is deleted with it.
-struct Exchange {
-    amqp: Amqp,
-    name: String,
-}
-
-impl Exchange {
-    fn new(url: &str) -> Exchange {
-        let exchange = Exchange { amqp: Amqp::at(url), name: format!("test:{}", Uuid::new_v4()) };
-        exchange.declare();
-        exchange
-    }
-
-    fn declare(&self) {
-        let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
-        self.amqp.channel.exchange_declare(ExchangeType::Direct, &self.name, options).unwrap();
-    }
-
-    /// What comes back for a request with this key.
-    #[track_caller]
-    fn call(&self, key: &str) -> Vec<u8> {
-        let reply_to = self.amqp.exclusive();
-        let properties = AmqpProperties::default().with_reply_to(reply_to.clone());
-        let publish = Publish::with_properties(b"30", key, properties);
-        self.amqp.channel.basic_publish(self.name.as_str(), publish).unwrap();
-        let reply = self.amqp.next(&reply_to);
-        Reply::decode(&reply.properties, reply.body).unwrap().outcome.unwrap()
-    }
-}
-
-impl Drop for Exchange {
-    fn drop(&mut self) {
-        let _ = self.amqp.channel.exchange_delete(self.name.as_str(), false);
-    }
+/// What comes back for a request to an exchange with this key.
+#[track_caller]
+fn call_by(exchange: &Exchange, key: &str) -> Vec<u8> {
+    let amqp = &exchange.amqp;
+    let reply_to = amqp.exclusive();
+    let properties = AmqpProperties::default().with_reply_to(reply_to.clone());
+    let publish = Publish::with_properties(b"30", key, properties);
+    amqp.channel.basic_publish(exchange.name.as_str(), publish).unwrap();
+    let reply = amqp.next(&reply_to);
+    Reply::decode(&reply.properties, reply.body).unwrap().outcome.unwrap()
 }
 
 #[test]
 fn an_exchange_hands_requests_on_also_after_a_reconnect() {
     let node = Node::start();
-    let (queue, mut exchange) = (Queue::at(&node.url), Exchange::new(&node.url));
+    let (queue, mut exchange) = (Queue::at(&node.url), Exchange::at(&node.url));
     let bind = |key: &str| format!("--bind={}:{key}", exchange.name.replace(':', "\\:"));
     let keys = ["1", "", "a:b\\"];
     let args = keys.map(bind);
     let server = server_at(&node.url, &queue, &args.each_ref().map(String::as_str));
     for key in keys {
-        assert_eq!(exchange.call(key), b"832040", "{key}");
+        assert_eq!(call_by(&exchange, key), b"832040", "{key}");
     }
 
     // Gone, and the server waits for it; there again, without the bindings, which it makes anew.
-    exchange.amqp.channel.exchange_delete(exchange.name.as_str(), false).unwrap();
-    node.ctl(&["close_all_connections", "test"]);
+    exchange.delete();
+    node.close_connections("test");
     server.await_stderr(&format!("there is no exchange \"{}\" on ", exchange.name));
     exchange.amqp = Amqp::at(&node.url);
     exchange.declare();
     server.await_stderr(&format!("connected to {} again\n", shown(&node.url)));
     for key in keys {
-        assert_eq!(exchange.call(key), b"832040", "{key}");
+        assert_eq!(call_by(&exchange, key), b"832040", "{key}");
     }
     server.stop();
 }

@@ -3,7 +3,7 @@
 
 use crate::commands::Folder;
 use crate::harness::*;
-use amiquip::{AmqpProperties, AmqpValue, FieldTable, QueueDeclareOptions};
+use amiquip::{AmqpProperties, QueueDeclareOptions};
 use pty_process::{Size, blocking};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -510,11 +510,7 @@ fn of_an_option_that_is_given_twice_the_last_counts() {
 fn a_full_queue_that_rejects_is_named_as_a_possibility() {
     let queue = Queue::new();
     let amqp = Amqp::new();
-    let mut arguments = FieldTable::new();
-    arguments.insert("x-max-length".into(), AmqpValue::LongInt(1));
-    arguments.insert("x-overflow".into(), AmqpValue::LongString("reject-publish".into()));
-    let options = QueueDeclareOptions { durable: true, arguments, ..Default::default() };
-    amqp.channel.queue_declare(queue.name(), options).unwrap();
+    amqp.declare_with_room(&queue, 1);
     let server = server(&queue, &[]);
     server.signal("STOP");
     let properties = AmqpProperties::default().with_reply_to(amqp.exclusive());

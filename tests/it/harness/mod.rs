@@ -6,8 +6,8 @@ pub mod raw;
 
 pub use node::*;
 
-use amiquip::{AmqpProperties, Channel, ConsumerMessage, ConsumerOptions, Delivery, Publish};
-use amiquip::{QueueDeclareOptions, QueueDeleteOptions};
+use amiquip::{AmqpProperties, AmqpValue, Channel, ConsumerMessage, ConsumerOptions, Delivery};
+use amiquip::{FieldTable, Publish, QueueDeclareOptions, QueueDeleteOptions};
 use fib_rpc::amqp::client_properties::ClientProperties;
 use fib_rpc::amqp::connection::OpenConnection;
 use fib_rpc::amqp::uri;
@@ -466,6 +466,16 @@ impl Amqp {
     /// Declares a durable queue with no arguments.
     pub fn declare(&self, queue: &Queue) {
         let options = QueueDeclareOptions { durable: true, ..Default::default() };
+        self.channel.queue_declare(queue.name(), options).unwrap();
+    }
+
+    /// Declares a durable queue that has room for so many messages, and refuses the others.
+    pub fn declare_with_room(&self, queue: &Queue, most: i32) {
+        let arguments = FieldTable::from([
+            ("x-max-length".into(), AmqpValue::LongInt(most)),
+            ("x-overflow".into(), AmqpValue::LongString("reject-publish".into())),
+        ]);
+        let options = QueueDeclareOptions { durable: true, arguments, ..Default::default() };
         self.channel.queue_declare(queue.name(), options).unwrap();
     }
 
