@@ -50,10 +50,10 @@ impl Node {
 
     /// Gives one of RabbitMQ's settings a value, until the test is over.
     pub fn set(&self, name: &str, value: u32) {
-        let before = self.eval(&format!("application:get_env(rabbit, {name})."));
-        let undo = match before.strip_prefix("{ok, ").and_then(|before| before.strip_suffix('}')) {
-            Some(before) => format!("application:set_env(rabbit, {name}, {before})."),
-            None => format!("application:unset_env(rabbit, {name})."),
+        let undo = match self.eval(&format!("application:get_env(rabbit, {name}, none).")).as_str()
+        {
+            "none" => format!("application:unset_env(rabbit, {name})."),
+            before => format!("application:set_env(rabbit, {name}, {before})."),
         };
         lock(&self.undo).push(undo);
         self.eval(&format!("application:set_env(rabbit, {name}, {value})."));
@@ -126,9 +126,9 @@ impl Node {
     #[track_caller]
     pub fn await_queue(&self, vhost: &str, what: &str, count: usize) {
         let queues = format!(r#"rabbit_amqqueue:list(<<"{vhost}">>)"#);
-        let found = format!("[rabbit_amqqueue:info(Queue, [{what}]) || Queue <- {queues}].");
-        let wanted = format!("[{{{what}, {count}}}]");
-        await_that(&wanted, || self.eval(&found).contains(&wanted));
+        let found = format!("[rabbit_amqqueue:info(Queue, [{what}]) || Queue <- {queues}]");
+        let is_found = format!("lists:member([{{{what}, {count}}}], {found}).");
+        await_that(&is_found, || self.eval(&is_found) == "true");
     }
 
     /// Returns its folder: `BROKER_DIR` for the scripts.
