@@ -134,6 +134,18 @@ queues() {
     wait
 }
 
+# Servers and clients would look for the broker for ever.
+clean_up() {
+    local code=$? pids
+    trap - EXIT
+    trap '' HUP INT TERM
+    pids=$(jobs -p)
+    # shellcheck disable=SC2086  # a list of numbers
+    if [ -n "$pids" ]; then end 5 $pids; fi
+    rm -rf "$folder"
+    exit "$code"
+}
+
 on_broker() {
     local row
     for row; do "$row"; done
@@ -146,19 +158,25 @@ while [ $# != 0 ]; do
             show_help "$here/scale.sh"
             exit
             ;;
-        --number) number=${2-} && shift ;;
+        --number)
+            number=${2-}
+            case $number in '' | 0* | *[!0-9]*) fail 64 "--number takes a number, 1 or more, not '$number'" ;; esac
+            shift
+            ;;
         memory | connections | queues) rows="$rows $1" ;;
         on_broker) break ;;
         *) fail 64 "unknown word: '$1'; usage: scale.sh [--number N] [$all_rows]" ;;
     esac
     shift
 done
-case $number in *[!0-9]*) fail 64 "--number takes a number, not '$number'" ;; esac
 
 if [ "${1-}" = on_broker ]; then
     shift
     folder=$(temporary_folder scale)
-    trap 'rm -rf "$folder"' EXIT
+    trap clean_up EXIT
+    trap 'exit 129' HUP
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
     number=${SCALE_NUMBER-} server=$SCALE_PROGRAMS/rpc_server client=$SCALE_PROGRAMS/rpc_client
     on_broker "$@"
     exit

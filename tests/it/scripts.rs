@@ -1,5 +1,5 @@
 //! `scripts/broker.sh`: what it gives to a command, and that it leaves nothing behind; what
-//! `scripts/package.sh` and `scripts/interop.sh` refuse.
+//! `scripts/package.sh`, `scripts/interop.sh` and `scripts/scale.sh` refuse.
 
 use crate::harness::*;
 use std::ffi::OsStr;
@@ -244,4 +244,17 @@ fn frameworks_of_node_js_without_it() {
     let ended = Process::spawn(command.arg("--npm").env("PATH", path)).wait();
     let told = "interop.sh: missing: Node.js 20.19 or newer with npm; install it (https://nodejs.org), then run this again\n";
     ended.expect(69, "", told);
+}
+
+#[test]
+fn so_many_clients_are_no_number() {
+    let folder = Folder::new();
+    for (words, given) in
+        [(&["--number"][..], ""), (&["--number", "0"], "0"), (&["--number", "1k"], "1k")]
+    {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/scale.sh");
+        let ended = Process::spawn(alone(&folder.0, script).args(words)).wait();
+        let told = format!("scale.sh: --number takes a number, 1 or more, not '{given}'\n");
+        ended.expect(64, "", &told);
+    }
 }
