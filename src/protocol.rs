@@ -229,8 +229,8 @@ impl Reply {
         Publish::with_properties(body, reply_to, properties)
     }
 
-    /// Returns the reply in a message with these properties and this body. An error's sentence may be in JSON. An error of no known kind is
-    /// [`ErrorKind::Internal`]. An empty body that is not said to be the result is a
+    /// Returns the reply in a message with these properties and this body. An error's sentence may be in JSON. An error of no
+    /// known kind is [`ErrorKind::Internal`]. An empty body that is not said to be the result is a
     /// [`FailureKind::BadReply`]: no tutorial's server answers so.
     pub fn decode(properties: &AmqpProperties, body: Vec<u8>) -> Result<Reply, Failure> {
         let outcome = match properties.type_().as_deref() {

@@ -37,7 +37,7 @@ pub struct Call {
     pub unconfirmed: Option<u64>,
     /// Whether it is to be published again: the broker did not take the last attempt, or that one failed.
     pub is_unsent: bool,
-    /// Why an attempt came back, for which there was no queue.
+    /// Why an attempt came back: there was no queue for it, or the broker refused it.
     pub returned: Option<Failure>,
     /// What the body of its reply is, as far as that says.
     pub content_type: Option<String>,

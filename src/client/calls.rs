@@ -353,14 +353,15 @@ impl Calls<'_> {
             return call.finish(Err(failure));
         }
         call.is_unsent = true;
-        if call.returned.replace(failure.clone()).is_none() && is_first {
+        let before = call.returned.replace(failure.clone());
+        if is_first && before.is_none_or(|before| before.kind != failure.kind) {
             warn!("waiting: {failure}");
         }
         self.hold();
     }
 
-    /// Takes what the broker says of requests. Returns whether it refused some that are to be published again:
-    /// the others that it refused end with `refusal`, which is made up only then.
+    /// Takes what the broker says of requests. Returns whether it refused some that are to be published again. `refusal`
+    /// tells that it refused one.
     pub fn confirm(&mut self, confirmed: Confirmed, refusal: impl Fn() -> Failure) -> bool {
         let no_retry = self.args.no_retry;
         let is_about =
@@ -372,7 +373,7 @@ impl Calls<'_> {
                 call.finish(Err(refusal()));
             } else if !confirmed.is_ack {
                 call.is_unsent = true;
-                call.returned = None;
+                call.returned = Some(refusal());
                 again = true;
             }
         }
@@ -690,6 +691,18 @@ mod tests {
         assert!(calls.window.pending().all(|call| call.unconfirmed.is_none()));
         let mut calls = published(&["--no-retry"], &["a", "b"]);
         assert!(!calls.confirm(refused.into(), refusal));
+        assert_eq!(finished(&mut calls), failed(&["a"], FailureKind::Blocked));
+    }
+
+    /// No queue has it.
+    #[test]
+    fn a_call_that_an_exchange_has_refused_to_the_end_is_told_so() {
+        let mut calls = published(&["--exchange=x"], &["a"]);
+        calls.unanswered().for_each(|call| call.argument.routing_key = Some("k".into()));
+        let refused = Confirm::Nack(ConfirmPayload { delivery_tag: 1, multiple: false });
+        assert!(calls.confirm(refused.into(), || failure(FailureKind::Blocked)));
+        let unseen = Diagnosis { names_key: true, ..diagnosis(FailureKind::TimedOut, false) };
+        calls.time_out(after(TIMEOUT), unseen);
         assert_eq!(finished(&mut calls), failed(&["a"], FailureKind::Blocked));
     }
 

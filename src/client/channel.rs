@@ -22,7 +22,9 @@ use crate::header;
 use crate::protocol::Request;
 use crate::signals::Stop;
 use crate::terminal::text::{short, short_queue};
-use amiquip::{Channel, ConsumerOptions, Delivery, Error, FieldTable, QueueDeclareOptions, Return};
+use amiquip::{
+    Channel, Confirm, ConsumerOptions, Delivery, Error, FieldTable, QueueDeclareOptions, Return,
+};
 use crossbeam_channel::{Receiver, RecvError, after, at, never, select_biased};
 use log::info;
 use std::borrow::Cow;
@@ -33,8 +35,8 @@ use uuid::Uuid;
 /// How often it is looked how many servers there are, while that keeps calls from being made.
 const COUNT_EVERY: Duration = Duration::from_secs(1);
 
-/// How long a broker may refuse all requests to an exchange before it is asked by another connection.
-const LONGEST_REFUSAL: Duration = Duration::from_secs(2);
+/// How long a broker may refuse all requests to an exchange before it is asked by another connection, at least and at most.
+const LONGEST_REFUSAL: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(10)];
 
 /// Why there is an end before the calls are over.
 #[derive(Debug)]
@@ -213,6 +215,22 @@ impl<'a> RpcChannel<'a> {
         };
 
         let (exchange, key) = self.destination.address(&call.argument);
+        self.log_publish(&request, key);
+        let channel = self.channel;
+        let mut message = request.to_publish(key);
+        if let Some(headers) = &self.headers {
+            message.properties = message.properties.with_headers(headers.clone());
+        }
+        let publish = || channel.basic_publish(exchange, message);
+        match left {
+            // It may have to wait until the broker takes earlier ones, and a blocked one never does.
+            Some(left) => self.connection.call_within(left.max(INTERVAL), publish),
+            None => publish().map_err(|error| self.connection.classify(error)),
+        }
+        .map_err(|error| self.lost_channel(error))
+    }
+
+    fn log_publish(&self, request: &Request<'_>, key: &str) {
         let route: Cow<'_, str> = match self.destination {
             Destination::Queue(queue) => queue.into(),
             destination => format!("{destination}, routing key \"{key}\"").into(),
@@ -222,19 +240,6 @@ impl<'a> RpcChannel<'a> {
             short_queue(&self.reply_to),
             short(request.correlation_id)
         );
-
-        let channel = self.channel;
-        let mut message = request.to_publish(key);
-        if let Some(headers) = &self.headers {
-            message.properties = message.properties.with_headers(headers.clone());
-        }
-        let publish = || channel.basic_publish(exchange, message);
-        match left {
-            // It may have to wait until the broker takes earlier ones, and a blocked one never does.
-            Some(left) => self.connection.call_within(left.max(INTERVAL), publish)?,
-            None => publish().map_err(|error| self.connection.classify(error))?,
-        }
-        Ok(())
     }
 
     /// Waits for what comes next. Replies come first: one that is there counts, whatever else there is.
@@ -272,7 +277,7 @@ impl<'a> RpcChannel<'a> {
                     return Ok(Event::Returned(self.connection.returned(returned)?));
                 }
                 recv(self.confirms.receiver()) -> confirm => return match confirm {
-                    Ok(confirm) => Ok(Event::Confirmed(self.confirms.take(confirm))),
+                    Ok(confirm) => Ok(Event::Confirmed(self.confirmed(confirm))),
                     Err(RecvError) => Err(self.connection.classify(Error::EventLoopDropped).into()),
                 },
                 recv(self.resend) -> _ => {
@@ -309,6 +314,15 @@ impl<'a> RpcChannel<'a> {
         }
     }
 
+    /// Takes a confirm. After an ack, the broker does not refuse all requests.
+    fn confirmed(&mut self, confirm: Confirm) -> Confirmed {
+        let confirmed = self.confirms.take(confirm);
+        if confirmed.is_ack {
+            self.refused_since = None;
+        }
+        confirmed
+    }
+
     /// Asks for [`Event::Resend`] when there may be room for what the broker refused.
     pub fn resend_later(&mut self) {
         self.refused_since.get_or_insert_with(Instant::now);
@@ -324,7 +338,9 @@ impl<'a> RpcChannel<'a> {
             self.refused_since = None;
             return Ok(());
         }
-        match since.elapsed() < LONGEST_REFUSAL {
+        let oldest = calls.pending_calls().next();
+        let age = oldest.map_or(Duration::ZERO, |call| call.started.elapsed());
+        match since.elapsed() < longest_refusal(age) {
             true => Ok(()),
             false => Err(Failure { kind: FailureKind::ConnectionLost, ..self.refusal() }),
         }
@@ -449,20 +465,24 @@ impl<'a> RpcChannel<'a> {
     fn lost_replies(&mut self, error: ConsumerError) -> Failure {
         match error {
             ConsumerError::Amiquip(error) => {
-                match (self.connection.classify(error), self.destination) {
-                    // It was deleted: the channel that publishes to it ends.
-                    (error, Destination::Exchange(exchange))
-                        if error.kind == AmqpErrorKind::QueueMissing =>
-                    {
-                        diagnosis::no_exchange(self.connection, exchange, self.args.wait)
-                    }
-                    (error, _) => error.into(),
-                }
+                let error = self.connection.classify(error);
+                self.lost_channel(error)
             }
             ConsumerError::QueueDeleted => {
                 let message = format!("{} deleted the reply queue", self.connection.name());
                 Failure::new(FailureKind::ConnectionLost, message)
             }
+        }
+    }
+
+    /// Returns the failure that the channel or its connection has ended. It ends too if it publishes to an exchange that was
+    /// deleted.
+    fn lost_channel(&self, error: AmqpError) -> Failure {
+        match (error.kind, self.destination) {
+            (AmqpErrorKind::QueueMissing, Destination::Exchange(exchange)) => {
+                diagnosis::no_exchange(self.connection, exchange, self.args.wait)
+            }
+            _ => error.into(),
         }
     }
 }
@@ -481,6 +501,13 @@ fn check_headers(args: &cli::Client, inbox: &Inbox) -> Result<(), Failure> {
     Err(Failure::new(FailureKind::Configuration, message))
 }
 
+/// Returns how long a broker may refuse all requests where the oldest call has this `age`. Most likely a queue is full: then
+/// all its clients ask by other connections, and the longer it is, the more rarely.
+fn longest_refusal(age: Duration) -> Duration {
+    let [least, most] = LONGEST_REFUSAL;
+    (age / 2).clamp(least, most)
+}
+
 /// Returns how many calls await replies beside one that is late.
 fn others(calls: &Calls) -> usize {
     calls.pending_calls().count().saturating_sub(1)
@@ -490,5 +517,16 @@ fn others(calls: &Calls) -> usize {
 impl Drop for RpcChannel<'_> {
     fn drop(&mut self) {
         self.connection.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_connections_for_refused_calls_become_rarer() {
+        let seconds = |age| longest_refusal(Duration::from_secs(age)).as_secs();
+        assert_eq!([0, 2, 4, 10, 20, 600].map(seconds), [2, 2, 2, 5, 10, 10]);
     }
 }

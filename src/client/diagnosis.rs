@@ -34,8 +34,8 @@ pub struct Diagnosis {
 }
 
 /// Opens a channel on which to make calls, if there is what they go to, and in the case of a queue somebody consumes from
-/// it, and tells how many do as far as that is known; else the failures of [`queue::inspect`] or [`exchange::inspect`], or [`FailureKind::NoConsumer`]. `waits` says
-/// whether the client waits for it already.
+/// it, and tells how many do as far as that is known. `waits` says whether the client waits for it already. Else the failures
+/// of [`queue::inspect`] or [`exchange::inspect`], or [`FailureKind::NoConsumer`].
 pub fn served(
     connection: &mut OpenConnection,
     destination: Destination<'_>,

@@ -3,7 +3,8 @@
 use crate::harness::*;
 use amiquip::{AmqpProperties, AmqpValue, ExchangeDeclareOptions, ExchangeType, FieldTable};
 use std::io::Write;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 /// A direct exchange that no other test has, to which queues can be bound. It is deleted with its test. Its name has a colon.
@@ -303,4 +304,31 @@ fn an_exchange_that_is_deleted_is_named() {
         format!("rpc_client: line 2: ping(): there is no exchange \"{}\" on ", exchange.name);
     assert_eq!((ended.code(), ended.stdout.as_str()), (69, "pong\n"), "{ended:?}");
     assert!(ended.stderr.contains(&told), "{ended:?}");
+}
+
+/// Whether it refuses all for long is counted anew after each request that it takes.
+#[test]
+fn one_refusal_long_after_another_costs_no_connection() {
+    let (queue, amqp) = (Queue::new(), Amqp::new());
+    amqp.declare_with_room(&queue, 1);
+    let fill = || amqp.publish(queue.name(), b"", AmqpProperties::default());
+    fill();
+    let args = ["-v", "--confirm", "--timeout", "10m", "-e", "", "-r", queue.name(), "ping", "-"];
+    let (client, mut stdin) = Process::spawn_with_stdin(&mut client_command(&broker(), &args));
+    stdin.write_all(b"1\n").unwrap();
+    client.await_stderr(" refused a request: ");
+    let refused = Instant::now();
+    let server = server(&queue, &[]);
+    client.await_stdout("pong\n");
+    server.stop();
+
+    fill();
+    queue.await_state((1, 0));
+    // Longer than the client takes it.
+    thread::sleep(Duration::from_secs(3).saturating_sub(refused.elapsed()));
+    let before = client.stderr();
+    stdin.write_all(b"2\n").unwrap();
+    client.await_stderr_times("ping(2), reply_to ", 2);
+    let meanwhile = client.stderr().split_off(before.len());
+    assert!(!meanwhile.contains("connected to "), "{meanwhile}");
 }
