@@ -71,7 +71,7 @@ impl<'a> Reading<'a> {
         let Some(result_at) = self.result_at else { return Ok(body) };
         let missing = |what: &str| {
             let at = result_at.as_str();
-            let message = format!("the reply {what}, so that there is no result at \"{at}\"");
+            let message = format!("there is no result at \"{at}\": the reply {what}");
             Failure::new(FailureKind::BadReply, message)
         };
         let document = document.ok_or_else(|| missing("is not JSON"))?;
@@ -127,7 +127,7 @@ mod tests {
         let sentence = r#"{"status":"error","message":"no"}"#;
         let body = format!(r#"{{"err":{sentence},"isDisposed":true}}"#);
         assert_eq!(result(&body), failed(70, sentence));
-        let nothing = "the reply has nothing there, so that there is no result at \"/response\"";
+        let nothing = "there is no result at \"/response\": the reply has nothing there";
         assert_eq!(result(r#"{"isDisposed":true}"#), failed(76, nothing));
     }
 
@@ -149,7 +149,7 @@ mod tests {
             let is_json = body.ends_with(' ');
             assert_eq!(outcome(&["--error-at=/err"], body).is_ok(), !is_json, "{body}");
         }
-        let why = "the reply is not JSON, so that there is no result at \"/response\"";
+        let why = "there is no result at \"/response\": the reply is not JSON";
         assert_eq!(outcome(&["--result-at=/response"], "<html>"), failed(76, why));
         let bytes = read(&["--error-at=/err"], &AmqpProperties::default(), b"\xff\x00");
         assert_eq!(bytes.outcome, Ok(b"\xff\x00".to_vec()));
