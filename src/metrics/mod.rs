@@ -194,7 +194,8 @@ impl Metrics {
 /// say.
 pub fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
     let listener = TcpListener::bind(address).map_err(|error| {
-        let message = format!("cannot listen on {address}: {error}; --metrics names another port");
+        let message =
+            format!("cannot listen on {address}: {error}; --metrics names another port or address");
         Failure::new(FailureKind::Configuration, message)
     })?;
     // With port 0, the system chooses one.

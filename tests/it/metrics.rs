@@ -383,7 +383,7 @@ fn a_port_that_is_taken_is_told_at_the_start() {
     let server =
         Process::spawn(&mut server_command("amqp://127.0.0.1:1", &["--metrics", &address])).wait();
     let stderr = format!(
-        "rpc_server: cannot listen on {address}: Address already in use (os error 98); --metrics names another port\n"
+        "rpc_server: cannot listen on {address}: Address already in use (os error 98); --metrics names another port or address\n"
     );
     server.expect(78, "", &stderr);
     let server =
