@@ -498,7 +498,8 @@ pub struct Client {
 
     /// Routing key of the requests; may have the placeholders of --output [default: empty]
     #[arg(help_heading = BROKER, short, long, value_name = "TEMPLATE", requires = "exchange")]
-    #[arg(value_hint = ValueHint::Other, value_parser = routing_key)]
+    // An option that is required is not missed if another excludes it: --queue would leave the key without a use.
+    #[arg(conflicts_with = "queue", value_hint = ValueHint::Other, value_parser = routing_key)]
     pub routing_key: Option<Template>,
 
     /// What both programs have.

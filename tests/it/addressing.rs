@@ -110,6 +110,7 @@ fn what_cannot_be_said_is_told_at_the_start() {
         (&["-H", "a: 1", "-H", "a: 2"], "--header a is given twice"),
         (&["-C", &long], "a name has at most 255 bytes, and this one has 256"),
         (&["-e", "x", "--queue", "y"], "cannot be used with"),
+        (&["-r", "x", "--queue", "y"], "cannot be used with"),
         (&["-e", "x", "-r", &long], "a name has at most 255 bytes, and this one has 256"),
         (&["-r", "x"], "--exchange <NAME>"),
     ] {
