@@ -69,7 +69,7 @@ Exit codes: 0 all calls succeeded, 64 usage, 65 input rejected, 66 a file cannot
 78 configuration; of several calls, the first failure's.
 
 A batch that takes more than a second shows its progress on stderr, if stderr is a terminal and \
-standard output is a file or /dev/null.";
+standard output is a file or /dev/null, or has no results (--output with --format plain).";
 
 /// The groups of options in the helps and man pages.
 const CALLS: &str = "Calls";

@@ -109,7 +109,8 @@ fn client_page() -> Page {
             "If the connection is lost, unanswered calls are sent again on a new one, within their time \
              limits. So a procedure may run twice.",
             "A batch that takes more than a second shows its progress on standard error, if that is a \
-             terminal and standard output is a file or /dev/null; not with TERM=dumb, nor with `--quiet`.",
+             terminal and standard output is a file or /dev/null, or has no results (`--output` with `--format plain`); \
+             not with TERM=dumb, nor with `--quiet`.",
             cli::DURATION,
         ],
         exit_status: rows.collect(),
