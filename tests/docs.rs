@@ -95,9 +95,9 @@ const PATIENCE: Duration = Duration::from_secs(360);
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // As libtest has it, twice: each waits for most of its time.
+    // As libtest has it. Each has a node, and waits for most of its time.
     let threads = env::var("RUST_TEST_THREADS").ok().and_then(|threads| threads.parse().ok());
-    arguments.test_threads.get_or_insert(2 * threads.unwrap_or(3));
+    arguments.test_threads.get_or_insert(threads.unwrap_or(3));
     let texts = DOCUMENTS.map(|name| fs::read_to_string(root().join(name)).expect(name));
     for (command, _) in NOT_TYPED {
         let line = format!("\n$ {command}\n");
