@@ -492,7 +492,8 @@ def json_for_a_program(case):
         },
         {"argument": "-5", "ok": False, "error": {"kind": "out-of-range", "message": outside}},
     ]
-    expect("calls", [{"procedure": "fib", "attempts": 1, **call} for call in wanted], calls)
+    all_have = {"procedure": "fib", "attempts": 1, "content_type": "text/plain"}
+    expect("calls", [{**all_have, **call} for call in wanted], calls)
 
 
 queues = case_of("request queues")
