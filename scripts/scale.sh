@@ -111,7 +111,7 @@ connections() {
 calls() {
     local what=$1 number=$2 rate
     shift 2
-    rate=$("$client" -q --stats --in-flight 256 --repeat "$number" "$@" fun 7 2>&1 >/dev/null | grep -oE '[0-9]+ calls/s')
+    rate=$("$client" -q --stats --in-flight 256 --repeat "$number" "$@" fun 7 2>&1 >/dev/null | grep -oE '[0-9.]+ calls/s')
     printf '%-32s %8s\n' "$what" "$rate"
 }
 
