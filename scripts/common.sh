@@ -126,6 +126,22 @@ need_build() {
     esac
 }
 
+# build_release: builds the programs, optimised. Sets programs, their folder.
+build_release() {
+    need_build
+    say 'building the programs'
+    cargo build --quiet --release --locked || fail 70 'the build failed, see above'
+    # shellcheck disable=SC2034  # for who calls this
+    programs=$target/release
+}
+
+# given_programs FOLDER USAGE: sets programs to the folder that --programs names.
+given_programs() {
+    [ -x "$1/rpc_server" ] || fail 64 "--programs: there is no rpc_server in '$1'; usage: $2"
+    # shellcheck disable=SC2034  # for who calls this
+    programs=$(cd "$1" && pwd)
+}
+
 # Debian's commands in /usr/sbin change user and folder and refuse other users; those they wrap do not.
 # Homebrew's sbin is often not on PATH.
 rabbitmq_path=/usr/lib/rabbitmq/bin:$PATH:/opt/homebrew/sbin:/usr/local/sbin

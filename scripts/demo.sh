@@ -84,8 +84,7 @@ while :; do
             shift
             ;;
         --programs)
-            [ -x "${2-}/rpc_server" ] || fail 64 "--programs: there is no rpc_server in '${2-}'; usage: demo.sh [--programs FOLDER] [PROCEDURE ARGUMENT...]"
-            programs=$(cd "$2" && pwd)
+            given_programs "${2-}" 'demo.sh [--programs FOLDER] [PROCEDURE ARGUMENT...]'
             shift 2
             ;;
         *) break ;;

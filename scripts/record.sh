@@ -19,20 +19,14 @@ case ${1-} in
         exit
         ;;
     --programs)
-        [ -x "${2-}/rpc_server" ] || fail 64 "--programs: there is no rpc_server in '${2-}'; usage: record.sh [--programs FOLDER] [PICTURE.svg]"
-        programs=$(cd "$2" && pwd)
+        given_programs "${2-}" 'record.sh [--programs FOLDER] [PICTURE.svg]'
         shift 2
         ;;
 esac
 if [ $# -gt 1 ]; then fail 64 'usage: record.sh [--programs FOLDER] [PICTURE.svg]'; fi
 picture=$(readlink -f "${1:-$here/../docs/demo.svg}") || fail 69 "there is no folder for ${1-docs/demo.svg}; make it first"
 enter_root "$here"
-if [ -z "$programs" ]; then
-    need_build
-    say 'building the programs'
-    cargo build --quiet --release --locked || fail 70 'the build failed, see above'
-    programs=$target/release
-fi
+if [ -z "$programs" ]; then build_release; fi
 install_python "$target/record" scripts/record.txt pyte || fail 69 'could not install pyte, see above'
 # A broker that is there already may have servers on the default queue.
 unset AMQP_URL BROKER_DIR

@@ -17,7 +17,7 @@ all_rows='memory connections queues'
 
 # broker_memory: bytes that the Erlang VM has allocated, once all its processes have thrown away what they do not need.
 broker_memory() {
-    "$here/broker.sh" ctl eval '_ = [erlang:garbage_collect(P) || P <- processes()], erlang:memory(total).'
+    "$here/broker.sh" eval '_ = [erlang:garbage_collect(P) || P <- processes()], erlang:memory(total).'
 }
 
 # resident PID: bytes that are in memory of a process.
@@ -117,7 +117,7 @@ calls() {
 
 queues() {
     local number=${number:-100000} round n pids=()
-    "$here/broker.sh" ctl eval 'rabbit_exchange:declare(rabbit_misc:r(<<"/">>, exchange, <<"scale">>),
+    "$here/broker.sh" eval 'rabbit_exchange:declare(rabbit_misc:r(<<"/">>, exchange, <<"scale">>),
         '\''x-consistent-hash'\'', true, false, false, [], <<"scale">>).' >/dev/null
     for n in 1 2 3 4 5 6; do
         "$server" -q --prefetch 64 --queue scale.one &
@@ -183,10 +183,8 @@ if [ "${1-}" = on_broker ]; then
 fi
 enter_root "$here"
 if [ -z "${SCALE_PROGRAMS-}" ]; then
-    need_build
-    say 'building the programs'
-    cargo build --quiet --release --locked || fail 70 'the build failed, see above'
-    SCALE_PROGRAMS=$target/release
+    build_release
+    SCALE_PROGRAMS=$programs
 fi
 export SCALE_PROGRAMS SCALE_NUMBER=$number BROKER_PLUGINS=rabbitmq_consistent_hash_exchange
 unset AMQP_URL BROKER_DIR

@@ -194,10 +194,9 @@ esac
 if [ $# -gt 1 ]; then fail 64 'usage: screenshot.sh [FOLDER]'; fi
 pictures=$(cd "${1:-$here/../docs}" 2>/dev/null && pwd) || fail 69 "there is no folder ${1-docs}; make it first"
 enter_root "$here"
-need_build
 need_browser
 "$here/broker.sh" install
-cargo build --quiet --release --locked || fail 70 'the build failed, see above'
+build_release
 # A broker that is there already may have no management page, and other queues.
 unset AMQP_URL BROKER_DIR
 exec "$here/broker.sh" run --management -- "$here/screenshot.sh" --with-broker "$pictures"

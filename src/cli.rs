@@ -2,8 +2,8 @@
 
 use crate::amqp::binding::Binding;
 use crate::amqp::client_properties::{ClientProperties, connection_name};
-use crate::amqp::name;
 use crate::amqp::queue;
+use crate::amqp::{name, short_string};
 use crate::coprocess::Protocol;
 use crate::fib::{Algorithm, RECURSIVE_LIMIT};
 use crate::header::Header;
@@ -634,7 +634,7 @@ fn metrics_address(text: &str) -> Result<SocketAddr, String> {
 
 /// Parses a text that may be empty, and is a short string for AMQP.
 fn short_text(text: &str) -> Result<String, String> {
-    if text.is_empty() { Ok(String::new()) } else { name(text) }
+    short_string("a name", text.into())
 }
 
 /// Parses a template for routing keys.

@@ -2,7 +2,7 @@
 
 use crate::amqp::connection::OpenConnection;
 use crate::amqp::errors::{AmqpError, AmqpErrorKind, Remedy};
-use crate::amqp::{MAX_NAME, name};
+use crate::amqp::{name, short_string};
 use amiquip::FieldTable;
 use log::info;
 use std::fmt;
@@ -40,13 +40,8 @@ impl Binding {
         if exchange.is_empty() {
             return Err("the default exchange, which has no name, has all queues already".into());
         }
-        if key.len() > MAX_NAME {
-            return Err(format!(
-                "a key has at most {MAX_NAME} bytes, and this one has {}",
-                key.len()
-            ));
-        }
-        Ok(Binding { exchange: name(&exchange)?, key: key.into() })
+        let key = short_string("a key", key.into())?;
+        Ok(Binding { exchange: name(&exchange)?, key })
     }
 }
 

@@ -35,9 +35,16 @@ pub const MAX_BODY: usize = 16 << 20;
 
 /// Returns the name, if AMQP can carry it, or what is wrong with it.
 pub fn name(text: &str) -> Result<String, String> {
+    match text {
+        "" => Err("a name cannot be empty".into()),
+        _ => short_string("a name", text.into()),
+    }
+}
+
+/// Returns the text, which may be empty, if it is a short string, or what is wrong with it. `what` it is: "a name".
+pub fn short_string(what: &str, text: String) -> Result<String, String> {
     match text.len() {
-        0 => Err("a name cannot be empty".into()),
-        1..=MAX_NAME => Ok(text.into()),
-        length => Err(format!("a name has at most {MAX_NAME} bytes, and this one has {length}")),
+        0..=MAX_NAME => Ok(text),
+        length => Err(format!("{what} has at most {MAX_NAME} bytes, and this one has {length}")),
     }
 }

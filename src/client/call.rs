@@ -145,11 +145,19 @@ impl Share {
     }
 
     fn wakes(&mut self) {
-        if std::mem::take(&mut self.is_resting) {
-            self.tally.resting.update(|resting| resting - 1);
+        if self.rests_no_more() {
             self.tally.await_reply();
             self.is_awaiting = true;
         }
+    }
+
+    /// Takes it that the call does not rest. Returns whether it did.
+    fn rests_no_more(&mut self) -> bool {
+        let rested = std::mem::take(&mut self.is_resting);
+        if rested {
+            self.tally.resting.update(|resting| resting - 1);
+        }
+        rested
     }
 
     fn set(&mut self, outcome: &Outcome) {
@@ -171,7 +179,7 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.wakes();
+        self.rests_no_more();
         self.awaits_no_more();
         self.taken();
         self.tally.result_bytes.update(|total| total - self.result_bytes);

@@ -1,7 +1,7 @@
 //! Where requests go: to a queue, or to an exchange, which puts each into queues by its routing key. A queue can be looked
 //! at; of what is behind an exchange, the client knows no more than that a request was put into some queue.
 
-use crate::amqp::MAX_NAME;
+use crate::amqp::short_string;
 use crate::cli;
 use crate::client::input::Argument;
 use crate::error::{Failure, FailureKind};
@@ -71,11 +71,7 @@ pub fn routing_key(template: &Template, argument: &[u8], number: u64) -> Result<
     };
     match String::from_utf8(key) {
         Err(_) => refuse("a routing key is UTF-8, and the argument is not".into()),
-        Ok(key) if key.len() > MAX_NAME => {
-            let length = key.len();
-            refuse(format!("a routing key has at most {MAX_NAME} bytes, and this one has {length}"))
-        }
-        Ok(key) => Ok(key),
+        Ok(key) => short_string("a routing key", key).or_else(refuse),
     }
 }
 

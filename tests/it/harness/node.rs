@@ -189,7 +189,7 @@ impl Drop for Node {
 
 /// Tells whether emptying a node undoes what `rabbitmqctl` does by these words.
 fn is_undone(words: &[&str]) -> bool {
-    const UNDONE: [&str; 12] = [
+    const UNDONE: [&str; 11] = [
         "add_user",
         "add_vhost",
         "close_all_connections",
@@ -199,7 +199,6 @@ fn is_undone(words: &[&str]) -> bool {
         "set_permissions",
         "set_policy",
         "set_vhost_limits",
-        "set_vm_memory_high_watermark",
         "start_app",
         "stop_app",
     ];
