@@ -493,7 +493,8 @@ mod tests {
     fn start(descendants: &Descendants, script: &std::ffi::CStr) -> Child {
         let words = [c"sh".into(), c"-c".into(), script.into()];
         let start = |cookie: String| {
-            let environment = spawn::environment(&[], [format!("{COOKIE}={cookie}")].into_iter());
+            let mut environment = spawn::inherited(&[]);
+            environment.extend(spawn::variable(COOKIE, &cookie));
             spawn::spawn(Path::new("/bin/sh"), &words, &environment)
         };
         descendants.start(start).unwrap()

@@ -18,6 +18,7 @@ pub use descendants::Descendants;
 pub use running::{Ending, KILL_LIMIT, LOOK_INTERVAL, News, READ_SIZE, Running};
 
 use crate::cancellation::{CallHandle, Cancelled};
+use crate::command::descendants::COOKIE;
 use crate::error::{Failure, FailureKind};
 use signal_hook::low_level::signal_name;
 use std::ffi::CString;
@@ -123,6 +124,9 @@ pub struct Command {
     name: String,
     path: PathBuf,
     words: Vec<CString>,
+    /// The server's own environment variables, but for those that a call can have: the server may have been started by
+    /// such a call.
+    inherited: Vec<CString>,
     /// How often it was started.
     started: AtomicU64,
 }
@@ -148,7 +152,10 @@ impl Command {
         executable::check(&path).map_err(failure)?;
         let words: Result<_, _> = words.iter().map(|word| CString::new(word.as_str())).collect();
         let words = words.map_err(|_| failure("has an argument with a NUL in it".into()))?;
-        Ok(Command { name: name.into(), path, words, started: AtomicU64::new(0) })
+        let of_calls = CallVariables::default().all("").map(|(name, _)| name);
+        // AMQP_URL can have the broker's password in it.
+        let inherited = spawn::inherited(&[&of_calls[..], &[COOKIE, "AMQP_URL"]].concat());
+        Ok(Command { name: name.into(), path, words, inherited, started: AtomicU64::new(0) })
     }
 
     /// Runs the program to its end, and logs each line that it writes to standard error. The error says why it
@@ -174,16 +181,11 @@ impl Command {
         programs: &Descendants,
     ) -> io::Result<Running> {
         let child = programs.start(|cookie| {
-            let own = [
-                (descendants::COOKIE, Some(cookie.as_str())),
-                // It can have the broker's password.
-                ("AMQP_URL", None),
-            ];
-            let variables = of_call.all(&self.name).into_iter().chain(own);
-            // Those that the server has itself: it was started by such a call.
-            let names: Vec<&str> = variables.clone().map(|(name, _)| name).collect();
-            let added = variables.filter_map(|(name, value)| Some(format!("{name}={}", value?)));
-            spawn::spawn(&self.path, &self.words, &spawn::environment(&names, added))
+            let of_call = of_call.all(&self.name).into_iter().chain([(COOKIE, Some(&*cookie))]);
+            let of_call: Vec<_> =
+                of_call.filter_map(|(name, value)| spawn::variable(name, value?)).collect();
+            let environment: Vec<&CString> = self.inherited.iter().chain(&of_call).collect();
+            spawn::spawn(&self.path, &self.words, &environment)
         })?;
         self.started.fetch_add(1, Relaxed);
         Ok(Running::new(&self.name, child, programs))
@@ -283,10 +285,11 @@ impl Run<'_> {
         listener.arm()?;
         let mut phase = Phase::Running;
         loop {
+            self.feed();
             let alarm = self.alarm(&phase);
             let news = self.running.wait(true, listener.waker(), alarm)?;
             listener.listen(news.is_woken)?;
-            self.transfer()?;
+            self.read(news)?;
             phase = match self.next(phase, Instant::now()) {
                 Phase::Over(why) => return Ok(why),
                 phase => phase,
@@ -346,19 +349,33 @@ impl Run<'_> {
         Phase::Ending { why, ending: self.running.terminate(self.invocation.kill_delay) }
     }
 
-    /// Writes and reads as much as can be done without waiting.
-    fn transfer(&mut self) -> io::Result<()> {
-        if self.running.has_input() {
-            match self.running.write(&[IoSlice::new(self.input)]) {
-                Ok(written) => self.input = &self.input[written..],
-                // It does not read what is left. That is no error.
-                Err(_) => self.input = &[],
-            }
-            if self.input.is_empty() {
-                self.running.close_input();
-            }
+    /// Writes as much of the input as the program takes without waiting.
+    fn feed(&mut self) {
+        if !self.running.has_input() {
+            return;
         }
+        match self.running.write(&[IoSlice::new(self.input)]) {
+            Ok(written) => self.input = &self.input[written..],
+            // It does not read what is left. That is no error.
+            Err(_) => self.input = &[],
+        }
+        if self.input.is_empty() {
+            self.running.close_input();
+        }
+    }
 
+    /// Reads as much as can be read without waiting.
+    fn read(&mut self, news: News) -> io::Result<()> {
+        if news.has_output {
+            self.read_output()?;
+        }
+        if news.has_errors || self.running.stderr.has_more() {
+            self.running.read_stderr()?;
+        }
+        Ok(())
+    }
+
+    fn read_output(&mut self) -> io::Result<()> {
         let mut buffer = [0; READ_SIZE];
 
         // A byte more than it may be shows that it is more.
@@ -372,7 +389,6 @@ impl Run<'_> {
             // Nobody reads on.
             self.running.close_output();
         }
-        self.running.read_stderr()?;
         Ok(())
     }
 }

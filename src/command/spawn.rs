@@ -7,7 +7,7 @@ use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_s
 use nix::sys::signal::{SigSet, Signal};
 use rustix::io::retry_on_intr;
 use rustix::process::{Pid, WaitOptions, waitpid};
-use std::ffi::{CString, OsString};
+use std::ffi::{CStr, CString};
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStringExt;
@@ -28,7 +28,11 @@ pub struct Child {
 
 /// Starts the program at `path` with the arguments `words`, its own name first, and with these environment
 /// variables, each as `NAME=value`.
-pub fn spawn(path: &Path, words: &[CString], environment: &[CString]) -> io::Result<Child> {
+pub fn spawn(
+    path: &Path,
+    words: &[CString],
+    environment: &[impl AsRef<CStr>],
+) -> io::Result<Child> {
     let (stdin, to_child) = io::pipe()?;
     let (from_child, stdout) = io::pipe()?;
     let (errors, stderr) = io::pipe()?;
@@ -80,19 +84,22 @@ pub fn try_wait(pid: Pid) -> io::Result<Option<ExitStatus>> {
     Ok(waited.map(|(_, status)| ExitStatus::from_raw(status.as_raw())))
 }
 
-/// Returns the server's own environment variables, without those in `left_out`, and with `added`, each as
-/// `NAME=value`.
-pub fn environment(left_out: &[&str], added: impl Iterator<Item = String>) -> Vec<CString> {
-    let inherited = std::env::vars_os().filter(|(name, _)| !left_out.iter().any(|out| name == out));
-    let inherited = inherited.map(|(name, value)| {
-        let mut variable: OsString = name;
+/// Returns the server's own environment variables, without those in `left_out`, each as `NAME=value`.
+pub fn inherited(left_out: &[&str]) -> Vec<CString> {
+    let variables = std::env::vars_os().filter(|(name, _)| !left_out.iter().any(|out| name == out));
+    let variables = variables.map(|(mut variable, value)| {
         variable.push("=");
         variable.push(value);
         variable.into_vec()
     });
-    // No environment variable can have a NUL in it: the system gave none, and a caller's gets SUB in its place.
-    let added = added.map(|variable| variable.replace('\0', "\u{1a}").into_bytes());
-    inherited.chain(added).filter_map(|variable| CString::new(variable).ok()).collect()
+    // None has a NUL in it: the system gave them.
+    variables.filter_map(|variable| CString::new(variable).ok()).collect()
+}
+
+/// Returns an environment variable as `NAME=value`, with SUB in place of each NUL, which no variable can have.
+pub fn variable(name: &str, value: &str) -> Option<CString> {
+    let variable = format!("{name}={value}").replace('\0', "\u{1a}");
+    CString::new(variable).ok()
 }
 
 #[cfg(test)]
@@ -103,8 +110,9 @@ mod tests {
     #[test]
     fn a_program_leads_a_session_and_gets_no_other_variables() {
         let words = [c"sh".into(), c"-c".into(), c"ps -o pid=,sid=,tty= -p $$; env".into()];
-        let added = ["ADDED=a\0b".to_owned(), format!("PATH={}", std::env::var("PATH").unwrap())];
-        let environment = environment(&["HOME", "PATH"], added.into_iter());
+        let mut environment = inherited(&["HOME", "PATH"]);
+        environment.extend(variable("ADDED", "a\0b"));
+        environment.extend(variable("PATH", &std::env::var("PATH").unwrap()));
         let child = spawn(Path::new("/bin/sh"), &words, &environment).unwrap();
         let mut output = String::new();
         child.stdout.as_deref().unwrap().read_to_string(&mut output).unwrap();
@@ -126,7 +134,7 @@ mod tests {
 
     #[test]
     fn a_program_that_is_not_there_is_told_as_the_system_has_it() {
-        let error = spawn(Path::new("/no/such/program"), &[c"p".into()], &[]).unwrap_err();
+        let error = spawn(Path::new("/no/such/program"), &[c"p".into()], &[c""]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 }
