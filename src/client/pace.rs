@@ -8,9 +8,9 @@ use crate::amqp::queue::QueueState;
 use crate::cli::{self, InFlight};
 use std::time::{Duration, Instant};
 
-/// How many more calls may be under way after a reply. With one, as TCP has it, a batch of 256 fast calls would be slower by
-/// the six times that it takes from a request to its reply until there are 64; here it is two.
-const GROWTH: usize = 7;
+/// How many more calls may be under way after a reply. With one, as TCP has it, there would be 64 of them after six round
+/// trips, and a batch of 256 fast calls would feel that. With so many it is two round trips.
+const GROWTH: usize = 15;
 
 /// Of how many replies the mean time between two is taken. The last few tell soon that servers slow down or are gone;
 /// many of them remember calls that take long, should they be rare.
