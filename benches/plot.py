@@ -17,6 +17,7 @@ PEERS = {"ours": "fib-rpc", "c": "C", "lapin": "Rust, lapin", "go": "Go", "pika"
 # unit, and whether more is better.
 GROUPS = [
     ("One call as a whole process", "process", "wall_ms", 1, "ms", False),
+    ("… until the answer is on standard output", "process", "answer_ms", 1, "ms", False),
     ("Calls one after another, median", "sequential", "p50_us", 1, "µs", False),
     ("256 calls in flight, time a call", "pipelined", "per_s", 1, "calls/s", True),
     ("1 MB there and back, median", "large", "p50_us", 1000, "ms", False),

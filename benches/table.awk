@@ -116,6 +116,7 @@ END {
     cell(1, "medians (ratio to this pair)")
     for (i = 1; i <= 5; i++) if (order[i] in seen) { peer[++peers] = order[i]; cell(peers + 1, name[i]) }
     line("one call as a whole process, ms", "process", "wall_ms", 1)
+    line("– until the answer is on standard output, ms", "process", "answer_ms", 1)
     line("one after another: p50, µs", "sequential", "p50_us", 1)
     line("– with an expiration", "sequential", "p50_us", 1, "_expiring")
     line("– with all properties of ours", "sequential", "p50_us", 1, "_alike")
@@ -146,7 +147,7 @@ END {
         if (("commands", "pika", "per_s") in count)
             printf "; two servers with pika and subprocess: %s calls/s (%s)", number(typical("commands", "pika", "per_s")), number(ratio("commands", "pika", "ours", "per_s"))
         if (("commands", "ours", "server_cpu_us") in count)
-            printf ". Processor time a call: the server %s µs, its program %s µs; of xargs and a program, together %s µs", number(typical("commands", "ours", "server_cpu_us")), number(typical("commands", "ours", "child_cpu_us")), number(typical("commands", "xargs", "cpu_us"))
+            printf "; with prefetch 1: %s (%s). Processor time a call: the server %s µs, its program %s µs; of xargs and a program, together %s µs", number(typical("commands", "prefetch-1", "per_s")), number(ratio("commands", "prefetch-1", "ours", "per_s")), number(typical("commands", "ours", "server_cpu_us")), number(typical("commands", "ours", "child_cpu_us")), number(typical("commands", "xargs", "cpu_us"))
         print ".\n"
     }
     beside_parallel("commands", "A program (true) for each call")

@@ -5,7 +5,7 @@
 # Prints tables: medians, and in parentheses the ratio to ours, which is the median of the rounds' ratios.
 #
 # usage: bench.sh [--quick] [ROW...]      (without words: all rows)
-#   process      one call as a whole process
+#   process      one call as a whole process; also the time until its answer is on standard output
 #   sequential   calls one after another
 #   pipelined    256 calls in flight, prefetch 64; also the memory and the processor time of each side
 #   large        a request and a reply of 1 MB; also the memory of each side
@@ -186,21 +186,22 @@ stop_servers() {
 }
 
 # measure ROW PEER PROCEDURE ARGUMENT CALLS IN_FLIGHT: sets rate (calls/s), p50 and p99 (µs), and of the client's whole process wall (ms),
-# cpu (µs a call) and memory (KiB).
+# cpu (µs a call) and memory (KiB); of the row process also answer (ms).
 measure() {
-    local row=$1 peer=$2 calls=$5 wall_s cpu_s seconds _
+    local row=$1 peer=$2 calls=$5 wall_s cpu_s answer_s seconds options='' _
+    if [ "$row" = process ]; then options=--answer; fi
     client_command "$peer" "$prefix-$row-${peer%%_*}" "$3" "$4" "$calls" "$6"
     : >"$folder/measured"
     # In the background, so that a signal to this script does not wait for it.
-    "$built/measure" "$folder/measured" "${command[@]}" <"$folder/input" >"$folder/out" 2>"$folder/err" &
+    "$built/measure" $options "$folder/measured" "${command[@]}" <"$folder/input" >"$folder/out" 2>"$folder/err" &
     client=$!
     if ! wait "$client"; then
         tail -n 5 "$folder/err" >&2
         fail 70 "the client of $peer failed in $row: ${command[*]}"
     fi
     client=''
-    read -r wall_s cpu_s memory <"$folder/measured"
-    wall=$(calculate "$wall_s * 1e3") cpu=$(calculate "$cpu_s / $calls * 1e6")
+    read -r wall_s cpu_s memory answer_s <"$folder/measured"
+    wall=$(calculate "$wall_s * 1e3") answer=$(calculate "${answer_s:-0} * 1e3") cpu=$(calculate "$cpu_s / $calls * 1e6")
     if [ "$peer" != ours ]; then
         read -r _ seconds p50 p99 <"$folder/out"
         rate=$(calculate "$calls / $seconds")
@@ -257,7 +258,7 @@ against_peers() {
             server_before=$(cpu_ms "$pid") broker_before=$(cpu_ms "$broker_pid")
             measure "$row" "$peer" "$4" "$5" "$calls" "$7"
             case $row in
-                process) note "$row" "$peer" wall_ms "$wall" ;;
+                process) note "$row" "$peer" wall_ms "$wall" && note "$row" "$peer" answer_ms "$answer" ;;
                 sequential) note "$row" "$peer" p50_us "$p50" && note "$row" "$peer" p99_us "$p99" ;;
                 large) note "$row" "$peer" p50_us "$p50" && note "$row" "$peer" client_kib "$memory" ;;
                 pipelined)
@@ -294,12 +295,17 @@ alone() {
     note "$row" "$peer" cpu_us "$(calculate "$cpu_s / $calls * 1e6")"
 }
 
+# What docs/fleet.md advises for calls of less than 10 ms, so that no worker waits for its next request.
+short_prefetch=8
+
 # The last server that was started has pid; one of pika has one worker, so that there are two of them.
 with_commands() {
     local rounds=$1 calls=$2 peer round before children_before
     say "[${SECONDS}s] commands: $rounds rounds of $calls calls"
+    server_command ours "$prefix-commands_1-ours" 1
+    start_server ours "$prefix-commands_1-ours" --workers 2 --procedure true=true --procedure fun
     for peer in $peers; do
-        server_command "$peer" "$prefix-commands-$peer" 1
+        server_command "$peer" "$prefix-commands-$peer" "$short_prefetch"
         case $peer in
             ours) start_server ours "$prefix-commands-ours" --workers 2 --procedure true=true --procedure fun ;;
             pika)
@@ -315,13 +321,15 @@ with_commands() {
             case " $peers " in *" $peer "*) ;; *) continue ;; esac
             eval "pid=\$server_$peer"
             before=$(cpu_ms "$pid") children_before=$(children_cpu_ms "$pid")
-            measure commands "$peer" true '' "$calls" 8
+            measure commands "$peer" true '' "$calls" 32
             note commands "$peer" per_s "$rate"
             if [ "$peer" = ours ] && [ -n "$before" ]; then
                 note commands ours server_cpu_us "$(cost_since "$before" "$pid")"
                 note commands ours child_cpu_us "$(calculate "($(children_cpu_ms "$pid") - $children_before) * 1e3 / $calls")"
             fi
         done
+        measure commands_1 ours true '' "$calls" 8
+        note commands prefetch-1 per_s "$rate"
         seq "$calls" >"$folder/lines"
         alone commands xargs "$calls" xargs -P2 -n1 true <"$folder/lines"
         alone commands parallel "$calls" parallel -j2 true <"$folder/lines"
@@ -339,9 +347,9 @@ with_files() {
     say "[${SECONDS}s] files: $rounds rounds of $calls calls"
     head -c 100000 "$folder/number" >"$folder/block"
     awk -v name="$folder/block" -v calls="$calls" 'BEGIN { while (calls--) print name }' >"$folder/lines"
-    server_command ours "$prefix-files-ours" 1
+    server_command ours "$prefix-files-ours" "$short_prefetch"
     start_server ours "$prefix-files-ours" --workers 2 --procedure sum=sha256sum --procedure fun
-    our_batch files --in-flight 8 --files sum
+    our_batch files --in-flight 32 --files sum
     for ((round = 1; round <= rounds; round++)); do
         alone files ours "$calls" "${command[@]}" <"$folder/lines"
         alone files xargs "$calls" xargs -P2 -n1 sha256sum <"$folder/lines"
@@ -364,12 +372,14 @@ with_heavy_tail() {
     start_server ours "$prefix-tail-ours" --workers 8 --procedure pause='sh -c "read s; exec sleep $s"' --procedure fun
     for ((round = 1; round <= rounds; round++)); do
         for name in unordered ours xargs parallel parallel-k; do
+            # shellcheck disable=SC2016  # for the shell that is the program
             case $name in
                 unordered) our_batch tail --in-flight 64 --timeout 10m --unordered pause ;;
                 ours) our_batch tail --in-flight 64 --timeout 10m pause ;;
-                xargs) command=(xargs -P8 -n1 sleep) ;;
-                parallel) command=(parallel -j8 sleep) ;;
-                parallel-k) command=(parallel -j8 -k sleep) ;;
+                # The same program, which gets its argument by another way.
+                xargs) command=(xargs -P8 -n1 sh -c 'exec sleep "$1"' sh) ;;
+                parallel) command=(parallel -j8 sh -c "'exec sleep \"\$1\"'" sh) ;;
+                parallel-k) command=(parallel -j8 -k sh -c "'exec sleep \"\$1\"'" sh) ;;
             esac
             alone tail "$name" "$calls" "${command[@]}" <"$folder/lines"
             note tail "$name" wall_s "$wall_s"

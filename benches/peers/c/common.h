@@ -62,4 +62,6 @@ static inline void print_result(long count, double seconds, double *latencies_us
   qsort(latencies_us, count, sizeof *latencies_us, by_size);
   printf("%ld %.6f %.1f %.1f\n", count, seconds, latencies_us[(count - 1) / 2],
          latencies_us[(long)((count - 1) * 0.99)]);
+  // Before the connection is closed: the time until then is measured, too.
+  fflush(stdout);
 }
