@@ -146,8 +146,9 @@ END {
         printf "A program (true) for each call, two at a time: %s calls/s; xargs -P2 -n1 starts %s of them a second without any calls (this pair: %s of that)", number(typical("commands", "ours", "per_s")), number(typical("commands", "xargs", "per_s")), number(ratio("commands", "ours", "xargs", "per_s"))
         if (("commands", "pika", "per_s") in count)
             printf "; two servers with pika and subprocess: %s calls/s (%s)", number(typical("commands", "pika", "per_s")), number(ratio("commands", "pika", "ours", "per_s"))
+        printf "; with prefetch 1: %s (%s)", number(typical("commands", "prefetch-1", "per_s")), number(ratio("commands", "prefetch-1", "ours", "per_s"))
         if (("commands", "ours", "server_cpu_us") in count)
-            printf "; with prefetch 1: %s (%s). Processor time a call: the server %s µs, its program %s µs; of xargs and a program, together %s µs", number(typical("commands", "prefetch-1", "per_s")), number(ratio("commands", "prefetch-1", "ours", "per_s")), number(typical("commands", "ours", "server_cpu_us")), number(typical("commands", "ours", "child_cpu_us")), number(typical("commands", "xargs", "cpu_us"))
+            printf ". Processor time a call: the server %s µs, its program %s µs; of xargs and a program, together %s µs", number(typical("commands", "ours", "server_cpu_us")), number(typical("commands", "ours", "child_cpu_us")), number(typical("commands", "xargs", "cpu_us"))
         print ".\n"
     }
     beside_parallel("commands", "A program (true) for each call")
