@@ -204,6 +204,11 @@ impl Client<'_> {
             ConnectionEnd::Stopped(stop) => return self.stop(stop),
             ConnectionEnd::Output(error) => return Err(error),
             ConnectionEnd::Unreachable(failure) => {
+                if self.args.retries > 0 && self.retry.waits() {
+                    // The attempt to connect may have taken all the time that was left to the calls. Those that are
+                    // made again have new time.
+                    self.calls.expire(Instant::now(), &self.retry.too_late(&failure));
+                }
                 let pause = self.retry.after_unreachable(&failure, self.calls.last_deadline());
                 (failure, pause)
             }

@@ -201,17 +201,28 @@ fn calls_outlive_the_last_server() {
 
 #[test]
 fn calls_outlive_a_broker_that_is_away_for_longer_than_their_time() {
+    calls_outlive_a_broker_that(|| Action::End);
+}
+
+/// An attempt to connect takes the rest of the calls' time then, and more.
+#[test]
+fn calls_outlive_a_broker_that_is_frozen_for_longer_than_their_time() {
+    calls_outlive_a_broker_that(|| Action::Stall);
+}
+
+/// What becomes of frames is as `away` has it, until each call has failed twice.
+fn calls_outlive_a_broker_that(away: fn() -> Action) {
     let queue = Queue::new();
-    let _slow = server(&queue, &["--drill", "slow=60s"]);
+    let slow = server(&queue, &["--drill", "slow=60s"]);
     let proxy = Proxy::start(&broker(), |_| Action::Pass);
     let args = ["-v", "--retries", "99", "--timeout", "2s", "--in-flight", "2", "--queue"];
     let args = [&args[..], &[queue.name(), "fun", "1", "2", "3"]].concat();
     let client = Process::spawn(&mut client_command(&proxy.url, &args));
     client.await_stderr_times("rpc_client: publish to ", 2);
-    proxy.set(|_| Action::End);
+    proxy.set(move |_| away());
     proxy.end_connections();
     client.await_stderr_times("attempt 2 of 100 failed: no answer within 2s: ", 2);
-    drop(_slow);
+    drop(slow);
     let _server = server(&queue, &[]);
     proxy.set(|_| Action::Pass);
     let ended = client.wait();
