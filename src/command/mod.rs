@@ -200,7 +200,7 @@ impl Command {
 /// What somebody else tells a call while it is computed.
 pub struct Listener<'a> {
     invocation: &'a Invocation<'a>,
-    /// See [`CallHandle::waker`]. None before there is need of one, and once the call was cancelled.
+    /// See [`CallHandle::waker`]. None before there is need of one, and once it has told that the call was cancelled.
     waker: Option<PipeReader>,
     /// Whether the server is to stop, and the call was told so.
     is_stopping: bool,
@@ -212,12 +212,12 @@ impl<'a> Listener<'a> {
         Listener { invocation, waker: None, is_stopping: false }
     }
 
-    /// Makes a waker, if there is none. The error is the system's.
+    /// Makes a waker, if there is none. It is readable at once if the call was cancelled before. The error is the
+    /// system's.
     pub fn arm(&mut self) -> io::Result<()> {
-        let handle = self.invocation.handle;
-        if self.waker.is_none() && handle.cancelled().is_none() {
-            self.waker = Some(handle.waker()?);
-            // It is not readable for what was requested before.
+        if self.waker.is_none() {
+            self.waker = Some(self.invocation.handle.waker()?);
+            // It is not readable for a stop that was requested before.
             self.note_stop();
         }
         Ok(())
@@ -231,9 +231,11 @@ impl<'a> Listener<'a> {
     /// Takes note of what the call's handle tells. `is_woken`: the waker is readable.
     pub fn listen(&mut self, is_woken: bool) -> io::Result<()> {
         if is_woken {
-            // It is readable for good.
+            // It is readable for good, and so would another one be after the call was cancelled.
             self.waker = None;
-            self.arm()?;
+            if self.invocation.handle.cancelled().is_none() {
+                self.arm()?;
+            }
         }
         self.note_stop();
         Ok(())
@@ -397,6 +399,22 @@ impl Run<'_> {
 mod tests {
     use super::*;
     use std::cell::Cell;
+
+    /// The program neither ends nor writes, and its input is closed: nothing but the cancellation can wake who waits.
+    #[test]
+    fn a_call_that_is_cancelled_before_it_is_attended_to_ends() {
+        let handle = CallHandle::default();
+        handle.cancel(Cancelled::ConnectionLost);
+        let words = ["sleep", "1000"].map(String::from);
+        let command = Command::find("--procedure", "p", &words).unwrap();
+        let (tell, told) = crossbeam_channel::bounded(1);
+        std::thread::spawn(move || {
+            let ended = command.run(&Invocation::new(b"", &handle), &Descendants::default());
+            tell.send(ended.unwrap().end)
+        });
+        let end = told.recv_timeout(Duration::from_secs(60)).expect("it waits for ever");
+        assert!(matches!(end, End::Cancelled(Cancelled::ConnectionLost)), "{end:?}");
+    }
 
     /// Whether it is told before there is a waker or after: what waits then could wait for long.
     #[test]
