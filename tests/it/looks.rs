@@ -60,7 +60,7 @@ fn a_batch_that_waits_for_itself_is_told_of_in_flight() {
     let busy =
         "and may be busy with earlier calls; give more time with --timeout, or start more servers";
     let batch = "; 2 other calls of this batch awaited replies too, and this one may have waited behind them: a smaller \
-         --in-flight sends each later, when its turn is near, and more rpc_server --workers answer more at a time\n";
+         --in-flight sends each later, when its turn is near, and more rpc_server --workers answer more at a time";
     assert_eq!((ended.code(), ended.stdout.as_str()), (75, ""), "{ended:?}");
     assert!(ended.stderr.contains(busy) && ended.stderr.contains(batch), "{ended:?}");
     // There is one consumer.

@@ -229,7 +229,8 @@ fn a_long_batch_tells_its_progress() {
 #[test]
 fn the_progress_tells_what_was_made_again_or_skipped() {
     let (queue, folder) = (Queue::new(), Folder::new());
-    let script = "read n; mkdir $0/tried-$n && exit 75; sleep 0.06; echo $n";
+    // The line is there after a second.
+    let script = "read n; mkdir $0/tried-$n && exit 75; sleep 0.2; echo $n";
     let _server = server(&queue, &[&folder.procedure(script)]);
     std::fs::write(folder.path("out-7"), "7\n").unwrap();
     let output = folder.path("out-{}").display().to_string();
