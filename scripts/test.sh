@@ -3,7 +3,8 @@
 # of their own, which end with this script (see broker.sh guard); those that only need some broker take that of AMQP_URL,
 # if it is set. With words and no option, only what has tests of such names is built and run.
 #
-# More tests run at once than there are cores, because most of them wait; RUST_TEST_THREADS has another number.
+# More tests run at once than there are cores, because most of them wait; RUST_TEST_THREADS has another number. Those of
+# the documents, which wait for what is typed, run beside all others, and are shown after them.
 #
 # usage: test.sh [ARGUMENT...]      (arguments of cargo test)
 # Exit code: that of cargo test; 69 if something is missing.
@@ -34,11 +35,27 @@ cores() {
     getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2
 }
 
+# run_all: all tests, without a broker of their own. Those of which the name begins with a d are those of the documents; and
+# by its name, none is left out.
+run_all() {
+    local folder documents code=0
+    folder=$(temporary_folder test)
+    trap 'rm -rf "$folder"' EXIT
+    # The guard undoes that a command in the background ignores Ctrl-C, which the documents type.
+    "$here/broker.sh" guard -- cargo test --locked --test 'd*' >"$folder/documents" 2>&1 &
+    documents=$!
+    cargo test --locked --lib --bins --test '[!d]*' || code=$?
+    wait "$documents" || code=$?
+    cat "$folder/documents"
+    exit "$code"
+}
+
 case ${1-} in
     -h | --help)
         show_help "$here/test.sh"
         exit
         ;;
+    --guarded) run_all ;;
 esac
 enter_root "$here"
 need_build
@@ -61,5 +78,6 @@ esac
 # Before the tests, so that a compile error shows at once.
 # shellcheck disable=SC2086  # a list of options
 cargo test --locked --no-run $targets "$@"
+if [ $# = 0 ]; then exec "$here/broker.sh" guard -- "$here/test.sh" --guarded; fi
 # shellcheck disable=SC2086  # a list of options
 exec "$here/broker.sh" guard -- cargo test --locked $targets "$@"

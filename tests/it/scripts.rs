@@ -1,6 +1,7 @@
 //! `scripts/broker.sh`: what it gives to a command, and that it leaves nothing behind; what
 //! `scripts/package.sh`, `scripts/interop.sh` and `scripts/scale.sh` refuse.
 
+use crate::commands::has_ended;
 use crate::harness::*;
 use std::ffi::OsStr;
 use std::fs;
@@ -61,8 +62,9 @@ fn alone(tmp: &Path, program: impl AsRef<OsStr>) -> Command {
     command
 }
 
+/// Whether there is such a process. One that nobody has reaped yet is dead.
 fn is_alive(pid: &str) -> bool {
-    Command::new("kill").args(["-0", pid]).stderr(Stdio::null()).status().unwrap().success()
+    !has_ended(pid.parse().unwrap())
 }
 
 #[track_caller]
