@@ -70,7 +70,7 @@ need_promtool
 # For the tests of what programs start.
 need_command parallel
 "$here/broker.sh" install
-export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$(($(cores) * 3))}
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$(($(cores) * 4))}
 targets=''
 case $# in
     1) case $1 in *[!A-Za-z0-9_:]*) ;; *) targets=$(targets_of "$1") ;; esac ;;
