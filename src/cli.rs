@@ -283,7 +283,7 @@ impl Offers {
                 .hide_possible_values(true)
                 .help(
                     "Offer a program as the procedure NAME; '*' stands for all other names. NAME alone keeps that built-in \
-                     procedure; all others are hidden. May be repeated",
+                     procedure; all others are hidden, but for ping and list. May be repeated",
                 ),
             offer("coprocess", "NAME=COMMAND")
                 .value_parser(move |text: &str| coprocess(text, Protocol::Text))

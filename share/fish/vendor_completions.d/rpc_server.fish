@@ -7,7 +7,7 @@ quorum\t'Replicated over a cluster: survives the loss of a node'"
 complete -c rpc_server -l bind -d 'Bind the request queue to EXCHANGE with the routing key KEY; may be repeated' -r -f
 complete -c rpc_server -l prefetch -d 'Requests a worker may hold unanswered; 0: no limit' -r -f
 complete -c rpc_server -l workers -d 'Calls answered at the same time, each by a thread with a channel of its own' -r -f
-complete -c rpc_server -l procedure -d 'Offer a program as the procedure NAME; \'*\' stands for all other names. NAME alone keeps that built-in procedure; all others are hidden. May be repeated' -r -f -a "fib\t''
+complete -c rpc_server -l procedure -d 'Offer a program as the procedure NAME; \'*\' stands for all other names. NAME alone keeps that built-in procedure; all others are hidden, but for ping and list. May be repeated' -r -f -a "fib\t''
 fun\t''
 a\t''
 b\t''"
