@@ -227,9 +227,8 @@ impl Descendants {
         lock(&self.0.runs).are_ending = true;
 
         let began = Instant::now();
-        // A look misses what loses its parent meanwhile; the next one finds it.
-        let mut looks_without_any = 0;
-        while looks_without_any < 2 && began.elapsed() < END_LIMIT {
+        let mut children = None;
+        while began.elapsed() < END_LIMIT {
             let runs = lock(&self.0.runs);
             let programs: Vec<Pid> = runs.started.keys().copied().collect();
             let is_starting = !runs.starting.is_empty();
@@ -239,10 +238,13 @@ impl Descendants {
             self.0.kill_orphans(&self.0.orphan_pids(), |orphan| self.0.is_ours(orphan));
             let mut left = self.0.everything(&programs);
             left.retain(|process| process.is_alive);
-            looks_without_any = match left.is_empty() && !is_starting {
-                true => looks_without_any + 1,
-                false => 0,
-            };
+
+            // A look misses what loses its parent meanwhile. That is one more child of the server then, as none is reaped.
+            let now = procfs::children(getpid()).len();
+            let has_missed_none = children.replace(now) == Some(now);
+            if left.is_empty() && has_missed_none && !is_starting {
+                break;
+            }
             left.iter().for_each(|process| process.signal(Signal::KILL));
             thread::sleep(LOOK_PAUSE);
         }

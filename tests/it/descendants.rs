@@ -8,6 +8,7 @@ use crate::harness::*;
 use amiquip::AmqpProperties;
 use fib_rpc::error::ErrorKind::TimedOut;
 use fib_rpc::procedure::Outcome;
+use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -132,6 +133,38 @@ fn nothing_outlives_a_server_that_is_asked_twice() {
         assert!(pids.iter().all(|pid| !has_ended(*pid)), "asked once, it waits for them");
         server.signal(signal);
         assert_eq!(server.wait().code(), code);
+        await_ends(&pids);
+    }
+}
+
+/// What is stopped and goes on, again and again, sees each process at another moment of its end. Each of these is in a
+/// process group of its own.
+#[test]
+fn nothing_outlives_a_server_that_is_held_up() {
+    for round in 1..=16 {
+        let (queue, folder) = (Queue::new(), Folder::new());
+        let chain = format!(
+            "#!/bin/bash\nset -m\necho $$ >> {}/pids\n\
+             case $1 in 0) exec sleep 1000 ;; *) \"$0\" $(($1 - 1)) & wait ;; esac\n",
+            folder.0.display()
+        );
+        let chain = folder.write("chain", &chain, 0o755);
+        let mut server = server(&queue, &[&format!("--procedure=p={} 3", chain.display())]);
+        let caller = Caller::new(&queue);
+        caller.send(b"", AmqpProperties::default().with_app_id("p".into()));
+        let pids = folder.await_pids(4);
+        server.signal("TERM");
+        std::thread::sleep(Duration::from_millis(500));
+        server.signal("TERM");
+        let pid = Pid::from_raw(server.pid() as i32).unwrap();
+        // Until it is reaped here, its number is its own.
+        while !server.has_ended() {
+            kill_process(pid, Signal::STOP).unwrap();
+            std::thread::sleep(Duration::from_millis(2));
+            kill_process(pid, Signal::CONT).unwrap();
+            std::thread::sleep(Duration::from_micros(50 * round));
+        }
+        assert_eq!(server.wait().code(), 143);
         await_ends(&pids);
     }
 }
