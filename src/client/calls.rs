@@ -241,6 +241,11 @@ impl Calls<'_> {
     pub fn resume(&mut self, servers: Servers) {
         let is_held = matches!(self.input, InputState::Held { .. });
         self.window.served_by(servers, is_held);
+        self.open();
+    }
+
+    /// Makes calls again. The next one has waited already.
+    fn open(&mut self) {
         if let InputState::Held { left, wait } = self.input {
             self.input = InputState::Open { left, waited: Some(wait) };
         }
@@ -324,6 +329,7 @@ impl Calls<'_> {
             self.stop_input(failure);
         } else {
             // Somebody serves.
+            self.open();
             self.renew_wait();
         }
     }
@@ -581,16 +587,17 @@ mod tests {
         assert_eq!(outcome, Err(Failure::new(FailureKind::TimedOut, message)));
     }
 
-    /// Else its deadline would pass again and again.
+    /// Else its deadline would pass again and again, or nothing would open the input.
     #[test]
-    fn a_call_that_waits_for_a_server_has_its_whole_time_when_there_is_one() {
+    fn a_call_that_waits_for_a_server_is_made_with_its_whole_time_when_there_is_one() {
         let mut calls = published(&["--wait"], &["a"]);
         calls.time_out(after(TIMEOUT), diagnosis(FailureKind::TimedOut, true));
         assert!(is_held(&calls) && finished(&mut calls).len() == 1);
         let InputState::Held { wait, .. } = &mut calls.input else { unreachable!() };
         wait.until = Deadline::after(Duration::from_nanos(1));
         calls.time_out(after(TIMEOUT), diagnosis(FailureKind::TimedOut, false));
-        assert!(is_held(&calls) && !calls.deadline().has_passed(Instant::now()));
+        assert!(calls.want_input(false) && !calls.deadline().has_passed(Instant::now()));
+        assert!(matches!(calls.input, InputState::Open { waited: None, .. }));
     }
 
     #[test]

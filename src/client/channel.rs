@@ -273,7 +273,7 @@ impl<'a> RpcChannel<'a> {
                     return Ok(Event::Reply(delivery.map_err(|error| self.lost_replies(error))?));
                 }
                 recv(self.returns) -> returned => {
-                    self.awaits_server = self.args.wait;
+                    self.awaits_server |= self.args.wait;
                     return Ok(Event::Returned(self.connection.returned(returned)?));
                 }
                 recv(self.confirms.receiver()) -> confirm => return match confirm {
