@@ -81,8 +81,8 @@ impl Tally {
         }
     }
 
-    /// Returns whether another call may await a reply.
-    pub fn has_turn(&self) -> bool {
+    /// Returns whether another call may await a reply, if nobody has said a number.
+    pub fn has_room(&self) -> bool {
         let awaiting = self.awaiting.get();
         self.pace.as_ref().is_none_or(|pace| pace.borrow().has_room(awaiting, Instant::now()))
     }
@@ -229,9 +229,11 @@ impl Call {
         self.due
     }
 
-    /// Returns when nobody waits any more for the reply to this attempt, or to the next one while the call rests.
+    /// Returns when nobody waits any more for the reply to this attempt, or to the next one while the call rests. That one
+    /// begins now if it is overdue, having had no turn.
     pub fn last_deadline(&self) -> Deadline {
-        self.due.map_or(self.deadline, |due| Deadline::since(due, self.timeout))
+        let next = self.due.map(|due| due.max(Instant::now()));
+        next.map_or(self.deadline, |start| Deadline::since(start, self.timeout))
     }
 
     /// Returns whether the call has failed.

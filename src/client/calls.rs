@@ -147,7 +147,7 @@ impl Calls<'_> {
 
     /// Returns the calls that are to be published again by now, oldest first.
     pub fn to_resend(&mut self) -> impl Iterator<Item = &mut Call> {
-        self.window.wake_in_turn(Instant::now());
+        self.window.wake(Instant::now());
         self.unanswered().filter(|call| call.is_unsent)
     }
 
@@ -294,8 +294,9 @@ impl Calls<'_> {
 
     /// Finishes the calls whose deadline had passed `by` then, while none can be published.
     pub fn expire(&mut self, by: Instant, failure: &Failure) {
-        self.window.wake(by);
         self.fail(failure, |call| call.deadline.has_passed(by));
+        // Those that are finished have made room.
+        self.window.wake(by);
     }
 
     /// Finishes the calls whose deadline had passed `by` then, after a look at the queue which also says whether more
@@ -574,6 +575,27 @@ mod tests {
         unlimited.expire(after(1000 * TIMEOUT), &failure(FailureKind::TimedOut));
         assert_eq!(finished(&mut unlimited), []);
         assert_eq!(unlimited.deadline(), Deadline::NEVER);
+    }
+
+    /// However long it rests until then.
+    #[test]
+    fn a_call_that_is_made_again_has_its_whole_time_from_its_turn_on() {
+        let mut calls = published(&["--retries=1", "--unordered", "--timeout=1ms"], &["a"]);
+        finish(&mut calls, "a", Err(failure(FailureKind::TimedOut)));
+        let due = calls.next_due().unwrap();
+        for text in ["b", "c"] {
+            calls.start(argument(text));
+        }
+        assert_eq!(calls.next_due(), None, "two are under way");
+        calls.lose_connection(false);
+        while due.elapsed() <= Duration::from_millis(1) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let now = Instant::now();
+        assert!(!calls.last_deadline().has_passed(now));
+        calls.expire(now, &failure(FailureKind::TimedOut));
+        let pending: Vec<_> = calls.pending_calls().map(|call| &**call.argument.bytes).collect();
+        assert_eq!(pending, [b"a"], "the others rest");
     }
 
     #[test]
