@@ -359,12 +359,14 @@ impl Calls<'_> {
         if !wait {
             return call.finish(Err(failure));
         }
-        call.is_unsent = true;
-        let before = call.returned.replace(failure.clone());
+        let before = call.take_back(failure.clone());
         if is_first && before.is_none_or(|before| before.kind != failure.kind) {
             warn!("waiting: {failure}");
         }
-        self.hold();
+        // Behind an exchange, the next call may have another queue.
+        if self.args.exchange.is_none() {
+            self.hold();
+        }
     }
 
     /// Takes what the broker says of requests. Returns whether it refused some that are to be published again. `refusal`
@@ -691,6 +693,30 @@ mod tests {
         assert!(is_held(&calls));
         assert_eq!(to_resend(&mut calls), ["a"]);
         assert_eq!(finished(&mut calls), []);
+    }
+
+    /// Where all came back, so would the next one.
+    #[test]
+    fn a_request_that_an_exchange_returns_holds_no_other() {
+        let options = &["--wait", "--exchange=x", "--in-flight=auto"];
+        let mut calls = published(options, &["a"]);
+        let come_back = |calls: &mut Calls, id: &str| {
+            calls.return_request(&returned(id), failure(FailureKind::Unroutable));
+        };
+        assert!(!calls.want_input(false), "nobody knows of more than one server");
+        come_back(&mut calls, "a");
+        assert!(calls.want_input(false));
+        calls.start(argument("b")).correlation_id = "b".into();
+        assert!(!calls.want_input(false));
+        come_back(&mut calls, "b");
+        assert!(!calls.want_input(false), "nothing has come to a queue");
+        let reply = Reading::new(calls.args).read(&Default::default(), Vec::new());
+        let call = calls.to_resend().nth(1).unwrap();
+        call.begin_attempt(1);
+        call.finish_with(reply);
+        assert!(calls.want_input(false));
+        calls.to_resend().for_each(|call| call.begin_attempt(2));
+        assert_eq!(calls.pending_calls().map(|call| call.attempts).collect::<Vec<_>>(), [2]);
     }
 
     /// The last call waits like any other.

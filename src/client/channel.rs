@@ -30,7 +30,6 @@ use log::info;
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use uuid::Uuid;
 
 /// How often it is looked how many servers there are, while that keeps calls from being made.
 const COUNT_EVERY: Duration = Duration::from_secs(1);
@@ -198,12 +197,7 @@ impl<'a> RpcChannel<'a> {
             return Ok(());
         }
         self.was_used = true;
-        call.attempts += 1;
-        call.is_unsent = false;
-        call.unconfirmed = Some(self.confirms.count_published());
-
-        // A new id for each attempt: a late reply to an earlier one is a duplicate.
-        call.correlation_id = Uuid::new_v4().to_string();
+        call.begin_attempt(self.confirms.count_published());
         let request = Request {
             procedure: &self.args.procedure,
             argument: call.argument.body(),

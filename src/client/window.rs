@@ -123,13 +123,22 @@ impl Window {
 
     /// Returns whether another call may await a reply, of those that rest or a new one. Whatever is finished and waits
     /// behind a call that rests does not keep that one from being made again.
+    ///
+    /// A call that came back, since no queue is there for it, keeps no server busy: beside one of them there is as much
+    /// room as without it. But where many came back the next ones may, too, and their time would run.
     fn has_turn(&self) -> bool {
-        self.tally.awaiting.get() < self.most && self.tally.has_room()
+        let Tally { awaiting, finished, resting, .. } = &*self.tally;
+        let pending = self.calls.len() - finished.get() - resting.get();
+        let came_back = pending.saturating_sub(awaiting.get());
+        pending < self.most
+            && self.tally.has_room(awaiting.get())
+            && self.tally.has_room(came_back.saturating_sub(1))
     }
 
     /// Returns whether another call would have its turn if there were more servers.
     pub fn lacks_servers(&self) -> bool {
-        self.tally.awaiting.get() < self.most && !self.tally.has_room()
+        let awaiting = self.tally.awaiting.get();
+        awaiting < self.most && !self.tally.has_room(awaiting)
     }
 
     /// Takes how many servers there are; `again`, if there were none for a while.
