@@ -346,6 +346,19 @@ impl<'a> RpcChannel<'a> {
         diagnosis::unroutable(self.connection, self.destination, key, self.args.wait)
     }
 
+    /// Takes the replies that are there, before the channel is given up: their calls are answered.
+    pub fn take_arrived(&self, calls: &mut Calls) {
+        // No more than that: others may come without end.
+        for _ in 0..self.replies.receiver().len() {
+            let message = self.replies.receiver().recv();
+            let Ok(delivery) = self.replies.take(message) else { return };
+            match calls.pending(delivery.properties.correlation_id()) {
+                Some(call) => call.finish_with(self.read(delivery)),
+                None => calls.discard(delivery.properties.correlation_id()),
+            }
+        }
+    }
+
     /// Reads a reply as the options say.
     pub fn read(&self, reply: Delivery) -> Received {
         Reading::new(self.args).read(&reply.properties, reply.body)
