@@ -13,6 +13,7 @@ use log::info;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
+use uuid::Uuid;
 
 /// What a call comes to: the bytes of its result, or why there is none.
 pub type Outcome = Result<Vec<u8>, Failure>;
@@ -81,10 +82,9 @@ impl Tally {
         }
     }
 
-    /// Returns whether another call may await a reply.
-    pub fn has_turn(&self) -> bool {
-        let awaiting = self.awaiting.get();
-        self.pace.as_ref().is_none_or(|pace| pace.borrow().has_room(awaiting, Instant::now()))
+    /// Returns whether another call may be made beside so many, if nobody has said a number.
+    pub fn has_room(&self, beside: usize) -> bool {
+        self.pace.as_ref().is_none_or(|pace| pace.borrow().has_room(beside, Instant::now()))
     }
 
     /// Takes how many servers there are; `again`, if there were none for a while.
@@ -130,6 +130,12 @@ impl Share {
         Share { is_awaiting: true, has_outcome: false, is_resting: false, result_bytes: 0, tally }
     }
 
+    fn awaits(&mut self) {
+        if !std::mem::replace(&mut self.is_awaiting, true) {
+            self.tally.await_reply();
+        }
+    }
+
     fn awaits_no_more(&mut self) {
         if std::mem::take(&mut self.is_awaiting) {
             self.tally.awaiting.update(|awaiting| awaiting - 1);
@@ -146,8 +152,7 @@ impl Share {
 
     fn wakes(&mut self) {
         if self.rests_no_more() {
-            self.tally.await_reply();
-            self.is_awaiting = true;
+            self.awaits();
         }
     }
 
@@ -229,9 +234,11 @@ impl Call {
         self.due
     }
 
-    /// Returns when nobody waits any more for the reply to this attempt, or to the next one while the call rests.
+    /// Returns when nobody waits any more for the reply to this attempt, or to the next one while the call rests. That one
+    /// begins now if it is overdue, having had no turn.
     pub fn last_deadline(&self) -> Deadline {
-        self.due.map_or(self.deadline, |due| Deadline::since(due, self.timeout))
+        let next = self.due.map(|due| due.max(Instant::now()));
+        next.map_or(self.deadline, |start| Deadline::since(start, self.timeout))
     }
 
     /// Returns whether the call has failed.
@@ -291,6 +298,24 @@ impl Call {
     pub fn take_outcome(&mut self) -> Option<Outcome> {
         self.share.taken();
         self.outcome.take()
+    }
+
+    /// Begins an attempt, whose message has this `number` on its channel.
+    pub fn begin_attempt(&mut self, number: u64) {
+        self.attempts += 1;
+        self.is_unsent = false;
+        self.unconfirmed = Some(number);
+        // A new id for each attempt: a late reply to an earlier one is a duplicate.
+        self.correlation_id = Uuid::new_v4().to_string();
+        self.share.awaits();
+    }
+
+    /// Takes back the attempt, which no queue has for this `failure`: no reply to it is awaited, until it is published
+    /// again. Returns why the one before came back, if it did.
+    pub fn take_back(&mut self, failure: Failure) -> Option<Failure> {
+        self.share.awaits_no_more();
+        self.is_unsent = true;
+        self.returned.replace(failure)
     }
 
     /// Returns why the last attempt came back, if it did and waits to be published again.

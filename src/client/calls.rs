@@ -147,7 +147,7 @@ impl Calls<'_> {
 
     /// Returns the calls that are to be published again by now, oldest first.
     pub fn to_resend(&mut self) -> impl Iterator<Item = &mut Call> {
-        self.window.wake_in_turn(Instant::now());
+        self.window.wake(Instant::now());
         self.unanswered().filter(|call| call.is_unsent)
     }
 
@@ -241,6 +241,11 @@ impl Calls<'_> {
     pub fn resume(&mut self, servers: Servers) {
         let is_held = matches!(self.input, InputState::Held { .. });
         self.window.served_by(servers, is_held);
+        self.open();
+    }
+
+    /// Makes calls again. The next one has waited already.
+    fn open(&mut self) {
         if let InputState::Held { left, wait } = self.input {
             self.input = InputState::Open { left, waited: Some(wait) };
         }
@@ -289,8 +294,9 @@ impl Calls<'_> {
 
     /// Finishes the calls whose deadline had passed `by` then, while none can be published.
     pub fn expire(&mut self, by: Instant, failure: &Failure) {
-        self.window.wake(by);
         self.fail(failure, |call| call.deadline.has_passed(by));
+        // Those that are finished have made room.
+        self.window.wake(by);
     }
 
     /// Finishes the calls whose deadline had passed `by` then, after a look at the queue which also says whether more
@@ -324,6 +330,7 @@ impl Calls<'_> {
             self.stop_input(failure);
         } else {
             // Somebody serves.
+            self.open();
             self.renew_wait();
         }
     }
@@ -352,12 +359,14 @@ impl Calls<'_> {
         if !wait {
             return call.finish(Err(failure));
         }
-        call.is_unsent = true;
-        let before = call.returned.replace(failure.clone());
+        let before = call.take_back(failure.clone());
         if is_first && before.is_none_or(|before| before.kind != failure.kind) {
             warn!("waiting: {failure}");
         }
-        self.hold();
+        // Behind an exchange, the next call may have another queue.
+        if self.args.exchange.is_none() {
+            self.hold();
+        }
     }
 
     /// Takes what the broker says of requests. Returns whether it refused some that are to be published again. `refusal`
@@ -570,6 +579,27 @@ mod tests {
         assert_eq!(unlimited.deadline(), Deadline::NEVER);
     }
 
+    /// However long it rests until then.
+    #[test]
+    fn a_call_that_is_made_again_has_its_whole_time_from_its_turn_on() {
+        let mut calls = published(&["--retries=1", "--unordered", "--timeout=1ms"], &["a"]);
+        finish(&mut calls, "a", Err(failure(FailureKind::TimedOut)));
+        let due = calls.next_due().unwrap();
+        for text in ["b", "c"] {
+            calls.start(argument(text));
+        }
+        assert_eq!(calls.next_due(), None, "two are under way");
+        calls.lose_connection(false);
+        while due.elapsed() <= Duration::from_millis(1) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let now = Instant::now();
+        assert!(!calls.last_deadline().has_passed(now));
+        calls.expire(now, &failure(FailureKind::TimedOut));
+        let pending: Vec<_> = calls.pending_calls().map(|call| &**call.argument.bytes).collect();
+        assert_eq!(pending, [b"a"], "the others rest");
+    }
+
     #[test]
     fn replies_that_nobody_awaits_are_told_with_a_time_out() {
         let mut calls = published(&[], &["a"]);
@@ -581,16 +611,17 @@ mod tests {
         assert_eq!(outcome, Err(Failure::new(FailureKind::TimedOut, message)));
     }
 
-    /// Else its deadline would pass again and again.
+    /// Else its deadline would pass again and again, or nothing would open the input.
     #[test]
-    fn a_call_that_waits_for_a_server_has_its_whole_time_when_there_is_one() {
+    fn a_call_that_waits_for_a_server_is_made_with_its_whole_time_when_there_is_one() {
         let mut calls = published(&["--wait"], &["a"]);
         calls.time_out(after(TIMEOUT), diagnosis(FailureKind::TimedOut, true));
         assert!(is_held(&calls) && finished(&mut calls).len() == 1);
         let InputState::Held { wait, .. } = &mut calls.input else { unreachable!() };
         wait.until = Deadline::after(Duration::from_nanos(1));
         calls.time_out(after(TIMEOUT), diagnosis(FailureKind::TimedOut, false));
-        assert!(is_held(&calls) && !calls.deadline().has_passed(Instant::now()));
+        assert!(calls.want_input(false) && !calls.deadline().has_passed(Instant::now()));
+        assert!(matches!(calls.input, InputState::Open { waited: None, .. }));
     }
 
     #[test]
@@ -662,6 +693,30 @@ mod tests {
         assert!(is_held(&calls));
         assert_eq!(to_resend(&mut calls), ["a"]);
         assert_eq!(finished(&mut calls), []);
+    }
+
+    /// Where all came back, so would the next one.
+    #[test]
+    fn a_request_that_an_exchange_returns_holds_no_other() {
+        let options = &["--wait", "--exchange=x", "--in-flight=auto"];
+        let mut calls = published(options, &["a"]);
+        let come_back = |calls: &mut Calls, id: &str| {
+            calls.return_request(&returned(id), failure(FailureKind::Unroutable));
+        };
+        assert!(!calls.want_input(false), "nobody knows of more than one server");
+        come_back(&mut calls, "a");
+        assert!(calls.want_input(false));
+        calls.start(argument("b")).correlation_id = "b".into();
+        assert!(!calls.want_input(false));
+        come_back(&mut calls, "b");
+        assert!(!calls.want_input(false), "nothing has come to a queue");
+        let reply = Reading::new(calls.args).read(&Default::default(), Vec::new());
+        let call = calls.to_resend().nth(1).unwrap();
+        call.begin_attempt(1);
+        call.finish_with(reply);
+        assert!(calls.want_input(false));
+        calls.to_resend().for_each(|call| call.begin_attempt(2));
+        assert_eq!(calls.pending_calls().map(|call| call.attempts).collect::<Vec<_>>(), [2]);
     }
 
     /// The last call waits like any other.

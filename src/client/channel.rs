@@ -30,7 +30,6 @@ use log::info;
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use uuid::Uuid;
 
 /// How often it is looked how many servers there are, while that keeps calls from being made.
 const COUNT_EVERY: Duration = Duration::from_secs(1);
@@ -198,12 +197,7 @@ impl<'a> RpcChannel<'a> {
             return Ok(());
         }
         self.was_used = true;
-        call.attempts += 1;
-        call.is_unsent = false;
-        call.unconfirmed = Some(self.confirms.count_published());
-
-        // A new id for each attempt: a late reply to an earlier one is a duplicate.
-        call.correlation_id = Uuid::new_v4().to_string();
+        call.begin_attempt(self.confirms.count_published());
         let request = Request {
             procedure: &self.args.procedure,
             argument: call.argument.body(),
@@ -273,7 +267,7 @@ impl<'a> RpcChannel<'a> {
                     return Ok(Event::Reply(delivery.map_err(|error| self.lost_replies(error))?));
                 }
                 recv(self.returns) -> returned => {
-                    self.awaits_server = self.args.wait;
+                    self.awaits_server |= self.args.wait;
                     return Ok(Event::Returned(self.connection.returned(returned)?));
                 }
                 recv(self.confirms.receiver()) -> confirm => return match confirm {
@@ -350,6 +344,19 @@ impl<'a> RpcChannel<'a> {
     pub fn unroutable(&self, request: &Return) -> Failure {
         let key = &request.routing_key;
         diagnosis::unroutable(self.connection, self.destination, key, self.args.wait)
+    }
+
+    /// Takes the replies that are there, before the channel is given up: their calls are answered.
+    pub fn take_arrived(&self, calls: &mut Calls) {
+        // No more than that: others may come without end.
+        for _ in 0..self.replies.receiver().len() {
+            let message = self.replies.receiver().recv();
+            let Ok(delivery) = self.replies.take(message) else { return };
+            match calls.pending(delivery.properties.correlation_id()) {
+                Some(call) => call.finish_with(self.read(delivery)),
+                None => calls.discard(delivery.properties.correlation_id()),
+            }
+        }
     }
 
     /// Reads a reply as the options say.

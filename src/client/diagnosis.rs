@@ -63,8 +63,7 @@ fn served_queue(
     if state.consumers > 0 {
         return Ok((channel, state.into()));
     }
-    let apart = connection.channel()?;
-    let consumers = connection.call(|| Ok(presence::count(&apart, queue)))?;
+    let consumers = count_busy(connection, queue)?;
     if consumers > 0 {
         info!("its servers compute");
         return Ok((channel, Servers { consumers, hide: true }));
@@ -81,6 +80,21 @@ fn served_queue(
     );
 
     Err(Failure::new(FailureKind::NoConsumer, message))
+}
+
+/// Returns how many servers of the queue show that they are there.
+fn count_busy(connection: &mut OpenConnection, queue: &str) -> Result<u32, Failure> {
+    let apart = connection.channel()?;
+    let counted = connection.call(|| {
+        let consumers = presence::count(&apart, queue);
+        // If it were dropped open, its end would be waited for without a bound.
+        match apart.close() {
+            Err(error) if consumers > 0 => Err(error),
+            // The look may have cost the channel.
+            _ => Ok(consumers),
+        }
+    });
+    Ok(counted?)
 }
 
 fn existing_exchange(

@@ -344,6 +344,11 @@ fn read_file(name: &[u8]) -> Result<Vec<u8>, Failure> {
 /// Opens a file that is read without waiting for anybody, since all calls behind it would wait too; or what the client
 /// was given open, as a shell names its `<(…)`.
 fn open(path: &Path) -> io::Result<File> {
+    let is_stdin = path == "/dev/stdin" || path == "/dev/fd/0";
+    if is_stdin && output::stdin_was_closed() {
+        // Rust has /dev/null there then.
+        return Err(Errno::BADF.into());
+    }
     if path == "/dev/stdin" || path.starts_with("/dev/fd") {
         return File::open(path);
     }

@@ -176,6 +176,9 @@ impl Client<'_> {
         let ended = rpc.map_err(Interrupted::from).and_then(|mut rpc| {
             let ended = exchange(&mut rpc, &mut self.calls, &mut self.report);
             was_used = rpc.was_used;
+            if let Err(Interrupted::Stopped(_) | Interrupted::Disconnected(_)) = ended {
+                rpc.take_arrived(&mut self.calls);
+            }
             // Before the connection is closed.
             match ended {
                 // Whoever reads the results needs nothing of the connection any more.

@@ -59,18 +59,13 @@ impl Window {
         self.calls.iter_mut().filter(|call| call.is_pending())
     }
 
-    /// Ends the rest of the calls whose next attempt is due `by` then.
+    /// Ends the rest of the calls whose next attempt is due `by` then, the first of them first, for as many as have a
+    /// turn: the others rest on.
     pub fn wake(&mut self, by: Instant) {
-        if self.has_resting() {
-            self.calls.iter_mut().for_each(|call| call.wake(by));
-        }
-    }
-
-    /// Does the same, the oldest first, for as many as have a turn: the others rest on.
-    pub fn wake_in_turn(&mut self, by: Instant) {
-        if self.has_resting() {
-            let tally = &self.tally;
-            self.calls.iter_mut().take_while(|_| tally.has_turn()).for_each(|call| call.wake(by));
+        while let Some(due) = self.next_due().filter(|due| *due <= by) {
+            if let Some(call) = self.calls.iter_mut().find(|call| call.due() == Some(due)) {
+                call.wake(by);
+            }
         }
     }
 
@@ -86,7 +81,7 @@ impl Window {
 
     /// Returns when the next attempt is due of the calls that rest, if one has a turn now.
     pub fn next_due(&self) -> Option<Instant> {
-        match self.has_resting() && self.tally.has_turn() {
+        match self.has_resting() && self.has_turn() {
             true => self.calls.iter().filter_map(Call::due).min(),
             false => None,
         }
@@ -123,12 +118,27 @@ impl Window {
         self.calls.len() - resting < self.most
             && resting < MOST_RESTING
             && self.tally.result_bytes.get() < MAX_BYTES
-            && self.tally.has_turn()
+            && self.has_turn()
+    }
+
+    /// Returns whether another call may await a reply, of those that rest or a new one. Whatever is finished and waits
+    /// behind a call that rests does not keep that one from being made again.
+    ///
+    /// A call that came back, since no queue is there for it, keeps no server busy: beside one of them there is as much
+    /// room as without it. But where many came back the next ones may, too, and their time would run.
+    fn has_turn(&self) -> bool {
+        let Tally { awaiting, finished, resting, .. } = &*self.tally;
+        let pending = self.calls.len() - finished.get() - resting.get();
+        let came_back = pending.saturating_sub(awaiting.get());
+        pending < self.most
+            && self.tally.has_room(awaiting.get())
+            && self.tally.has_room(came_back.saturating_sub(1))
     }
 
     /// Returns whether another call would have its turn if there were more servers.
     pub fn lacks_servers(&self) -> bool {
-        self.tally.awaiting.get() < self.most && !self.tally.has_turn()
+        let awaiting = self.tally.awaiting.get();
+        awaiting < self.most && !self.tally.has_room(awaiting)
     }
 
     /// Takes how many servers there are; `again`, if there were none for a while.
@@ -285,6 +295,29 @@ mod tests {
         assert_eq!(window.pending().filter(|call| call.is_unsent).count(), 1);
         finish(&mut window, "a", for_now());
         assert_eq!(take(&mut window), ["a"], "it had two attempts");
+    }
+
+    /// Those that are finished and wait behind it, in input order, take no place from it.
+    #[test]
+    fn calls_that_rest_are_made_again_as_there_is_room() {
+        for options in [&[][..], &["--unordered"]] {
+            let mut window = window(options);
+            for name in ["a", "b"] {
+                finish(&mut window, name, Err(Failure::new(FailureKind::TimedOut, "it failed")));
+            }
+            push(&mut window, "d");
+            push(&mut window, "e");
+            let later = Instant::now() + Duration::from_secs(3600);
+            for (finished, resting) in [("c", 2), ("d", 1)] {
+                window.wake(later);
+                assert_eq!((window.pending().count(), window.tally().resting.get()), (3, resting));
+                assert!(window.next_due().is_none(), "there is no room");
+                finish(&mut window, finished, Ok("1".into()));
+                assert!(window.next_due().is_some());
+            }
+            window.wake(later);
+            assert_eq!((window.pending().count(), window.has_resting()), (3, false));
+        }
     }
 
     #[test]

@@ -253,6 +253,23 @@ fn an_exchange_is_waited_for_and_then_a_queue() {
     assert_eq!((ended.code(), ended.stdout.as_str()), (0, "832040\n1346269\n"), "{ended:?}");
 }
 
+/// Not even the first one, when nobody knows how many servers there are.
+#[test]
+fn a_call_that_waits_for_a_queue_behind_an_exchange_holds_no_other() {
+    let (queue, exchange) = (Queue::new(), Exchange::new());
+    exchange.bind(&queue, "2");
+    exchange.bind(&queue, "3");
+    let _server = server(&queue, &[]);
+    let options = ["--wait", "--timeout", "10m", "--unordered", "-e", &exchange.name, "-r", "{}"];
+    let args = [&options[..], &["fun", "1", "2", "3"]].concat();
+    let client = Process::spawn(&mut client_command(&broker(), &args));
+    client.await_stderr("has no queue for the routing key \"1\"");
+    client.await_stdout("200\n300\n");
+    exchange.bind(&queue, "1");
+    let ended = client.wait();
+    assert_eq!((ended.code(), ended.stdout.as_str()), (0, "200\n300\n100\n"), "{ended:?}");
+}
+
 #[test]
 fn a_queue_without_a_server_lets_its_share_of_the_calls_time_out() {
     let exchange = Exchange::new();

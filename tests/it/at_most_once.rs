@@ -4,7 +4,7 @@
 use crate::commands::{Caller, Folder, has_ended};
 use crate::effects::{Promise, provoke};
 use crate::harness::*;
-use crate::proxy::{Action, Proxy};
+use crate::proxy::{Action, CHANNEL_CLOSE_OK, Proxy};
 use amiquip::{AmqpProperties, ConsumerOptions, QueueDeclareOptions};
 use std::fs;
 use std::thread;
@@ -330,4 +330,25 @@ fn servers_and_brokers_die_and_no_effect_comes_twice_or_none_is_missing() {
             });
         }
     });
+}
+
+/// The client, which sees that a server computes, gives it up; there are no heartbeats to tell.
+#[test]
+fn a_broker_that_stalls_where_a_busy_server_shows_itself() {
+    let (queue, folder) = (Queue::new(), Folder::new());
+    let server = server_once(&broker(), &queue, &folder);
+    let caller = Caller::new(&queue);
+    caller.send(b"long", AmqpProperties::default().with_app_id("p".into()));
+    await_runs(&folder, &["long"]);
+    queue.await_state((0, 0));
+    let proxy = Proxy::start(&broker(), |frame| match frame.method {
+        CHANNEL_CLOSE_OK => Action::Stall,
+        _ => Action::Pass,
+    });
+    let url = format!("{}?heartbeat=0", proxy.url);
+    let ended = spawn_client(&url, &queue, &["--timeout", "1s", "p", "short"]).wait();
+    assert_eq!((ended.code(), ended.stdout.as_str()), (75, ""), "{ended:?}");
+    assert!(ended.stderr.contains(&format!("{} no longer answers", proxy.url)), "{ended:?}");
+    go(&folder);
+    server.stop();
 }

@@ -221,6 +221,11 @@ fn a_closed_standard_input_is_an_error() {
         assert_eq!((ended.code(), ended.stdout.as_str()), (70, ""), "{ended:?}");
         assert!(ended.stderr.ends_with(told), "{ended:?}");
     }
+    for name in ["/dev/stdin", "/dev/fd/0"] {
+        let ended = run(&["--files", "fun", name]);
+        assert_eq!((ended.code(), ended.stdout.as_str()), (66, ""), "{ended:?}");
+        assert!(ended.stderr.contains("cannot read the file: Bad file descriptor"), "{ended:?}");
+    }
     // Where it is not asked for, it may be closed.
     run(&["fun", "1"]).expect(0, "100\n", "");
 }

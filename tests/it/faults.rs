@@ -1,7 +1,14 @@
 //! Brokers that freeze, block and refuse while the programs are at work.
 
+use crate::commands::Folder;
 use crate::harness::*;
 use crate::proxy::*;
+use clap::Parser;
+use fib_rpc::client::calls::Calls;
+use fib_rpc::client::channel::{Event, Interrupted, RpcChannel};
+use fib_rpc::client::report::Report;
+use fib_rpc::error::{Failure, FailureKind};
+use fib_rpc::{cli, client};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread;
@@ -364,4 +371,28 @@ fn the_least_permissions_that_are_enough() {
     // And no more than enough: a client cannot serve.
     let ended = Process::spawn(&mut server_command(&url("rpc_client"), &[])).wait();
     assert_eq!(ended.code(), 77, "{ended:?}");
+}
+
+/// Makes a call, and loses the connection before it takes the reply, which is there.
+fn lose_connection(
+    rpc: &mut RpcChannel,
+    calls: &mut Calls,
+    _: &mut Report,
+) -> Result<(), Interrupted> {
+    let event = rpc.next_event(calls)?;
+    let Event::Argument(argument) = event else { panic!("the call is the first thing to do") };
+    rpc.publish(calls.start(argument))?;
+    await_that("the reply is there", || !rpc.is_idle());
+    Err(Failure::new(FailureKind::ConnectionLost, "the connection is lost").into())
+}
+
+#[test]
+fn a_reply_that_has_come_counts_though_the_connection_is_lost() {
+    let (queue, folder) = (Queue::new(), Folder::new());
+    let _server = server(&queue, &[]);
+    let (url, output) = (broker(), folder.path("output").display().to_string());
+    let options = ["--no-retry", "--url", &url, "--queue", queue.name(), "--output", &output];
+    let args = [&["rpc_client", "-q"], &options[..], &["fib", "30"]].concat();
+    client::run(&cli::Client::parse_from(args), lose_connection).unwrap();
+    assert_eq!(folder.lines("output"), ["832040"]);
 }

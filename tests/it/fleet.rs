@@ -4,7 +4,7 @@ use crate::commands::Folder;
 use crate::folder;
 use crate::harness::*;
 use crate::proxy::*;
-use amiquip::{AmqpProperties, AmqpValue, Channel, Delivery, FieldTable};
+use amiquip::{AmqpProperties, AmqpValue, Channel, Delivery, FieldTable, QueueDeleteOptions};
 use std::sync::mpsc;
 
 // Results as they come.
@@ -197,6 +197,27 @@ fn calls_outlive_the_last_server() {
     let _server = server(&queue, &[]);
     let ended = client.wait();
     assert_eq!((ended.code(), ended.stdout.as_str()), (0, "100\n200\n300\n400\n"), "{ended:?}");
+}
+
+/// Those that are made again meanwhile come back, and fail. The others are made when there is a server.
+#[test]
+fn a_batch_outlives_a_queue_that_was_deleted() {
+    let queue = Queue::new();
+    let slow = server(&queue, &["--drill", "slow=60s"]);
+    let args = ["-v", "--retries", "9", "--timeout", "5s", "--in-flight", "2", "--queue"];
+    let args = [&args[..], &[queue.name(), "fun", "-"]].concat();
+    let lines: String = (1..=20).map(|n| format!("{n}\n")).collect();
+    let client = feed(&mut client_command(&broker(), &args), lines.into());
+    client.await_stderr_times("rpc_client: publish to ", 2);
+    drop(slow);
+    Amqp::new().channel.queue_delete(queue.name(), QueueDeleteOptions::default()).unwrap();
+    for call in ["line 1: fun(1)", "line 2: fun(2)"] {
+        client.await_stderr(&format!("rpc_client: {call}: there is no queue "));
+    }
+    let _server = server(&queue, &[]);
+    let ended = client.wait();
+    let results: String = (3..=20).map(|n| format!("{}\n", n * 100)).collect();
+    assert_eq!((ended.code(), ended.stdout.as_str()), (69, results.as_str()), "{ended:?}");
 }
 
 #[test]

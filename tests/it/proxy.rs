@@ -12,6 +12,7 @@ use std::time::Duration;
 pub type Method = (u16, u16);
 pub const CONNECTION_CLOSE: Method = (10, 50);
 pub const CHANNEL_OPEN_OK: Method = (20, 11);
+pub const CHANNEL_CLOSE_OK: Method = (20, 41);
 pub const QUEUE_DECLARE: Method = (50, 10);
 pub const QUEUE_DECLARE_OK: Method = (50, 11);
 pub const BASIC_CONSUME_OK: Method = (60, 21);
