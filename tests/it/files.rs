@@ -269,9 +269,12 @@ fn a_result_that_cannot_be_written_leaves_nothing() {
     run(&[], "ulimit -f 16", "File too large (os error 27)");
     let full = "No space left on device (os error 28)";
     match as_root_of_its_own() {
-        Some(wrapper) => run(&wrapper, "mount -t tmpfs -o size=8k none \"$PWD\" && cd \"$PWD\"", full),
+        Some(wrapper) => {
+            run(&wrapper, "mount -t tmpfs -o size=8k none \"$PWD\" && cd \"$PWD\"", full)
+        }
         // Not by eprintln, whose text the test harness keeps to itself.
-        None => writeln!(std::io::stderr(), "SKIPPED: a full disk: unshare -rm is not permitted").unwrap(),
+        None => writeln!(std::io::stderr(), "SKIPPED: a full disk: unshare -rm is not permitted")
+            .unwrap(),
     }
 }
 
