@@ -345,7 +345,7 @@ fn answer_of(name: &str, ended: Ended, invocation: &Invocation<'_>) -> Result<Ou
         End::Unobserved(error) => {
             let message = format!("{name} was killed: the server could not follow it: {error}");
             warn!("{message}");
-            Error::new(ErrorKind::Internal, message)
+            Error::new(kind_of(&error), message)
         }
     };
 
@@ -356,14 +356,18 @@ fn answer_of(name: &str, ended: Ended, invocation: &Invocation<'_>) -> Result<Ou
 fn not_started(name: &str, error: &io::Error) -> Error {
     let message = format!("{name} cannot be started: {error}");
     warn!("{message}");
-    let kind = match Errno::from_io_error(error) {
+    Error::new(kind_of(error), message)
+}
+
+/// Returns the kind of the `error` that kept the server from starting a program, or from following it.
+fn kind_of(error: &io::Error) -> ErrorKind {
+    match Errno::from_io_error(error) {
         // No process, descriptor or memory is left, or the file is being written.
         Some(Errno::AGAIN | Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::TXTBSY) => {
             ErrorKind::Unavailable
         }
         _ => ErrorKind::Internal,
-    };
-    Error::new(kind, message)
+    }
 }
 
 /// Returns the error of a result that there is no memory for.
@@ -613,6 +617,20 @@ mod tests {
         let offers = [Offer::parse("up=/no/such/program").unwrap()];
         let failure = Procedures::new(&offers, SETTINGS).err().unwrap();
         assert_eq!(failure.kind, crate::error::FailureKind::Configuration);
+    }
+
+    /// As with one that cannot be started: the call may be made again.
+    #[test]
+    fn a_program_that_cannot_be_followed_for_want_of_descriptors() {
+        for (errno, kind) in
+            [(Errno::MFILE, ErrorKind::Unavailable), (Errno::IO, ErrorKind::Internal)]
+        {
+            let end = End::unobserved(errno.into());
+            let ended = Ended { end, last_line: None, stderr: None };
+            let handle = CallHandle::default();
+            let answer = answer_of("p", ended, &Invocation::new(b"", &handle)).unwrap();
+            assert_eq!(answer.unwrap_err().kind, kind);
+        }
     }
 
     #[test]

@@ -72,29 +72,22 @@ impl InspectorState {
             Some(channel) => channel,
             None => self.open_channel().map_err(|error| self.classify(&error))?,
         };
-        let declared = channel.queue_declare_passive(queue);
-        let answer = match declared {
-            Ok(declared) => match QueueState::of(&declared) {
-                state @ QueueState { consumers: 0, .. } => {
-                    let consumers = self.count_servers(queue);
-                    Ok(QueueState { consumers, hides: consumers > 0, ..state })
-                }
-                state => Ok(state),
-            },
-            Err(error) => Err(queue::unusable(&self.name, queue, self.classify(&error))),
+        let state = match channel.queue_declare_passive(queue) {
+            Ok(declared) => QueueState::of(&declared),
+            Err(error) => return Err(queue::unusable(&self.name, queue, self.classify(&error))),
         };
-        if answer.is_ok() {
+        if state.consumers > 0 {
+            *kept = Some(channel);
+            return Ok(state);
+        }
+
+        // Its servers may be there all the same. The broker may allow no other channel to ask for them.
+        let consumers = presence::count(&channel, queue);
+        if consumers > 0 {
+            // Otherwise the question may have cost the channel.
             *kept = Some(channel);
         }
-        answer
-    }
-
-    /// Returns how many servers of a queue without consumers are there all the same.
-    fn count_servers(&self, queue: &str) -> u32 {
-        match self.open_channel() {
-            Ok(channel) => presence::count(&channel, queue),
-            Err(_) => 0,
-        }
+        Ok(QueueState { consumers, hides: consumers > 0, ..state })
     }
 
     fn open_channel(&self) -> Result<Channel, Error> {

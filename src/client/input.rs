@@ -8,12 +8,13 @@ use crate::error::{Failure, FailureKind};
 use crate::mutex::lock;
 use crate::template::Template;
 use crate::terminal::output;
+use crate::terminal::waiting::Waiting;
 use crossbeam_channel::{Receiver, Select, Sender, bounded};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, Read};
+use std::io::{self, BufRead, BufReader, Read, StdinLock};
 use std::ops::Deref;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -256,7 +257,7 @@ impl Reader {
             match send_on {
                 // Rust has /dev/null there then.
                 _ if output::stdin_was_closed() => self.send(Err(Errno::BADF.into()), None)?,
-                SendOn::Eof => self.send(whole(io::stdin().lock()), None)?,
+                SendOn::Eof => self.send(whole(stdin()), None)?,
                 SendOn::Newline => self.read_lines(b'\n')?,
                 SendOn::Nul => self.read_lines(b'\0')?,
             }
@@ -265,7 +266,7 @@ impl Reader {
     }
 
     fn read_lines(&mut self, end: u8) -> Result<(), ReadingEnded> {
-        for bytes in lines(io::stdin().lock(), end) {
+        for bytes in lines(BufReader::new(stdin()), end) {
             self.line += 1;
             self.send(bytes, Some(self.line))?;
         }
@@ -361,6 +362,11 @@ fn open(path: &Path) -> io::Result<File> {
         )),
         false => Ok(file),
     }
+}
+
+/// Returns standard input, for this thread alone.
+fn stdin() -> Waiting<StdinLock<'static>> {
+    Waiting(io::stdin().lock())
 }
 
 /// Reads all of `input`, up to [`LONGEST`].

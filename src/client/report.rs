@@ -9,6 +9,7 @@ use crate::client::summary::Summary;
 use crate::error::{Failure, FailureKind, ProgramError};
 use crate::terminal::output;
 use crate::terminal::text::{self, excerpt};
+use crate::terminal::waiting::Waiting;
 use base64::prelude::{BASE64_STANDARD, Engine};
 use hdrhistogram::Histogram;
 use log::info;
@@ -28,7 +29,7 @@ pub(super) const PROGRAM: &str = "rpc_client";
 /// Tells of calls as they are done, and counts them. The errors of its functions are those of
 /// [`output::check`] and [`output::written`].
 pub struct Report<'a> {
-    out: BufWriter<Stdout>,
+    out: BufWriter<Waiting<Stdout>>,
     is_terminal: bool,
     args: &'a cli::Client,
     format: Format,
@@ -60,7 +61,7 @@ impl<'a> Report<'a> {
 
         Report {
             // Results that came together are written together.
-            out: BufWriter::with_capacity(64 << 10, io::stdout()),
+            out: BufWriter::with_capacity(64 << 10, Waiting(io::stdout())),
             is_terminal,
             args,
             format,

@@ -33,6 +33,9 @@ use std::time::{Duration, Instant};
 /// How long a program that has ended is waited for if what it started still has its output open.
 const LEFT_RUNNING_LIMIT: Duration = Duration::from_secs(1);
 
+/// How often a call looks what its handle tells, while it has no waker.
+const UNWOKEN_LOOK: Duration = Duration::from_millis(20);
+
 /// How much of a failed program's standard error is kept for the caller, in bytes.
 pub const STDERR_LIMIT: usize = 4096;
 
@@ -200,7 +203,8 @@ impl Command {
 /// What somebody else tells a call while it is computed.
 pub struct Listener<'a> {
     invocation: &'a Invocation<'a>,
-    /// See [`CallHandle::waker`]. None before there is need of one, and once it has told that the call was cancelled.
+    /// See [`CallHandle::waker`]. None before there is need of one, once it has told that the call was cancelled, and
+    /// where there are no descriptors for it.
     waker: Option<PipeReader>,
     /// Whether the server is to stop, and the call was told so.
     is_stopping: bool,
@@ -212,15 +216,14 @@ impl<'a> Listener<'a> {
         Listener { invocation, waker: None, is_stopping: false }
     }
 
-    /// Makes a waker, if there is none. It is readable at once if the call was cancelled before. The error is the
-    /// system's.
-    pub fn arm(&mut self) -> io::Result<()> {
+    /// Makes a waker, if there is none. It is readable at once if the call was cancelled before.
+    pub fn arm(&mut self) {
         if self.waker.is_none() {
-            self.waker = Some(self.invocation.handle.waker()?);
+            // It takes two descriptors. Without them the call goes on, and looks again and again: see `alarm`.
+            self.waker = self.invocation.handle.waker().ok();
             // It is not readable for a stop that was requested before.
             self.note_stop();
         }
-        Ok(())
     }
 
     /// Returns what is readable when [`Listener::listen`] is to be called, if there is such a thing.
@@ -228,17 +231,21 @@ impl<'a> Listener<'a> {
         self.waker.as_ref()
     }
 
+    /// Returns when [`Listener::listen`] is to be called at the latest. None: not before the waker is readable.
+    pub fn alarm(&self) -> Option<Instant> {
+        self.waker.is_none().then(|| Instant::now() + UNWOKEN_LOOK)
+    }
+
     /// Takes note of what the call's handle tells. `is_woken`: the waker is readable.
-    pub fn listen(&mut self, is_woken: bool) -> io::Result<()> {
+    pub fn listen(&mut self, is_woken: bool) {
         if is_woken {
             // It is readable for good, and so would another one be after the call was cancelled.
             self.waker = None;
             if self.invocation.handle.cancelled().is_none() {
-                self.arm()?;
+                self.arm();
             }
         }
         self.note_stop();
-        Ok(())
     }
 
     fn note_stop(&mut self) {
@@ -284,13 +291,13 @@ impl Run<'_> {
     fn watch(&mut self) -> io::Result<Option<End>> {
         self.running.watch()?;
         let mut listener = Listener::new(self.invocation);
-        listener.arm()?;
+        listener.arm();
         let mut phase = Phase::Running;
         loop {
             self.feed();
-            let alarm = self.alarm(&phase);
+            let alarm = [self.alarm(&phase), listener.alarm()].into_iter().flatten().min();
             let news = self.running.wait(true, listener.waker(), alarm)?;
-            listener.listen(news.is_woken)?;
+            listener.listen(news.is_woken);
             self.read(news)?;
             phase = match self.next(phase, Instant::now()) {
                 Phase::Over(why) => return Ok(why),
@@ -423,17 +430,17 @@ mod tests {
         let at_stop = || told.set(told.get() + 1);
         let invocation = Invocation { at_stop: &at_stop, ..Invocation::new(b"", &handle) };
         let mut early = Listener::new(&invocation);
-        early.arm().unwrap();
-        early.listen(false).unwrap();
+        early.arm();
+        early.listen(false);
         assert_eq!(told.get(), 0);
 
         handle.request_stop();
         let mut late = Listener::new(&invocation);
-        late.arm().unwrap();
+        late.arm();
         assert_eq!(told.get(), 1);
         for listener in [&mut early, &mut late] {
-            listener.listen(true).unwrap();
-            listener.listen(false).unwrap();
+            listener.listen(true);
+            listener.listen(false);
         }
         assert_eq!(told.get(), 2);
     }

@@ -226,12 +226,12 @@ impl Instance {
         kill_delay: Duration,
         listener: &mut Listener<'_>,
     ) -> io::Result<()> {
-        listener.arm()?;
+        listener.arm();
         let ending = self.running.terminate(kill_delay);
         while !self.running.is_over(ending, Instant::now()) {
             let look = Instant::now() + LOOK_INTERVAL;
             let news = self.running.wait(false, listener.waker(), Some(look))?;
-            listener.listen(news.is_woken)?;
+            listener.listen(news.is_woken);
             self.read_on()?;
         }
         Ok(())
@@ -272,10 +272,10 @@ impl Exchange<'_> {
             if let Some(asked) = self.outcome() {
                 return Ok(asked);
             }
-            let alarm = self.alarm(listener)?;
+            let alarm = self.alarm(listener);
             let is_writing = !self.is_written();
             let news = self.instance.running.wait(is_writing, listener.waker(), alarm)?;
-            listener.listen(news.is_woken)?;
+            listener.listen(news.is_woken);
             self.take(news)?;
         }
     }
@@ -331,20 +331,16 @@ impl Exchange<'_> {
     }
 
     /// Returns when the program has to be looked at, at the latest.
-    fn alarm(&self, listener: &mut Listener<'_>) -> io::Result<Option<Instant>> {
+    fn alarm(&self, listener: &mut Listener<'_>) -> Option<Instant> {
         let now = Instant::now();
         if self.instance.has_more() {
-            return Ok(Some(now));
+            return Some(now);
         }
-        let unarmed = match self.unarmed_until <= now {
-            true => {
-                listener.arm()?;
-                None
-            }
-            false => Some(self.unarmed_until),
-        };
-        let alarms = [self.invocation.deadline, self.closed_until, unarmed];
-        Ok(alarms.into_iter().flatten().min())
+        if self.unarmed_until <= now {
+            listener.arm();
+        }
+        let alarms = [self.invocation.deadline, self.closed_until, listener.alarm()];
+        alarms.into_iter().flatten().min()
     }
 
     /// Reads what has come.

@@ -165,7 +165,7 @@ impl Pool {
                 return Ok(lease);
             }
 
-            listener.listen(false).map_err(|error| Refused::End(End::unobserved(error)))?;
+            listener.listen(false);
             let until = invocation.deadline.map_or(WAIT_LOOK, |deadline| deadline - now);
             drop(self.wait(until.min(WAIT_LOOK), |idle| {
                 !idle.places.iter().any(|place| place.is_usable(now))

@@ -63,6 +63,11 @@ impl Lifetime {
         self.used_up.opened()
     }
 
+    /// Returns whether the last call has begun.
+    pub fn is_used_up(&self) -> bool {
+        self.used_up.is_open()
+    }
+
     /// Returns when to look whether the server has had nothing to do for too long. None: never.
     pub fn next_look(&self, now: Instant) -> Option<Instant> {
         let state = lock(&self.state);
@@ -70,9 +75,9 @@ impl Lifetime {
         since.checked_add(self.idle_exit?)
     }
 
-    /// Returns why the server is to end, if it is.
+    /// Returns why a server that awaits requests is to end, if it is.
     pub fn end(&self, now: Instant) -> Option<String> {
-        if let (Some(most), true) = (self.max_calls, self.used_up.is_open()) {
+        if let (Some(most), true) = (self.max_calls, self.is_used_up()) {
             return Some(format!("call {most} is the last one (--max-calls)"));
         }
         let state = lock(&self.state);

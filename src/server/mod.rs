@@ -36,7 +36,6 @@ use std::net::TcpListener;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
-use std::time::Instant;
 use supervisor::supervise;
 use sync::Semaphore;
 use worker::{Service, Worker, WorkerError};
@@ -114,7 +113,8 @@ fn serve_until(stop: &Receiver<Stop>, service: &Arc<Service>) -> Result<(), Fail
             Err(failure) => Err(failure),
         };
         let Err(failure) = served else { return Ok(()) };
-        if service.lifetime.end(Instant::now()).is_some() {
+        // Time without a connection is not idle: nobody knows whether there are requests.
+        if service.lifetime.is_used_up() {
             return Ok(());
         }
         let delay = state.delay_after(failure)?;

@@ -4,4 +4,5 @@
 pub mod logging;
 pub mod output;
 pub mod text;
+pub mod waiting;
 mod writer;

@@ -2,6 +2,7 @@
 
 use crate::error::{Failure, ProgramError};
 use crate::terminal::text;
+use crate::terminal::waiting::Waiting;
 pub use crate::terminal::writer::LinesLeftOut;
 use crate::terminal::writer::{Stream, Writer};
 use indicatif::ProgressBar;
@@ -34,7 +35,7 @@ pub fn check() -> Result<(), ProgramError> {
 pub fn line(line: fmt::Arguments<'_>) -> Result<(), ProgramError> {
     check()?;
     // Flushed at the end of each line.
-    written(writeln!(io::stdout(), "{}", text::one_line(&line.to_string())))
+    written(writeln!(Waiting(io::stdout()), "{}", text::one_line(&line.to_string())))
 }
 
 /// Tells what an error of writing to standard output means.
@@ -174,7 +175,7 @@ pub fn error_line(program: &str, line: fmt::Arguments<'_>) {
 fn write_error(line: &str) {
     // In one piece, so that no line of another process gets in between. If standard error is
     // closed, there is nobody to tell.
-    let write = || drop(io::stderr().write_all(line.as_bytes()));
+    let write = || drop(Waiting(io::stderr()).write_all(line.as_bytes()));
     match PROGRESS.get() {
         Some(progress) => progress.suspend(write),
         None => write(),

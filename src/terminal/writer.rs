@@ -6,7 +6,8 @@
 use crate::error::Failure;
 use crate::mutex::lock;
 use crate::terminal::text;
-use rustix::event::{PollFd, PollFlags, poll};
+use crate::terminal::waiting::await_ready;
+use rustix::event::PollFlags;
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::io;
@@ -54,10 +55,7 @@ fn write(to: &impl AsFd, mut bytes: &[u8], mut progress: impl FnMut()) -> io::Re
                 progress();
             }
             Err(Errno::INTR) => {}
-            Err(Errno::AGAIN) => {
-                // Whatever comes of it, the next write tells.
-                let _ = poll(&mut [PollFd::new(to, PollFlags::OUT)], None);
-            }
+            Err(Errno::AGAIN) => await_ready(to, PollFlags::OUT),
             Err(error) => return Err(error.into()),
         }
     }

@@ -268,6 +268,23 @@ fn what_it_does_not_go_with() {
     }
 }
 
+/// `channel_max` leaves one channel for the look, beside that of the calls.
+#[test]
+fn a_busy_server_is_found_with_two_channels() {
+    let (queue, folder) = (Queue::new(), Folder::new());
+    let server = server_once(&broker(), &queue, &folder);
+    let long = spawn_client(&broker(), &queue, &["--timeout", "10m", "p", "long"]);
+    await_runs(&folder, &["long"]);
+    let url = format!("{}?channel_max=2", broker());
+    let args = ["--timeout", "2s", "--in-flight", "1", "p", "a", "b"];
+    let ended = spawn_client(&url, &queue, &args).wait();
+    let busy = "no answer within 2s: 1 consumer serves the queue";
+    assert_eq!((ended.code(), ended.stderr.matches(busy).count()), (75, 2), "{ended:?}");
+    go(&folder);
+    long.wait().expect(0, "long done\n", "");
+    server.stop();
+}
+
 /// The lines that SECURITY.md gives: the first ones for each user, and the last.
 #[test]
 fn the_permissions_by_which_clients_find_a_busy_server() {

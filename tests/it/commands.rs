@@ -238,7 +238,7 @@ fn over_its_time() {
         for pid in folder.await_pids(2) {
             await_that("it has ended", || has_ended(pid));
         }
-        assert_eq!(children(server.pid()), 0);
+        await_that("they are reaped", || children(server.pid()) == 0);
     }
 }
 
@@ -512,7 +512,7 @@ fn the_connection_is_lost() {
                 "rpc_server: p(again) is given up with its connection; it comes again, if its queue is \
                  there\n",
             );
-            assert_eq!(children(server.pid()), 0);
+            await_that("it is reaped", || children(server.pid()) == 0);
         }
     }
 }
@@ -556,7 +556,7 @@ fn no_more_programs_run_than_there_are_workers() {
     }
     for round in 1..=3 {
         folder.await_pids(2 * round);
-        assert_eq!(children(server.pid()), 2);
+        await_that("the earlier ones are reaped", || children(server.pid()) == 2);
         if round < 3 {
             proxy.end_connections();
         }

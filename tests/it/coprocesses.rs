@@ -799,6 +799,40 @@ fn one_that_leaks_is_replaced() {
     server.stop().expect_no_warnings();
 }
 
+/// Those that a longer call takes to hear of its cancellation are not there: it looks instead.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_call_goes_on_and_can_be_cancelled_without_more_descriptors() {
+    let (queue, folder) = (Queue::new(), Folder::new());
+    let proxy = Proxy::start(&broker(), |_| Action::Pass);
+    let script = "while read x; do echo $$ >> $0/pids; until test -e $0/$x; do sleep 0.1; done; echo $x; done";
+    let server = server_at(&proxy.url, &queue, &[&coprocess(&folder, script)]);
+    let limit = |limit: &str| {
+        let pid = server.pid().to_string();
+        let status = std::process::Command::new("prlimit").args(["--pid", &pid, limit]).status();
+        assert!(status.unwrap().success(), "{limit}");
+    };
+    let caller = Caller::new(&queue);
+    limit("--nofile=3:");
+    for (n, x) in [(1, "one"), (2, "two")] {
+        caller.send(x.as_bytes(), AmqpProperties::default());
+        let pids = folder.await_pids(n);
+        assert_eq!(pids[0], pids[n - 1], "it is still the same program");
+        if x == "one" {
+            // Well over the time that a call does without them.
+            std::thread::sleep(Duration::from_millis(500));
+            fs::write(folder.path(x), "").unwrap();
+            assert_eq!(text(caller.receive()), "one");
+        }
+    }
+    proxy.end_connections();
+    let pid = folder.await_pids(2)[1];
+    await_that("it is ended with its call", || has_ended(pid));
+    limit("--nofile=1024:");
+    fs::write(folder.path("two"), "").unwrap();
+    assert_eq!(text(caller.receive()), "two");
+}
+
 #[test]
 fn thousands_of_calls_leave_nothing() {
     leave_nothing("--coprocess=p=cat", &["p", "x"], ["500", "5000"], 2);

@@ -103,6 +103,19 @@ fn a_server_ends_when_it_had_nothing_to_do_for_long_enough() {
     }
 }
 
+#[test]
+fn time_without_a_connection_is_not_idle() {
+    let queue = Queue::new();
+    let proxy = Proxy::start(&broker(), |_| Action::End);
+    let args = ["-v", "--idle-exit=1ms", "--queue", queue.name()];
+    let server = Process::spawn(&mut server_command(&proxy.url, &args));
+    server.await_stderr("; trying again\n");
+    proxy.set(|_| Action::Pass);
+    let ended = server.wait();
+    let why = "rpc_server: nothing to do for 1ms (--idle-exit): finish the calls in hand\n";
+    assert!(ended.code() == 0 && ended.stderr.contains(why), "{ended:?}");
+}
+
 /// docs/reliability.md has the policy; a queue's own argument says the same.
 #[test]
 fn a_request_that_kills_its_servers_meets_the_delivery_limit() {

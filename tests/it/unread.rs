@@ -1,11 +1,15 @@
-//! A server whose transcript or log goes where nobody reads it, or where there is no more room.
+//! A server whose transcript or log goes where nobody reads it, or where there is no more room; and a client whose
+//! streams do not block.
 
 use crate::harness::*;
 use pty_process::blocking;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::ioctl_fionbio;
 use std::cell::RefCell;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 const SERVER: &str = env!("CARGO_BIN_EXE_rpc_server");
 const CLIENT: &str = env!("CARGO_BIN_EXE_rpc_client");
@@ -220,6 +224,47 @@ fn a_server_goes_on_when_its_transcript_has_reached_the_limit_of_a_file() {
     let told = "rpc_server: cannot write to standard output: File too large (os error 27); the server goes on without its transcript\n";
     server.wait().expect(0, "", told);
     assert_eq!(transcript.length(), 2 * 512);
+}
+
+/// Results, and failures on standard error. It is full before anybody reads.
+#[test]
+fn a_client_waits_for_whoever_reads_a_pipe_that_does_not_block() {
+    let queue = Queue::new();
+    let _server = server(&queue, &[]);
+    // The last line of failures says how many there were.
+    for (argument, calls, code, lines) in [("5000", "200", 0, 200), ("x", "2000", 65, 2001)] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        ioctl_fionbio(&writer, true).unwrap();
+        let shared = writer.try_clone().unwrap();
+        let both = ["-c", "exec \"$0\" \"$@\" 2>&1", CLIENT, "--queue", queue.name()];
+        let args = [&both[..], &["--repeat", calls, "fib", argument]].concat();
+        let client = Process::spawn_writing(&mut program("sh", &broker(), &args), writer.into());
+        await_that("the pipe is full", || {
+            let mut fds = [PollFd::new(&shared, PollFlags::OUT)];
+            poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() == 0
+        });
+        drop(shared);
+        // Not that it must have: a client that does not wait has ended by then.
+        std::thread::sleep(Duration::from_secs(1));
+        let told = Captured::start(reader).whole();
+        assert_eq!((client.wait().code(), told.lines().count()), (code, lines));
+    }
+}
+
+#[test]
+fn a_client_waits_for_whoever_writes_to_a_pipe_that_does_not_block() {
+    let queue = Queue::new();
+    let _server = server(&queue, &[]);
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    ioctl_fionbio(&reader, true).unwrap();
+    let mut command = client_command(&broker(), &["-q", "--queue", queue.name(), "fun", "-"]);
+    let client = Process::spawn(command.stdin(reader));
+    for n in 1..=2 {
+        writeln!(writer, "{n}").unwrap();
+        client.await_stdout(&format!("{n}00\n"));
+    }
+    drop(writer);
+    client.wait().expect(0, "100\n200\n", "");
 }
 
 #[test]
