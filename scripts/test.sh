@@ -35,8 +35,8 @@ cores() {
     getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2
 }
 
-# run_all: all tests, without a broker of their own. Those of which the name begins with a d are those of the documents; and
-# by its name, none is left out.
+# run_all: all tests, once they are built. The documents' tests are tests/docs.rs. They are told from the others by the first
+# letter, so that each file in tests/ is on one side or the other.
 run_all() {
     local folder documents code=0
     folder=$(temporary_folder test)
